@@ -1,0 +1,3 @@
+//! The `stateside` binary.
+
+fn main() {}

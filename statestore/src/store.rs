@@ -1,0 +1,188 @@
+//! The contract between a partition and the place where its records live.
+//!
+//! A store has two halves. The *core half* (`get`, `apply`, …) runs on the partition's executor
+//! thread: it never blocks and never fails. Stores that must block (a disk engine) answer from
+//! memory what they can and hand out [`Work`], closures that the node runs on its blocking pool,
+//! one at a time per partition, and whose outcome comes back through `finish_work`.
+//!
+//! ```text
+//!   partition ── get ──► Found | Absent            memory: always
+//!                        Unknown ─ fetch(keys) ─┐  disk: not in the overlay
+//!             ── apply ─► overlay ──────────────┤
+//!                                               ▼
+//!                 node: take_work(durable) ─► blocking pool ─► finish_work
+//! ```
+//! A store on disk writes only what the log already holds durably (`take_work` is told up to
+//! where), so after a crash the store is never ahead of the log; and it remembers in the same
+//! atomic write up to which sequence it has applied, so replay applies nothing twice.
+
+use std::any::Any;
+
+use stateside_types::{Record, Sequence, Timestamp, WriteEntry};
+
+/// Answer of [`StateStore::get`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup<'a> {
+    /// The record.
+    Found(Record<'a>),
+    /// There is none.
+    Absent,
+    /// Only the disk knows: `fetch` the key, run the work, ask again.
+    Unknown,
+}
+
+/// A blocking piece of a store's work. Runs off the executor; at most one per store at a time.
+pub type Work = Box<dyn FnOnce() -> WorkDone + Send>;
+
+/// What a piece of [`Work`] brought back; opaque to everyone but the store that made it.
+pub struct WorkDone(pub Box<dyn Any + Send>);
+
+/// Sizes of a store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Records held. For a store on disk: as of its last finished work.
+    pub records: u64,
+    /// Bytes of keys and values of those records.
+    pub payload_bytes: u64,
+    /// Bytes of memory the store uses for them, everything included.
+    pub memory_bytes: u64,
+}
+
+/// A store failed; its partition stops.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk is full. Transient: the same work is handed out again later.
+    #[error("{path}: no space left on the disk")]
+    DiskFull {
+        /// File or directory.
+        path: String,
+    },
+    /// The environment refused: permission, IO error. Permanent for this process.
+    #[error("{path}: {message}")]
+    Io {
+        /// File or directory.
+        path: String,
+        /// What the system said.
+        message: String,
+    },
+    /// The store's files are not what the store wrote. Permanent.
+    #[error("{path}: damaged: {message}")]
+    Damaged {
+        /// File or directory.
+        path: String,
+        /// What does not fit.
+        message: String,
+    },
+}
+
+/// How far a snapshot got in one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotStep {
+    /// Records were handed out; there are more.
+    More,
+    /// Run the store's work, then call again.
+    Wait,
+    /// Every record was handed out.
+    Done,
+}
+
+/// A record on its way into a snapshot or out of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotRecord<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// Value, version, timestamp.
+    pub record: Record<'a>,
+}
+
+/// Where a partition's records live. Owned by one partition, used on one core's thread.
+pub trait StateStore {
+    /// The name that configuration uses: `memory`, `sled`.
+    fn kind(&self) -> &'static str;
+
+    /// The record of `key`, without blocking. Sees every batch applied before.
+    fn get(&self, key: &[u8]) -> Lookup<'_>;
+
+    /// Applies a batch. `sequence` is exactly one above [`Self::applied`]; keys are unique in
+    /// the batch; conditions were checked by the caller and are ignored.
+    fn apply(&mut self, sequence: Sequence, timestamp: Timestamp, entries: &[WriteEntry<'_>]);
+
+    /// Sequence of the last batch applied (or loaded).
+    fn applied(&self) -> Sequence;
+
+    /// Timestamp of the last batch applied (or loaded).
+    fn applied_timestamp(&self) -> Timestamp;
+
+    /// Up to which sequence the store itself survives a crash, without log or snapshot.
+    /// `Sequence::ZERO` for stores in memory.
+    fn covered(&self) -> Sequence;
+
+    /// Current sizes. Cheap: kept up to date, not counted.
+    fn stats(&self) -> StoreStats;
+
+    /// Bytes of memory that `entries` would add at most; an upper bound, without lookups.
+    fn growth_max(&self, entries: &[WriteEntry<'_>]) -> u64;
+
+    /// Bytes of memory that `entries` would add given what is stored now; below zero when they
+    /// shrink the store. Exact up to the index's own growth. Only asked near the memory limit.
+    fn growth(&self, entries: &[WriteEntry<'_>]) -> i64;
+
+    /// Whether `apply` must wait: the overlay of unwritten records is full. Then the caller
+    /// refuses writes as overloaded until work has been done.
+    fn is_saturated(&self) -> bool {
+        false
+    }
+
+    /// Starts a snapshot of the state as of [`Self::applied`]. Writes go on meanwhile and do
+    /// not show in it. One at a time; a second start abandons the first.
+    fn snapshot_start(&mut self);
+
+    /// Hands out about `budget_bytes` of the snapshot's records (at least one, when any is
+    /// left), in no particular order, each exactly once.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the records cannot be read; the snapshot is abandoned.
+    fn snapshot_next(
+        &mut self,
+        budget_bytes: usize,
+        emit: &mut dyn FnMut(SnapshotRecord<'_>),
+    ) -> Result<SnapshotStep, StoreError>;
+
+    /// Ends or abandons the snapshot and frees what was kept for it.
+    fn snapshot_end(&mut self);
+
+    /// Empties the store ahead of `load`; what it covered is forgotten.
+    fn load_start(&mut self);
+
+    /// Adds records of a snapshot. `false`: run the store's work before the next call.
+    fn load(&mut self, records: &[SnapshotRecord<'_>]) -> bool;
+
+    /// Ends loading: the store now stands at this sequence and timestamp. A store on disk
+    /// covers it once its work has run dry.
+    fn load_end(&mut self, sequence: Sequence, timestamp: Timestamp);
+
+    /// Asks for keys whose lookup was `Unknown`; after the next work has finished, `get` knows
+    /// them until [`Self::forget_fetched`].
+    fn fetch(&mut self, keys: &[&[u8]]) {
+        let _ = keys;
+    }
+
+    /// Drops what `fetch` brought.
+    fn forget_fetched(&mut self) {}
+
+    /// The next piece of blocking work, if there is any and none is under way. Batches above
+    /// `durable` (the log's durable sequence of this partition) must not be written yet.
+    fn take_work(&mut self, durable: Sequence) -> Option<Work> {
+        let _ = durable;
+        None
+    }
+
+    /// Brings the outcome of the work taken last.
+    ///
+    /// # Errors
+    /// [`StoreError`]: after `DiskFull` the work is handed out again by `take_work`.
+    fn finish_work(&mut self, done: WorkDone) -> Result<(), StoreError> {
+        drop(done);
+        Ok(())
+    }
+}

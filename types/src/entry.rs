@@ -1,0 +1,48 @@
+//! Records and the changes to them, borrowed from whatever buffer they arrived in: a socket's,
+//! the log's, a snapshot's. Nothing here owns bytes, so nothing here allocates.
+
+use crate::{Sequence, Timestamp};
+
+/// What a write does to its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// Store this value (may be empty).
+    Put(&'a [u8]),
+    /// Delete the record; deleting what is absent is no error.
+    Remove,
+}
+
+/// What must hold for the entry, checked against the state that all earlier requests of the
+/// partition left. One entry that fails refuses its partition's whole batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Condition {
+    /// Always holds.
+    #[default]
+    None,
+    /// The key has no record.
+    IfAbsent,
+    /// The key's record has exactly this version.
+    IfVersion(Sequence),
+}
+
+/// One entry of a write batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteEntry<'a> {
+    /// 1 to `KEY_BYTES_MAX` bytes, unique in its batch.
+    pub key: &'a [u8],
+    /// Put or remove.
+    pub change: Change<'a>,
+    /// Checked before the batch is accepted; not part of what is logged.
+    pub condition: Condition,
+}
+
+/// A record as a store holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// The value's bytes.
+    pub value: &'a [u8],
+    /// Sequence of the batch that wrote it.
+    pub version: Sequence,
+    /// Timestamp of the batch that wrote it.
+    pub timestamp: Timestamp,
+}

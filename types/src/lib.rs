@@ -1,0 +1,19 @@
+//! The words of Stateside as types: ids, hash ranges, timestamps, limits, and the
+//! one list of refusals that every plane answers with.
+//!
+//! This crate imports nothing of the workspace, does no IO and reads no clock.
+
+mod ack;
+mod entry;
+mod hash_range;
+mod ids;
+pub mod limits;
+mod refusal;
+mod timestamp;
+
+pub use ack::Ack;
+pub use entry::{Change, Condition, Record, WriteEntry};
+pub use hash_range::{HashRange, KeyHash, RangeError};
+pub use ids::{CoreId, Epoch, PartitionId, Sequence};
+pub use refusal::{Code, Reason, Refusal};
+pub use timestamp::{Timestamp, WallClock};
