@@ -8,6 +8,7 @@ mod entry;
 mod hash_range;
 mod ids;
 pub mod limits;
+mod partition;
 mod refusal;
 mod timestamp;
 
@@ -15,5 +16,6 @@ pub use ack::Ack;
 pub use entry::{Change, Condition, Record, WriteEntry};
 pub use hash_range::{HashRange, KeyHash, RangeError};
 pub use ids::{CoreId, Epoch, PartitionId, Sequence};
+pub use partition::{DEFAULT_PIPELINE, PartitionSpec, PartitionState, StageKind, StoreKind};
 pub use refusal::{Code, Reason, Refusal};
 pub use timestamp::{Timestamp, WallClock};

@@ -1,0 +1,144 @@
+//! What the manager, on the control thread, asks of a core.
+//!
+//! Commands travel over a bounded flume channel and the core's waker; each answer comes back
+//! through its own one-slot channel, so a core never waits for the control thread.
+
+use std::{path::PathBuf, sync::Arc};
+
+use stateside_router::RoutingTable;
+use stateside_types::{PartitionId, PartitionSpec, PartitionState, Refusal, Sequence};
+
+/// One slot for one answer.
+pub type Reply<T> = flume::Sender<T>;
+
+/// A command to one core.
+pub enum CoreCommand {
+    /// Create the partition, empty, and serve it. Its files do not exist yet.
+    Add {
+        /// What to create.
+        spec: PartitionSpec,
+        /// Answer once it serves.
+        reply: Reply<Result<(), Refusal>>,
+    },
+    /// Change a partition's settings (ack, pipeline, range, epoch) in place.
+    Update {
+        /// The new settings; `id`, `store` and `first_epoch` are as before.
+        spec: PartitionSpec,
+        /// Answer once they are in force.
+        reply: Reply<Result<(), Refusal>>,
+    },
+    /// Stop serving the partition, then delete its files.
+    Remove {
+        /// Which one.
+        id: PartitionId,
+        /// Answer once its files are gone. Removing what is not there succeeds.
+        reply: Reply<Result<(), Refusal>>,
+    },
+    /// Write a snapshot to a new file while the partition serves.
+    Snapshot {
+        /// Which one.
+        id: PartitionId,
+        /// Absolute path of the file.
+        path: PathBuf,
+        /// Answer once the file is whole and on disk.
+        reply: Reply<Result<SnapshotReport, Refusal>>,
+    },
+    /// Replace the partition's content by a snapshot's. The manager has not changed the manifest
+    /// yet: the core verifies the file, installs a copy of it as the partition's own snapshot
+    /// for `spec.epoch` and answers with it; the swap takes effect with the manifest.
+    PrepareRestore {
+        /// Which one.
+        id: PartitionId,
+        /// Absolute path of the snapshot.
+        path: PathBuf,
+        /// The partition's next epoch: names the installed copy, which an older manifest ignores.
+        epoch: stateside_types::Epoch,
+        /// Answer with what the partition will hold. Writes are refused (`PARTITION_BUSY`) from
+        /// here until `FinishRestore`.
+        reply: Reply<Result<RestoreReport, Refusal>>,
+    },
+    /// The manifest has the new epoch (or the restore is abandoned): go on.
+    FinishRestore {
+        /// Which one.
+        id: PartitionId,
+        /// The partition as the manifest now has it; `None` abandons the restore.
+        spec: Option<PartitionSpec>,
+        /// Answer once the partition serves the restored content.
+        reply: Reply<Result<(), Refusal>>,
+    },
+    /// The node's partition set changed.
+    Route(Arc<RoutingTable>),
+    /// Describe the core and its partitions.
+    Report {
+        /// The description.
+        reply: Reply<CoreReport>,
+    },
+    /// Stop intake, finish what is under way, flush the log, then end the core's thread.
+    Drain,
+}
+
+/// A finished snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotReport {
+    /// The snapshot holds the state after this sequence.
+    pub sequence: Sequence,
+    /// Records in it.
+    pub records: u64,
+    /// Size of the file.
+    pub bytes: u64,
+}
+
+/// A snapshot ready to become a partition's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// Where the partition's versions go on from: the higher of its own and the snapshot's.
+    pub sequence: Sequence,
+    /// Records in the snapshot.
+    pub records: u64,
+}
+
+/// A core as it describes itself.
+#[derive(Clone, Debug, Default)]
+pub struct CoreReport {
+    /// Its partitions, by id.
+    pub partitions: Vec<PartitionReport>,
+    /// Open connections.
+    pub connections: u64,
+    /// Requests served since the start.
+    pub requests: u64,
+    /// Bytes of log segments in use.
+    pub log_bytes: u64,
+    /// Log segments in use.
+    pub log_segments: u64,
+    /// Empty, or why writes are refused.
+    pub log_problem: String,
+    /// `direct` or `buffered`.
+    pub log_mode: &'static str,
+    /// Bytes of memory of the core's stores.
+    pub memory_bytes: u64,
+}
+
+/// A partition as its core describes it.
+#[derive(Clone, Debug)]
+pub struct PartitionReport {
+    /// The settings in force.
+    pub spec: PartitionSpec,
+    /// Where it is in its life.
+    pub state: PartitionState,
+    /// Records held.
+    pub records: u64,
+    /// Bytes of keys and values.
+    pub payload_bytes: u64,
+    /// Bytes of memory, everything included.
+    pub memory_bytes: u64,
+    /// Last batch applied.
+    pub sequence: Sequence,
+    /// Up to where it is durable.
+    pub durable_sequence: Sequence,
+    /// What its newest snapshot, or its store, covers.
+    pub snapshot_sequence: Sequence,
+    /// When that snapshot was made, milliseconds since 1970; 0: none.
+    pub snapshot_unix_ms: u64,
+    /// What went wrong, when stopped or damaged.
+    pub detail: String,
+}

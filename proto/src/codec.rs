@@ -1,0 +1,549 @@
+//! The data plane's codec: requests are read where they lie, answers are written where they leave.
+//!
+//! The prost types own every key and value; at a thousand pairs a batch those allocations would
+//! cost more than the store. So the four hot messages are decoded into borrowed entries here, on
+//! prost's wire primitives, with every limit of the contract checked on the way. Property tests
+//! hold both codecs against each other.
+//!
+//! Hazard: these bytes come from the network. Every length is checked against what is left.
+
+use prost::{
+    DecodeError,
+    encoding::{self, DecodeContext, WireType},
+};
+use stateside_types::{
+    Ack, Change, Condition, Reason, Record, Refusal, Sequence, Timestamp, WriteEntry,
+    limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, KEY_BYTES_MAX, ROUTING_KEY_BYTES_MAX},
+};
+
+/// What a write request says besides its entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteHead<'a> {
+    /// Places all entries when set.
+    pub routing_key: Option<&'a [u8]>,
+    /// Refuse a batch that spans partitions.
+    pub atomic: bool,
+    /// None: the partition's default.
+    pub ack: Option<Ack>,
+}
+
+/// Decodes an `UpsertRequest`; `entries` is cleared and filled.
+///
+/// # Errors
+/// `MALFORMED_REQUEST`, `EMPTY_BATCH`, `BATCH_TOO_LARGE`, `EMPTY_KEY`, `KEY_TOO_LARGE`,
+/// `INVALID_CONDITION`.
+pub fn decode_upsert<'a>(
+    message: &'a [u8],
+    entries: &mut Vec<WriteEntry<'a>>,
+) -> Result<WriteHead<'a>, Refusal> {
+    decode_write(message, entries, |entry, index| {
+        let mut reader = Reader(entry);
+        let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
+        let (mut if_absent, mut if_version) = (false, None);
+        while let Some((field, wire)) = reader.key()? {
+            match field {
+                1 => key = reader.bytes(wire)?,
+                2 => value = reader.bytes(wire)?,
+                3 => if_absent = reader.varint(wire)? != 0,
+                4 => if_version = Some(Sequence(reader.varint(wire)?)),
+                _ => reader.skip(wire, field)?,
+            }
+        }
+        let condition = match (if_absent, if_version) {
+            (false, None) => Condition::None,
+            (true, None) => Condition::IfAbsent,
+            (false, Some(version)) => Condition::IfVersion(version),
+            (true, Some(_)) => {
+                return Err(Refusal::new(
+                    Reason::InvalidCondition,
+                    format!("entry {index} sets both if_absent and if_version"),
+                )
+                .with("entry", index));
+            }
+        };
+        Ok(WriteEntry { key, change: Change::Put(value), condition })
+    })
+}
+
+/// Decodes a `RemoveRequest`; `entries` is cleared and filled.
+///
+/// # Errors
+/// As [`decode_upsert`].
+pub fn decode_remove<'a>(
+    message: &'a [u8],
+    entries: &mut Vec<WriteEntry<'a>>,
+) -> Result<WriteHead<'a>, Refusal> {
+    decode_write(message, entries, |entry, _| {
+        let mut reader = Reader(entry);
+        let mut key: &[u8] = &[];
+        let mut condition = Condition::None;
+        while let Some((field, wire)) = reader.key()? {
+            match field {
+                1 => key = reader.bytes(wire)?,
+                2 => condition = Condition::IfVersion(Sequence(reader.varint(wire)?)),
+                _ => reader.skip(wire, field)?,
+            }
+        }
+        Ok(WriteEntry { key, change: Change::Remove, condition })
+    })
+}
+
+/// Decodes a `GetRequest`: `keys` is cleared and filled, the routing key is returned.
+///
+/// # Errors
+/// `MALFORMED_REQUEST`, `EMPTY_BATCH`, `BATCH_TOO_LARGE`, `EMPTY_KEY`, `KEY_TOO_LARGE`.
+pub fn decode_get<'a>(
+    message: &'a [u8],
+    keys: &mut Vec<&'a [u8]>,
+) -> Result<Option<&'a [u8]>, Refusal> {
+    check_size(message)?;
+    keys.clear();
+    let mut routing_key: &[u8] = &[];
+    let mut reader = Reader(message);
+    while let Some((field, wire)) = reader.key()? {
+        match field {
+            1 => {
+                let key = reader.bytes(wire)?;
+                check_key(key, keys.len())?;
+                check_entries(keys.len())?;
+                keys.push(key);
+            }
+            2 => routing_key = reader.bytes(wire)?,
+            _ => reader.skip(wire, field)?,
+        }
+    }
+    if keys.is_empty() {
+        return Err(Refusal::new(Reason::EmptyBatch, "the request names no key"));
+    }
+    check_routing_key(routing_key)
+}
+
+/// Hands an emptied vector on to entries of another lifetime, keeping its allocation: collecting
+/// a vector's own iterator reuses its memory.
+pub fn recycle_entries<'b>(mut entries: Vec<WriteEntry<'_>>) -> Vec<WriteEntry<'b>> {
+    entries.clear();
+    entries
+        .into_iter()
+        .map(|_| WriteEntry { key: &[], change: Change::Remove, condition: Condition::None })
+        .collect()
+}
+
+/// As [`recycle_entries`], for keys.
+pub fn recycle_keys<'b>(mut keys: Vec<&[u8]>) -> Vec<&'b [u8]> {
+    keys.clear();
+    keys.into_iter().map(|_| -> &'b [u8] { &[] }).collect()
+}
+
+/// Writes `count` equal `WriteResult`s of an `UpsertResponse` or `RemoveResponse`: all entries of
+/// one partition's batch share version and timestamp.
+pub fn encode_write_results(
+    out: &mut Vec<u8>,
+    count: usize,
+    version: Sequence,
+    timestamp: Timestamp,
+) {
+    let mut one = [0_u8; 2 + 2 * 11];
+    let mut length = 2;
+    length += put_field(&mut one[length..], 1, version.0);
+    length += put_field(&mut one[length..], 2, timestamp.0);
+    one[0] = tag(1, WireType::LengthDelimited);
+    one[1] = (length - 2) as u8; // at most 22
+    out.reserve(count * length);
+    for _ in 0..count {
+        out.extend_from_slice(&one[..length]);
+    }
+}
+
+/// Writes one refused `WriteResult`.
+pub fn encode_write_refused(out: &mut Vec<u8>, refusal: &Refusal) {
+    let result = crate::v1::WriteResult { error: Some(refusal.into()), ..Default::default() };
+    encoding::message::encode(1, &result, out);
+}
+
+/// Bytes that [`encode_record`] adds at most beyond key and value.
+pub const RECORD_OVERHEAD_MAX: usize = 48;
+
+/// Writes one `Record` of a `GetResponse`.
+pub fn encode_record(out: &mut Vec<u8>, key: &[u8], record: Option<Record<'_>>) {
+    let mut head = [0_u8; 16];
+    let mut tail = [0_u8; 24];
+    let mut tail_length = 0;
+    let value: &[u8] = record.map_or(&[], |record| record.value);
+    if let Some(record) = record {
+        tail_length += put_field(&mut tail, 4, record.version.0);
+        tail_length += put_field(&mut tail[tail_length..], 5, record.timestamp.0);
+    }
+    let found_length = if record.is_some() { 2 } else { 0 };
+    let value_length =
+        if value.is_empty() { 0 } else { 1 + varint_length(value.len() as u64) + value.len() };
+    let length =
+        found_length + 1 + varint_length(key.len() as u64) + key.len() + value_length + tail_length;
+
+    head[0] = tag(1, WireType::LengthDelimited);
+    let mut at = 1 + put_varint(&mut head[1..], length as u64);
+    if record.is_some() {
+        head[at] = tag(1, WireType::Varint);
+        head[at + 1] = 1;
+        at += 2;
+    }
+    out.reserve(at + length);
+    head[at] = tag(2, WireType::LengthDelimited);
+    at += 1;
+    at += put_varint(&mut head[at..], key.len() as u64);
+    out.extend_from_slice(&head[..at]);
+    out.extend_from_slice(key);
+    if !value.is_empty() {
+        head[0] = tag(3, WireType::LengthDelimited);
+        let at = 1 + put_varint(&mut head[1..], value.len() as u64);
+        out.extend_from_slice(&head[..at]);
+        out.extend_from_slice(value);
+    }
+    out.extend_from_slice(&tail[..tail_length]);
+}
+
+/// Writes one `Record` that could not be read.
+pub fn encode_record_refused(out: &mut Vec<u8>, key: &[u8], refusal: &Refusal) {
+    let record =
+        crate::v1::Record { key: key.to_vec(), error: Some(refusal.into()), ..Default::default() };
+    encoding::message::encode(1, &record, out);
+}
+
+fn decode_write<'a>(
+    message: &'a [u8],
+    entries: &mut Vec<WriteEntry<'a>>,
+    entry: impl Fn(&'a [u8], usize) -> Result<WriteEntry<'a>, Refusal>,
+) -> Result<WriteHead<'a>, Refusal> {
+    check_size(message)?;
+    entries.clear();
+    let mut routing_key: &[u8] = &[];
+    let mut head = WriteHead::default();
+    let mut reader = Reader(message);
+    while let Some((field, wire)) = reader.key()? {
+        match field {
+            1 => {
+                check_entries(entries.len())?;
+                let entry = entry(reader.bytes(wire)?, entries.len())?;
+                check_key(entry.key, entries.len())?;
+                entries.push(entry);
+            }
+            2 => routing_key = reader.bytes(wire)?,
+            3 => head.atomic = reader.varint(wire)? != 0,
+            4 => {
+                head.ack = match reader.varint(wire)? {
+                    0 => None,
+                    1 => Some(Ack::Memory),
+                    2 => Some(Ack::Durable),
+                    // Never guess what safety an unknown level asks for.
+                    other => {
+                        return Err(malformed(format!("ack {other} is not a known level")));
+                    }
+                }
+            }
+            _ => reader.skip(wire, field)?,
+        }
+    }
+    if entries.is_empty() {
+        return Err(Refusal::new(Reason::EmptyBatch, "the request has no entries"));
+    }
+    head.routing_key = check_routing_key(routing_key)?;
+    Ok(head)
+}
+
+fn check_size(message: &[u8]) -> Result<(), Refusal> {
+    if message.len() <= BATCH_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Reason::BatchTooLarge,
+        format!("the request has {} bytes, the limit is {BATCH_BYTES_MAX}", message.len()),
+    ))
+}
+
+fn check_entries(before: usize) -> Result<(), Refusal> {
+    if before < BATCH_ENTRIES_MAX {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Reason::BatchTooLarge,
+        format!("the request has more than {BATCH_ENTRIES_MAX} entries"),
+    ))
+}
+
+fn check_key(key: &[u8], index: usize) -> Result<(), Refusal> {
+    if key.is_empty() {
+        return Err(Refusal::new(Reason::EmptyKey, format!("entry {index} has an empty key"))
+            .with("entry", index));
+    }
+    if key.len() > KEY_BYTES_MAX {
+        return Err(Refusal::new(
+            Reason::KeyTooLarge,
+            format!(
+                "the key of entry {index} has {} bytes, the limit is {KEY_BYTES_MAX}",
+                key.len()
+            ),
+        )
+        .with("entry", index));
+    }
+    Ok(())
+}
+
+fn check_routing_key(routing_key: &[u8]) -> Result<Option<&[u8]>, Refusal> {
+    if routing_key.len() > ROUTING_KEY_BYTES_MAX {
+        return Err(Refusal::new(
+            Reason::KeyTooLarge,
+            format!(
+                "the routing key has {} bytes, the limit is {ROUTING_KEY_BYTES_MAX}",
+                routing_key.len()
+            ),
+        ));
+    }
+    Ok(if routing_key.is_empty() { None } else { Some(routing_key) })
+}
+
+fn malformed(what: impl std::fmt::Display) -> Refusal {
+    Refusal::new(Reason::MalformedRequest, format!("the request is not valid protobuf: {what}"))
+}
+
+/// A cursor over protobuf fields.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn key(&mut self) -> Result<Option<(u32, WireType)>, Refusal> {
+        // One-byte keys are all that this contract uses; the rest takes prost's path.
+        match self.0.first() {
+            None => Ok(None),
+            Some(&byte) if (0x08..0x80).contains(&byte) => {
+                let wire = WireType::try_from(u64::from(byte & 7)).map_err(malformed)?;
+                self.0 = &self.0[1..];
+                Ok(Some((u32::from(byte >> 3), wire)))
+            }
+            Some(_) => encoding::decode_key(&mut self.0).map(Some).map_err(malformed),
+        }
+    }
+
+    fn varint(&mut self, wire: WireType) -> Result<u64, Refusal> {
+        expect_wire(wire, WireType::Varint)?;
+        encoding::decode_varint(&mut self.0).map_err(malformed)
+    }
+
+    fn bytes(&mut self, wire: WireType) -> Result<&'a [u8], Refusal> {
+        expect_wire(wire, WireType::LengthDelimited)?;
+        let length = match self.0.first() {
+            Some(&byte) if byte < 0x80 => {
+                self.0 = &self.0[1..];
+                usize::from(byte)
+            }
+            _ => usize::try_from(encoding::decode_varint(&mut self.0).map_err(malformed)?)
+                .map_err(malformed)?,
+        };
+        let (bytes, rest) = self
+            .0
+            .split_at_checked(length)
+            .ok_or_else(|| malformed("a field is longer than its message"))?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+
+    fn skip(&mut self, wire: WireType, field: u32) -> Result<(), Refusal> {
+        encoding::skip_field(wire, field, &mut self.0, DecodeContext::default()).map_err(malformed)
+    }
+}
+
+fn expect_wire(found: WireType, expected: WireType) -> Result<(), Refusal> {
+    encoding::check_wire_type(expected, found).map_err(|error: DecodeError| malformed(error))
+}
+
+const fn tag(field: u8, wire: WireType) -> u8 {
+    (field << 3) | wire as u8
+}
+
+fn varint_length(value: u64) -> usize {
+    encoding::encoded_len_varint(value)
+}
+
+/// Writes a varint to the front of `out`, returns its length.
+fn put_varint(out: &mut [u8], mut value: u64) -> usize {
+    let mut at = 0;
+    while value >= 0x80 {
+        out[at] = value as u8 | 0x80;
+        value >>= 7;
+        at += 1;
+    }
+    out[at] = value as u8;
+    at + 1
+}
+
+/// Writes a varint field as proto3 does: not at all when it is 0.
+fn put_field(out: &mut [u8], field: u8, value: u64) -> usize {
+    if value == 0 {
+        return 0;
+    }
+    out[0] = tag(field, WireType::Varint);
+    1 + put_varint(&mut out[1..], value)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message;
+
+    use super::*;
+    use crate::v1;
+
+    fn key() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![8 => prop::collection::vec(any::<u8>(), 1..40), 1 => prop::collection::vec(any::<u8>(), 0..5000)]
+    }
+
+    fn upsert() -> impl Strategy<Value = v1::UpsertRequest> {
+        let entry = (
+            key(),
+            prop::collection::vec(any::<u8>(), 0..300),
+            any::<bool>(),
+            any::<Option<u64>>(),
+        )
+            .prop_map(|(key, value, if_absent, if_version)| v1::UpsertEntry {
+                key,
+                value,
+                if_absent,
+                if_version: if if_absent { None } else { if_version },
+            });
+        (
+            prop::collection::vec(entry, 0..8),
+            prop::collection::vec(any::<u8>(), 0..30),
+            any::<bool>(),
+            0..3_i32,
+        )
+            .prop_map(|(entries, routing_key, atomic, ack)| v1::UpsertRequest {
+                entries,
+                routing_key,
+                atomic,
+                ack,
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn upsert_decodes_to_what_prost_encoded(request in upsert()) {
+            let bytes = request.encode_to_vec();
+            let mut entries = Vec::new();
+            let outcome = decode_upsert(&bytes, &mut entries);
+            if request.entries.is_empty() {
+                prop_assert_eq!(outcome.unwrap_err().reason, Reason::EmptyBatch);
+            } else if let Some(bad) = request.entries.iter().find(|e| e.key.is_empty() || e.key.len() > KEY_BYTES_MAX) {
+                let expected = if bad.key.is_empty() { Reason::EmptyKey } else { Reason::KeyTooLarge };
+                prop_assert_eq!(outcome.unwrap_err().reason, expected);
+            } else {
+                let head = outcome.unwrap();
+                prop_assert_eq!(head.routing_key.unwrap_or_default(), &request.routing_key[..]);
+                prop_assert_eq!(head.atomic, request.atomic);
+                prop_assert_eq!(head.ack, [None, Some(Ack::Memory), Some(Ack::Durable)][request.ack as usize]);
+                for (ours, theirs) in entries.iter().zip(&request.entries) {
+                    prop_assert_eq!(ours.key, &theirs.key[..]);
+                    prop_assert_eq!(ours.change, Change::Put(&theirs.value));
+                    let condition = match (theirs.if_absent, theirs.if_version) {
+                        (true, _) => Condition::IfAbsent,
+                        (_, Some(version)) => Condition::IfVersion(Sequence(version)),
+                        _ => Condition::None,
+                    };
+                    prop_assert_eq!(ours.condition, condition);
+                }
+                prop_assert_eq!(entries.len(), request.entries.len());
+            }
+        }
+
+        #[test]
+        fn flipped_and_cut_requests_never_panic_and_agree_with_prost_on_validity(
+            request in upsert(), at in any::<prop::sample::Index>(), bit in 0..8_u8, cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = request.encode_to_vec();
+            if !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] ^= 1 << bit;
+                bytes.truncate(cut.index(bytes.len()) + 1);
+            }
+            let ours = decode_upsert(&bytes, &mut Vec::new());
+            if v1::UpsertRequest::decode(&bytes[..]).is_err() {
+                prop_assert!(ours.is_err());
+            }
+            let _ = decode_remove(&bytes, &mut Vec::new());
+            let _ = decode_get(&bytes, &mut Vec::new());
+        }
+
+        #[test]
+        fn get_and_remove_decode_to_what_prost_encoded(
+            keys in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 1..9),
+            routing_key in prop::collection::vec(any::<u8>(), 0..9), version in any::<Option<u64>>(),
+        ) {
+            let bytes = v1::GetRequest { keys: keys.clone(), routing_key: routing_key.clone() }.encode_to_vec();
+            let mut found = Vec::new();
+            let routed = decode_get(&bytes, &mut found).unwrap();
+            prop_assert_eq!(&found, &keys);
+            prop_assert_eq!(routed.unwrap_or_default(), &routing_key[..]);
+
+            let entries = keys.iter().map(|key| v1::RemoveEntry { key: key.clone(), if_version: version }).collect();
+            let bytes = v1::RemoveRequest { entries, routing_key, atomic: true, ack: 0 }.encode_to_vec();
+            let mut found = Vec::new();
+            let head = decode_remove(&bytes, &mut found).unwrap();
+            prop_assert!(head.atomic);
+            for (entry, key) in found.iter().zip(&keys) {
+                prop_assert_eq!(entry.key, &key[..]);
+                prop_assert_eq!(entry.condition, version.map_or(Condition::None, |v| Condition::IfVersion(Sequence(v))));
+            }
+        }
+
+        #[test]
+        fn answers_are_byte_for_byte_what_prost_writes(
+            key in prop::collection::vec(any::<u8>(), 1..300), value in prop::collection::vec(any::<u8>(), 0..20_000),
+            version in any::<u64>(), timestamp in any::<u64>(), found in any::<bool>(), count in 0..4_usize,
+        ) {
+            let mut ours = Vec::new();
+            let record = Record { value: &value, version: Sequence(version), timestamp: Timestamp(timestamp) };
+            encode_record(&mut ours, &key, found.then_some(record));
+            prop_assert!(ours.len() <= key.len() + value.len() + RECORD_OVERHEAD_MAX);
+            let theirs = v1::GetResponse { records: vec![if found {
+                v1::Record { found, key, value, version, timestamp, error: None }
+            } else {
+                v1::Record { key, ..Default::default() }
+            }] };
+            prop_assert_eq!(ours, theirs.encode_to_vec());
+
+            let mut ours = Vec::new();
+            encode_write_results(&mut ours, count, Sequence(version), Timestamp(timestamp));
+            let theirs = v1::UpsertResponse { results: vec![v1::WriteResult { version, timestamp, error: None }; count] };
+            prop_assert_eq!(ours, theirs.encode_to_vec());
+        }
+    }
+
+    #[test]
+    fn too_many_entries_both_conditions_and_unknown_ack_are_refused() {
+        let many = v1::GetRequest {
+            keys: vec![b"k".to_vec(); BATCH_ENTRIES_MAX + 1],
+            routing_key: vec![],
+        };
+        assert_eq!(
+            decode_get(&many.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
+            Reason::BatchTooLarge
+        );
+        let entry = v1::UpsertEntry {
+            key: b"k".to_vec(),
+            if_absent: true,
+            if_version: Some(1),
+            ..Default::default()
+        };
+        let both = v1::UpsertRequest { entries: vec![entry], ..Default::default() };
+        assert_eq!(
+            decode_upsert(&both.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
+            Reason::InvalidCondition
+        );
+        let ack = v1::UpsertRequest { ack: 7, ..Default::default() };
+        assert_eq!(
+            decode_upsert(&ack.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
+            Reason::MalformedRequest
+        );
+        let long = v1::GetRequest { keys: vec![vec![b'k'; 4000]; 300], routing_key: vec![] };
+        assert_eq!(
+            decode_get(&long.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
+            Reason::BatchTooLarge
+        );
+    }
+}
