@@ -1,1 +1,26 @@
-//! stub
+//! A partition's pipeline: the stages that every write passes before the state store.
+//!
+//! ```text
+//!            admit ─────────────────────────────────► may refuse, changes nothing
+//!  write ──► clock ──► dispatcher ──► log ──► line monitor ──► state store ──► answer
+//!            accept ────────────────────────────────► cannot fail, takes effect
+//!                                      │                 ▲
+//!                                      └── completed ────┘ (later, in any order)
+//! ```
+//! Two passes keep refusals free of traces: a write is first admitted by every stage, then its
+//! conditions are checked, and only then does it get a sequence and take effect. So sequences
+//! have no gaps and no stage needs an undo.
+//!
+//! Pure: no IO, no clock, no randomness. What stages do to the world goes through [`Outlet`].
+
+mod clock;
+mod dispatcher;
+mod line_monitor;
+mod log_stage;
+mod stage;
+
+pub use clock::Clock;
+pub use dispatcher::Dispatcher;
+pub use line_monitor::LineMonitor;
+pub use log_stage::LogStage;
+pub use stage::{Completed, Outlet, Pipeline, PipelineError, Progress, Stage, StageIndex, Write};

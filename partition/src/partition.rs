@@ -1,0 +1,507 @@
+//! The state machine. See the crate's header for when a write becomes visible.
+
+use std::collections::VecDeque;
+
+use stateside_pipeline::{Completed, Outlet, Pipeline, PipelineError, Write};
+use stateside_statestore::{
+    Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
+};
+use stateside_types::{
+    Ack, Condition, PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StageKind,
+    Timestamp, WallClock, WriteEntry,
+    limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
+};
+
+use crate::{
+    held::{Held, HeldAnswers},
+    owned::Owned,
+};
+
+/// The node's name for a request under way; the partition only hands it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket(pub u64);
+
+/// What happens to a partition.
+pub enum Input<'a> {
+    /// Read these keys. Answered by one `record` per key, in order, then `read_done`.
+    Read {
+        /// Names the request.
+        ticket: Ticket,
+        /// At least one key.
+        keys: &'a [&'a [u8]],
+    },
+    /// Execute this batch, atomically. Answered by `written`.
+    Write {
+        /// Names the request.
+        ticket: Ticket,
+        /// At least one entry, no key twice.
+        entries: &'a [WriteEntry<'a>],
+        /// None: the partition's default. Never lowers it.
+        ack: Option<Ack>,
+    },
+    /// The log is durable up to and including this sequence of the partition.
+    LogDurable(Sequence),
+    /// The outcome of the work handed out last.
+    WorkDone(WorkDone),
+    /// Time passes: what was put off is tried again.
+    Tick,
+}
+
+/// What a partition does to the world. The node implements it.
+pub trait Effects: Outlet {
+    /// One record of a read's answer.
+    fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>);
+
+    /// A read's answer may leave.
+    fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>);
+
+    /// A write's answer may leave.
+    fn written(&mut self, ticket: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>);
+
+    /// Run this off the executor and bring its outcome as [`Input::WorkDone`].
+    fn run(&mut self, work: Work);
+
+    /// What the wall clock says.
+    fn now(&self) -> WallClock;
+
+    /// Bytes by which stores may still grow before the memory limit.
+    fn memory_available(&self) -> u64;
+}
+
+/// What a snapshot is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotHead {
+    /// The state after this sequence.
+    pub sequence: Sequence,
+    /// The timestamp of that write.
+    pub timestamp: Timestamp,
+}
+
+/// See the crate's header. Owned by one core, used on its thread alone.
+pub struct Partition {
+    spec: PartitionSpec,
+    pipeline: Pipeline,
+    store: Box<dyn StateStore>,
+    held: HeldAnswers,
+    /// Requests behind one that waits for its store; the front one is that request.
+    queue: VecDeque<Owned>,
+    /// A piece of the store's work is out.
+    working: bool,
+    /// The store's disk was full when it last tried.
+    disk_full: bool,
+    /// The last batch that removed something: what a read of an absent key depends on.
+    last_remove: Sequence,
+    /// Set when the partition serves no more: the refusal for everyone.
+    halted: Option<Refusal>,
+}
+
+impl Partition {
+    /// A partition that goes on from what `store` holds.
+    ///
+    /// # Errors
+    /// [`PipelineError`] when the specification's stages make no pipeline.
+    pub fn new(spec: PartitionSpec, store: Box<dyn StateStore>) -> Result<Self, PipelineError> {
+        let mut pipeline = Pipeline::new(&spec.pipeline, spec.ack)?;
+        pipeline.resume(store.applied(), store.applied_timestamp());
+        Ok(Self {
+            last_remove: store.applied(),
+            spec,
+            pipeline,
+            store,
+            held: HeldAnswers::default(),
+            queue: VecDeque::new(),
+            working: false,
+            disk_full: false,
+            halted: None,
+        })
+    }
+
+    /// The settings in force.
+    pub fn spec(&self) -> &PartitionSpec {
+        &self.spec
+    }
+
+    /// Sizes of the store.
+    pub fn stats(&self) -> StoreStats {
+        self.store.stats()
+    }
+
+    /// Sequence of the last batch applied.
+    pub fn applied(&self) -> Sequence {
+        self.store.applied()
+    }
+
+    /// Sequence through which every stage is done: with a log, what is durable.
+    pub fn passed(&self) -> Sequence {
+        self.pipeline.passed().unwrap_or_else(|| self.store.applied())
+    }
+
+    /// What the store covers without log or snapshot.
+    pub fn covered(&self) -> Sequence {
+        self.store.covered()
+    }
+
+    /// Where the partition is in its life, and why it serves no more when it does not.
+    pub fn state(&self) -> (PartitionState, &str) {
+        match &self.halted {
+            None => (PartitionState::Primary, ""),
+            Some(refusal) if refusal.reason == Reason::PartitionDamaged => {
+                (PartitionState::Damaged, &refusal.message)
+            }
+            Some(refusal) => (PartitionState::Stopped, &refusal.message),
+        }
+    }
+
+    /// Whether nothing of the store is out on the blocking pool and nothing waits.
+    pub fn is_quiet(&self) -> bool {
+        !self.working && self.queue.is_empty()
+    }
+
+    /// Puts new settings in force. Store and first epoch stay.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` when the stages make no pipeline; `PARTITION_BUSY` when the stages
+    /// change while writes are under way.
+    pub fn update(&mut self, spec: PartitionSpec) -> Result<(), Refusal> {
+        assert_eq!((spec.id, spec.store), (self.spec.id, self.spec.store));
+        Pipeline::validate(&spec.pipeline, spec.ack)
+            .map_err(|error| Refusal::new(Reason::InvalidArgument, error.to_string()))?;
+        if spec.pipeline != self.spec.pipeline {
+            if self.passed() != self.applied() || !self.is_quiet() {
+                return Err(Refusal::new(
+                    Reason::PartitionBusy,
+                    format!("partition {} has writes under way", spec.id),
+                ));
+            }
+            self.pipeline = Pipeline::new(&spec.pipeline, spec.ack)
+                .map_err(|error| Refusal::new(Reason::InvalidArgument, error.to_string()))?;
+            self.pipeline.resume(self.store.applied(), self.store.applied_timestamp());
+        }
+        self.spec = spec;
+        Ok(())
+    }
+
+    /// Ends service: everything under way and everything that follows gets `refusal`. Writes
+    /// under way may survive all the same; they were never acknowledged.
+    pub fn halt(&mut self, refusal: Refusal, effects: &mut impl Effects) {
+        self.halted = Some(refusal.clone());
+        while let Some(held) = self.held.pop(Sequence(u64::MAX)) {
+            match held {
+                Held::Write(ticket, ..) => effects.written(ticket, Err(refusal.clone())),
+                Held::Read(ticket) => effects.read_done(ticket, Err(refusal.clone())),
+            }
+        }
+        while let Some(owned) = self.queue.pop_front() {
+            refuse(&owned, refusal.clone(), effects);
+        }
+    }
+
+    /// One step: consumes the input, emits effects.
+    pub fn step(&mut self, input: Input<'_>, effects: &mut impl Effects) {
+        match input {
+            Input::Read { ticket, keys } => {
+                if !self.must_queue(|| Owned::read(ticket, keys), effects)
+                    && !self.read(ticket, keys, effects)
+                {
+                    self.queue.push_back(Owned::read(ticket, keys));
+                }
+            }
+            Input::Write { ticket, entries, ack } => {
+                if !self.must_queue(|| Owned::write(ticket, ack, entries), effects)
+                    && !self.write(ticket, entries, ack, effects)
+                {
+                    self.queue.push_back(Owned::write(ticket, ack, entries));
+                }
+            }
+            Input::LogDurable(sequence) => {
+                if let Some(log) = self.pipeline.log() {
+                    self.pipeline.completed(log, Completed::Through(sequence));
+                    self.release(effects);
+                }
+            }
+            Input::WorkDone(done) => self.work_done(done, effects),
+            Input::Tick => self.disk_full = false,
+        }
+        self.hand_out_work(effects);
+    }
+
+    /// Starts a snapshot of the state after the last batch applied.
+    ///
+    /// # Errors
+    /// The halting refusal: a partition that stopped has nothing to vouch for.
+    pub fn snapshot_start(&mut self) -> Result<SnapshotHead, Refusal> {
+        if let Some(refusal) = &self.halted {
+            return Err(refusal.clone());
+        }
+        self.store.snapshot_start();
+        Ok(SnapshotHead {
+            sequence: self.store.applied(),
+            timestamp: self.store.applied_timestamp(),
+        })
+    }
+
+    /// Hands out the next records of the snapshot. `Wait`: call again after a `WorkDone`.
+    ///
+    /// # Errors
+    /// As the store says; the snapshot is abandoned.
+    pub fn snapshot_next(
+        &mut self,
+        budget_bytes: usize,
+        emit: &mut dyn FnMut(SnapshotRecord<'_>),
+        effects: &mut impl Effects,
+    ) -> Result<SnapshotStep, StoreError> {
+        let step = self.store.snapshot_next(budget_bytes, emit);
+        self.hand_out_work(effects);
+        step
+    }
+
+    /// Ends or abandons the snapshot.
+    pub fn snapshot_end(&mut self) {
+        self.store.snapshot_end();
+    }
+
+    /// Queues the request behind one that waits for its store; or refuses it. True: dealt with.
+    fn must_queue(&mut self, owned: impl FnOnce() -> Owned, effects: &mut impl Effects) -> bool {
+        if let Some(refusal) = &self.halted {
+            refuse(&owned(), refusal.clone(), effects);
+            return true;
+        }
+        if self.queue.is_empty() {
+            return false;
+        }
+        let limit = if self.pipeline.has(StageKind::Dispatcher) { PARTITION_QUEUE_MAX } else { 1 };
+        let owned = owned();
+        if self.queue.len() < limit {
+            self.queue.push_back(owned);
+        } else {
+            let message = format!("partition {} has {limit} requests waiting", self.spec.id);
+            refuse(&owned, Refusal::new(Reason::Overloaded, message), effects);
+        }
+        true
+    }
+
+    /// False: the store has to fetch first.
+    fn read(&mut self, ticket: Ticket, keys: &[&[u8]], effects: &mut impl Effects) -> bool {
+        // Only a store that blocks answers Unknown, and only then the keys are looked up twice.
+        let unknown = |key: &&&[u8]| self.store.get(key) == Lookup::Unknown;
+        if self.blocks() && keys.iter().any(|key| unknown(&key)) {
+            let missing: Vec<&[u8]> = keys.iter().filter(unknown).copied().collect();
+            self.store.fetch(&missing);
+            return false;
+        }
+        let mut depends_on = Sequence::ZERO;
+        for key in keys {
+            match self.store.get(key) {
+                Lookup::Found(record) => {
+                    depends_on = depends_on.max(record.version);
+                    effects.record(ticket, key, Some(record));
+                }
+                Lookup::Absent => {
+                    depends_on = depends_on.max(self.last_remove);
+                    effects.record(ticket, key, None);
+                }
+                Lookup::Unknown => unreachable!("only stores that block answer Unknown"),
+            }
+        }
+        if self.spec.ack == Ack::Memory || depends_on <= self.passed() {
+            effects.read_done(ticket, Ok(()));
+        } else if self.held.reads() < HELD_READS_MAX {
+            self.held.hold(depends_on, Held::Read(ticket));
+        } else {
+            let message = format!("partition {} has {HELD_READS_MAX} reads waiting", self.spec.id);
+            effects.read_done(ticket, Err(Refusal::new(Reason::Overloaded, message)));
+        }
+        true
+    }
+
+    /// False: the store has to fetch first.
+    fn write(
+        &mut self,
+        ticket: Ticket,
+        entries: &[WriteEntry<'_>],
+        ack: Option<Ack>,
+        effects: &mut impl Effects,
+    ) -> bool {
+        debug_assert!(!entries.is_empty());
+        let conditional = entries.iter().filter(|entry| entry.condition != Condition::None);
+        let missing: Vec<&[u8]> = conditional
+            .filter(|entry| self.store.get(entry.key) == Lookup::Unknown)
+            .map(|entry| entry.key)
+            .collect();
+        if !missing.is_empty() {
+            self.store.fetch(&missing);
+            return false;
+        }
+        match self.execute(entries, ack, effects) {
+            Err(refusal) => effects.written(ticket, Err(refusal)),
+            Ok((sequence, timestamp, ack)) => {
+                if ack == Ack::Memory || sequence <= self.passed() {
+                    effects.written(ticket, Ok((sequence, timestamp)));
+                } else {
+                    self.held.hold(sequence, Held::Write(ticket, sequence, timestamp));
+                }
+            }
+        }
+        true
+    }
+
+    fn execute(
+        &mut self,
+        entries: &[WriteEntry<'_>],
+        ack: Option<Ack>,
+        effects: &mut impl Effects,
+    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+        // A request may ask for more than the default, never for less.
+        let ack = ack.map_or(self.spec.ack, |asked| asked.max(self.spec.ack));
+        if ack == Ack::Durable && self.pipeline.log().is_none() {
+            return Err(Refusal::new(
+                Reason::InvalidArgument,
+                format!("partition {} has no log stage, so no write can be durable", self.spec.id),
+            ));
+        }
+        if self.store.is_saturated() {
+            let what = if self.disk_full { Reason::DiskFull } else { Reason::Overloaded };
+            let message = format!("the store of partition {} writes behind", self.spec.id);
+            return Err(Refusal::new(what, message));
+        }
+        self.check_conditions(entries)?;
+        self.check_memory(entries, effects.memory_available())?;
+        let mut write = Write {
+            partition: self.spec.id,
+            epoch: self.spec.epoch,
+            entries,
+            now: effects.now(),
+            ack,
+            sequence: self.store.applied().next(),
+            timestamp: Timestamp::ZERO,
+            pending: 0,
+        };
+        self.pipeline.admit(&write, effects)?;
+        self.pipeline.accept(&mut write, effects);
+        self.store.apply(write.sequence, write.timestamp, entries);
+        if entries.iter().any(|entry| entry.change == stateside_types::Change::Remove) {
+            self.last_remove = write.sequence;
+        }
+        Ok((write.sequence, write.timestamp, ack))
+    }
+
+    fn check_conditions(&self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+        for (index, entry) in entries.iter().enumerate() {
+            let failed = match (entry.condition, self.store.get(entry.key)) {
+                (Condition::None, _) | (Condition::IfAbsent, Lookup::Absent) => continue,
+                (Condition::IfVersion(wanted), Lookup::Found(record))
+                    if record.version == wanted =>
+                {
+                    continue;
+                }
+                (_, Lookup::Found(record)) => Some(record.version),
+                (_, _) => None,
+            };
+            let found = match failed {
+                Some(version) => format!("the record has version {version}"),
+                None => "there is no record".to_owned(),
+            };
+            let wanted = match entry.condition {
+                Condition::IfVersion(version) => format!("if_version {version}"),
+                _ => "if_absent".to_owned(),
+            };
+            let key = String::from_utf8_lossy(&entry.key[..entry.key.len().min(64)]).into_owned();
+            return Err(Refusal::new(
+                Reason::ConditionFailed,
+                format!("{wanted} does not hold for key `{key}`: {found}; nothing was written"),
+            )
+            .with("entry", index)
+            .with("version", failed.unwrap_or(Sequence::ZERO)));
+        }
+        Ok(())
+    }
+
+    fn check_memory(&self, entries: &[WriteEntry<'_>], available: u64) -> Result<(), Refusal> {
+        // The cheap bound decides nearly always; lookups are made only near the limit.
+        if available == u64::MAX
+            || self.store.growth_max(entries) <= available
+            || u64::try_from(self.store.growth(entries)).unwrap_or(0) <= available
+        {
+            return Ok(());
+        }
+        Err(Refusal::new(Reason::MemoryFull, "the node's memory limit is reached"))
+    }
+
+    fn release(&mut self, effects: &mut impl Effects) {
+        let passed = self.passed();
+        while let Some(held) = self.held.pop(passed) {
+            match held {
+                Held::Write(ticket, sequence, timestamp) => {
+                    effects.written(ticket, Ok((sequence, timestamp)));
+                }
+                Held::Read(ticket) => effects.read_done(ticket, Ok(())),
+            }
+        }
+    }
+
+    fn work_done(&mut self, done: WorkDone, effects: &mut impl Effects) {
+        assert!(self.working, "an outcome belongs to the work that is out");
+        self.working = false;
+        match self.store.finish_work(done) {
+            Ok(()) => self.disk_full = false,
+            Err(StoreError::DiskFull { .. }) => self.disk_full = true,
+            Err(error) => {
+                let reason = match error {
+                    StoreError::Damaged { .. } => Reason::PartitionDamaged,
+                    _ => Reason::PartitionStopped,
+                };
+                return self.halt(Refusal::new(reason, error.to_string()), effects);
+            }
+        }
+        while let Some(front) = self.queue.pop_front() {
+            let answered = match &front {
+                Owned::Read { ticket, keys } => {
+                    let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
+                    self.read(*ticket, &keys, effects)
+                }
+                Owned::Write { ticket, ack, entries } => {
+                    let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
+                    self.write(*ticket, &entries, *ack, effects)
+                }
+            };
+            if !answered {
+                self.queue.push_front(front);
+                return;
+            }
+            self.store.forget_fetched();
+        }
+    }
+
+    fn hand_out_work(&mut self, effects: &mut impl Effects) {
+        if !self.blocks() || self.working || self.halted.is_some() {
+            return;
+        }
+        // A full disk is tried again at the next tick, not in a tight loop; reads go on.
+        let writable = if self.disk_full { Sequence::ZERO } else { self.passed() };
+        if let Some(work) = self.store.take_work(writable) {
+            self.working = true;
+            effects.run(work);
+        }
+    }
+
+    fn blocks(&self) -> bool {
+        self.spec.store != stateside_types::StoreKind::Memory
+    }
+}
+
+fn refuse(owned: &Owned, refusal: Refusal, effects: &mut impl Effects) {
+    match owned {
+        Owned::Read { ticket, .. } => effects.read_done(*ticket, Err(refusal)),
+        Owned::Write { ticket, .. } => effects.written(*ticket, Err(refusal)),
+    }
+}
+
+impl std::fmt::Debug for Partition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Partition")
+            .field("spec", &self.spec)
+            .field("applied", &self.applied())
+            .field("passed", &self.passed())
+            .finish_non_exhaustive()
+    }
+}
