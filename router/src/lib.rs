@@ -4,6 +4,9 @@
 //! A [`RoutingTable`] never changes; a new partition set is a new table with a higher version,
 //! handed out behind an `Arc`.
 
+mod batch;
+
+pub use batch::{BatchPlan, Placement, UNOWNED};
 use stateside_types::{CoreId, Epoch, HashRange, KeyHash, PartitionId};
 use xxhash_rust::xxh3::xxh3_64;
 
