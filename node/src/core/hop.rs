@@ -1,0 +1,216 @@
+//! Requests that arrived on one core and belong to another's partition, and their answers.
+//!
+//! ```text
+//!   core A: turn ends ── HopRequests (one message a turn and target) ──► core B's inbox, bounded
+//!   core A: inbox ◄───── HopAnswers  (one message a turn and target) ─── core B
+//! ```
+//! A core keeps count of the requests it has out at each other core and refuses beyond
+//! [`HOPS_PER_CORE_PAIR_MAX`](stateside_types::limits::HOPS_PER_CORE_PAIR_MAX); the channels are
+//! wide enough for all of them, so sending an answer never fails and never blocks.
+//!
+//! All requests of a message share one buffer: an allocation a turn, not one a request.
+
+use stateside_partition::Ticket;
+use stateside_types::{
+    Ack, Change, Condition, PartitionId, Refusal, Sequence, Timestamp, WriteEntry,
+};
+
+/// Requests from one core to another, in the order in which they arrived.
+#[derive(Default)]
+pub struct HopRequests {
+    bytes: Vec<u8>,
+    requests: Vec<HopRequest>,
+}
+
+/// One request of a [`HopRequests`].
+pub struct HopRequest {
+    /// The asking core's name for the part of the call that this is.
+    pub ticket: Ticket,
+    /// Whom it is for.
+    pub partition: PartitionId,
+    /// What to do.
+    pub kind: HopKind,
+    start: usize,
+    end: usize,
+}
+
+/// What a hopping request does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HopKind {
+    /// Read keys.
+    Read,
+    /// Write entries.
+    Write(Option<Ack>),
+}
+
+impl HopRequests {
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// Adds a read.
+    pub fn push_read<'k>(
+        &mut self,
+        ticket: Ticket,
+        partition: PartitionId,
+        keys: impl Iterator<Item = &'k [u8]>,
+    ) {
+        let start = self.bytes.len();
+        for key in keys {
+            put_bytes(&mut self.bytes, key);
+        }
+        self.finish(ticket, partition, HopKind::Read, start);
+    }
+
+    /// Adds a write.
+    pub fn push_write<'k>(
+        &mut self,
+        ticket: Ticket,
+        partition: PartitionId,
+        ack: Option<Ack>,
+        entries: impl Iterator<Item = WriteEntry<'k>>,
+    ) {
+        let start = self.bytes.len();
+        for entry in entries {
+            let (condition, version) = match entry.condition {
+                Condition::None => (0, 0),
+                Condition::IfAbsent => (1, 0),
+                Condition::IfVersion(version) => (2, version.0),
+            };
+            let put = matches!(entry.change, Change::Put(_));
+            self.bytes.push(condition << 1 | u8::from(put));
+            if condition == 2 {
+                self.bytes.extend_from_slice(&version.to_le_bytes());
+            }
+            put_bytes(&mut self.bytes, entry.key);
+            if let Change::Put(value) = entry.change {
+                put_bytes(&mut self.bytes, value);
+            }
+        }
+        self.finish(ticket, partition, HopKind::Write(ack), start);
+    }
+
+    fn finish(&mut self, ticket: Ticket, partition: PartitionId, kind: HopKind, start: usize) {
+        let end = self.bytes.len();
+        self.requests.push(HopRequest { ticket, partition, kind, start, end });
+    }
+
+    /// The requests, in order.
+    pub fn requests(&self) -> &[HopRequest] {
+        &self.requests
+    }
+
+    /// Fills `keys` with what a read asks for.
+    pub fn keys<'a>(&'a self, request: &HopRequest, keys: &mut Vec<&'a [u8]>) {
+        keys.clear();
+        let mut bytes = &self.bytes[request.start..request.end];
+        while !bytes.is_empty() {
+            keys.push(take_bytes(&mut bytes));
+        }
+    }
+
+    /// Fills `entries` with what a write asks for.
+    pub fn entries<'a>(&'a self, request: &HopRequest, entries: &mut Vec<WriteEntry<'a>>) {
+        entries.clear();
+        let mut bytes = &self.bytes[request.start..request.end];
+        while !bytes.is_empty() {
+            let flags = take(&mut bytes, 1)[0];
+            let condition = match flags >> 1 {
+                0 => Condition::None,
+                1 => Condition::IfAbsent,
+                _ => Condition::IfVersion(Sequence(take_u64(&mut bytes))),
+            };
+            let key = take_bytes(&mut bytes);
+            let change =
+                if flags & 1 == 1 { Change::Put(take_bytes(&mut bytes)) } else { Change::Remove };
+            entries.push(WriteEntry { key, change, condition });
+        }
+    }
+}
+
+/// Answers from one core to another.
+#[derive(Default)]
+pub struct HopAnswers {
+    /// One per request that was answered.
+    pub answers: Vec<HopAnswer>,
+}
+
+/// What became of one hopping request.
+pub struct HopAnswer {
+    /// The asking core's name for it.
+    pub ticket: Ticket,
+    /// The outcome.
+    pub outcome: HopOutcome,
+}
+
+/// See [`HopAnswer`].
+pub enum HopOutcome {
+    /// Records as the answer's protobuf has them, and where each ends in `body`.
+    Read {
+        /// Encoded records, one after the other.
+        body: Vec<u8>,
+        /// End of each record in `body`.
+        ends: Vec<u32>,
+    },
+    /// The batch was written.
+    Written(Sequence, Timestamp),
+    /// It was not.
+    Refused(Refusal),
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
+    out.extend_from_slice(bytes);
+}
+
+/// These bytes were written by `push_*` in this process: running short is a bug, not bad input.
+fn take<'a>(bytes: &mut &'a [u8], count: usize) -> &'a [u8] {
+    let (taken, rest) = bytes.split_at(count);
+    *bytes = rest;
+    taken
+}
+
+fn take_bytes<'a>(bytes: &mut &'a [u8]) -> &'a [u8] {
+    let length = take(bytes, 4);
+    let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
+    take(bytes, length as usize)
+}
+
+fn take_u64(bytes: &mut &[u8]) -> u64 {
+    let mut number = [0; 8];
+    number.copy_from_slice(take(bytes, 8));
+    u64::from_le_bytes(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_hops_arrives_unchanged() {
+        let entries = [
+            WriteEntry { key: b"a", change: Change::Put(b""), condition: Condition::None },
+            WriteEntry { key: b"bb", change: Change::Remove, condition: Condition::IfAbsent },
+            WriteEntry {
+                key: &[7; 4096],
+                change: Change::Put(&[9; 100_000]),
+                condition: Condition::IfVersion(Sequence(u64::MAX)),
+            },
+        ];
+        let keys: [&[u8]; 2] = [b"x", b"yyy"];
+        let mut hop = HopRequests::default();
+        let ack = Some(Ack::Memory);
+        hop.push_write(Ticket(1), PartitionId(4), ack, entries.iter().copied());
+        hop.push_read(Ticket(2), PartitionId(5), keys.iter().copied());
+
+        let (mut got_entries, mut got_keys) = (Vec::new(), Vec::new());
+        let [write, read] = hop.requests() else { panic!("two requests") };
+        assert_eq!((write.ticket, write.partition), (Ticket(1), PartitionId(4)));
+        assert_eq!((write.kind, read.kind), (HopKind::Write(ack), HopKind::Read));
+        hop.entries(write, &mut got_entries);
+        hop.keys(read, &mut got_keys);
+        assert_eq!(got_entries, entries);
+        assert_eq!(got_keys, keys);
+    }
+}
