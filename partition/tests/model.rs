@@ -2,6 +2,8 @@
 //! store work and crashes. After every crash the partition goes on from some point between what
 //! was durable and what was appended, as a disk may choose.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 use std::collections::{BTreeMap, HashMap};
 
 use proptest::prelude::*;
@@ -137,12 +139,15 @@ struct Logged {
     entries: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
+/// A key and what a read said of it.
+type Seen = (Vec<u8>, Option<(Vec<u8>, Sequence)>);
+
 #[derive(Default)]
 struct World {
     now: u64,
     log: Vec<Logged>,
     work: Vec<Work>,
-    records: HashMap<u64, Vec<(Vec<u8>, Option<(Vec<u8>, Sequence)>)>>,
+    records: HashMap<u64, Vec<Seen>>,
     done: Vec<(u64, Result<Option<Sequence>, Refusal>)>,
 }
 
