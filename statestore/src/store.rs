@@ -95,8 +95,9 @@ pub struct SnapshotRecord<'a> {
     pub record: Record<'a>,
 }
 
-/// Where a partition's records live. Owned by one partition, used on one core's thread.
-pub trait StateStore {
+/// Where a partition's records live. Owned by one partition, used on one core's thread; `Send`, so that
+/// it can be filled from a snapshot on another before it is put to use.
+pub trait StateStore: Send {
     /// The name that configuration uses: `memory`, `sled`.
     fn kind(&self) -> &'static str;
 

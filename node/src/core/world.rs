@@ -1,0 +1,149 @@
+//! What the partitions of a core act upon: its calls, its log, the blocking pool, the time.
+
+use stateside_partition::{Effects, Ticket};
+use stateside_pipeline::{Outlet, Write};
+use stateside_statestore::Work;
+use stateside_types::{
+    Ack, PartitionId, Record, Refusal, Sequence, Timestamp, WallClock, WriteEntry,
+};
+use stateside_wire::StreamId;
+
+use super::{
+    calls::{Calls, Outcome},
+    log::CoreLog,
+    pool::{PoolDone, PoolHandle},
+};
+use crate::reactor::ConnectionId;
+
+/// A stream of a connection of this core.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StreamRef {
+    pub(crate) connection: ConnectionId,
+    pub(crate) stream: StreamId,
+}
+
+/// How much memory the stores of the node may still take.
+///
+/// A core knows its own use exactly and that of the others as of its last tick, so the limit may
+/// be passed by what the other cores took within one tick.
+#[derive(Debug, Default)]
+pub(crate) struct MemoryBudget {
+    /// 0: no limit.
+    pub(crate) limit_bytes: u64,
+    /// Of the whole node, as of the last tick.
+    pub(crate) used_bytes: u64,
+    /// What this core took since.
+    grown_bytes: i64,
+}
+
+impl MemoryBudget {
+    pub(crate) fn is_limited(&self) -> bool {
+        self.limit_bytes > 0
+    }
+
+    pub(crate) fn grown(&mut self, before: u64, after: u64) {
+        self.grown_bytes += after.cast_signed() - before.cast_signed();
+    }
+
+    /// A tick: `used_bytes` has been counted anew.
+    pub(crate) fn counted(&mut self, used_bytes: u64) {
+        self.used_bytes = used_bytes;
+        self.grown_bytes = 0;
+    }
+
+    fn available(&self) -> u64 {
+        if self.limit_bytes == 0 {
+            return u64::MAX;
+        }
+        self.limit_bytes.saturating_sub(self.used_bytes.saturating_add_signed(self.grown_bytes))
+    }
+}
+
+/// See the module's header. Lives on its core's thread.
+pub(crate) struct World {
+    pub(crate) calls: Calls<StreamRef>,
+    pub(crate) log: CoreLog,
+    pub(crate) pool: PoolHandle,
+    pub(crate) memory: MemoryBudget,
+    /// The wall clock as of this turn.
+    pub(crate) wall: WallClock,
+    /// The monotonic clock as of this turn, nanoseconds since the core's start.
+    pub(crate) turn_ns: u64,
+    /// Requests that went to other cores.
+    pub(crate) hops: u64,
+}
+
+/// The effects of one partition.
+pub(crate) struct PartitionEffects<'a> {
+    pub(crate) world: &'a mut World,
+    pub(crate) partition: PartitionId,
+}
+
+impl Outlet for PartitionEffects<'_> {
+    fn log_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+        self.world.log.admit(entries)
+    }
+
+    fn log_append(&mut self, write: &Write<'_>) {
+        self.world.log.append(write);
+    }
+}
+
+impl Effects for PartitionEffects<'_> {
+    fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>) {
+        self.world.calls.record(ticket, key, record);
+    }
+
+    fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>) {
+        let outcome = match outcome {
+            Ok(()) => Outcome::Read,
+            Err(refusal) => Outcome::Refused(refusal),
+        };
+        self.world.calls.finish(ticket, outcome);
+    }
+
+    fn written(&mut self, ticket: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>) {
+        let outcome = match outcome {
+            Ok((sequence, timestamp)) => Outcome::Written(sequence, timestamp),
+            Err(refusal) => Outcome::Refused(refusal),
+        };
+        self.world.calls.finish(ticket, outcome);
+    }
+
+    fn run(&mut self, work: Work) {
+        let partition = self.partition;
+        self.world.pool.submit(move || PoolDone::Store(partition, work()));
+    }
+
+    fn now(&self) -> WallClock {
+        self.world.wall
+    }
+
+    fn memory_available(&self) -> u64 {
+        self.world.memory.available()
+    }
+}
+
+/// Whether a write must reach the disk without delay.
+pub(crate) fn is_urgent(write: &Write<'_>) -> bool {
+    write.ack == Ack::Durable
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_budget_counts_what_this_core_took_since_the_last_count() {
+        let mut budget = MemoryBudget::default();
+        assert_eq!(budget.available(), u64::MAX);
+        budget.limit_bytes = 1_000;
+        budget.counted(400);
+        budget.grown(100, 350);
+        assert_eq!(budget.available(), 350);
+        budget.grown(350, 0);
+        assert_eq!(budget.available(), 700);
+        budget.counted(2_000);
+        assert_eq!(budget.available(), 0);
+    }
+}
