@@ -14,16 +14,42 @@ pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
 
 /// HTTP/2 streams a client may have open on one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
-/// HTTP/2 window a client may fill on one stream before it is read: a whole batch and framing.
-pub const STREAM_WINDOW_BYTES: u32 = (BATCH_BYTES_MAX + (64 << 10)) as u32;
+/// HTTP/2 window a client may fill on one stream before the server has reserved memory for the
+/// rest of the message. A larger message costs one round trip for the reservation.
+pub const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 /// HTTP/2 window of a whole connection.
 pub const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-/// Request headers of one call, bytes.
+/// Request headers of one call, bytes, counted as HTTP/2 does (32 more for each field).
 pub const HEADER_BYTES_MAX: u32 = 16 << 10;
-/// Bytes waiting to be sent on one connection above which it is not read any more.
+/// Bytes waiting to be sent on one connection above which it is not read any more, and calls
+/// that arrived on it are not started.
 pub const SEND_BACKLOG_BYTES_MAX: usize = 4 << 20;
-/// Bytes of unfinished request messages held for one connection.
-pub const REQUEST_BYTES_PER_CONNECTION_MAX: usize = CONNECTION_WINDOW_BYTES as usize;
+/// Bytes of unsent answers on one connection. An answer above it costs its stream a reset:
+/// only calls that were started before the client fell behind can get there.
+pub const RESPONSE_BACKLOG_BYTES_MAX: usize = 64 << 20;
+/// Bytes of request messages held for one connection until they are handed out: one half for
+/// messages within their stream's first window, one half for reservations of larger ones.
+pub const REQUEST_BYTES_PER_CONNECTION_MAX: usize = 16 << 20;
+/// Longest text of a refusal that is sent (it travels in headers), bytes.
+pub const REFUSAL_TEXT_BYTES_MAX: usize = 1 << 10;
+/// Longest `google.rpc.Status` that is sent with a refusal, bytes before base64. Above it the
+/// metadata is left out.
+pub const REFUSAL_STATUS_BYTES_MAX: usize = 3 << 10;
+/// How long a client may take from connecting to its first SETTINGS frame, milliseconds.
+pub const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
+/// How long a draining connection waits for the client to see the first GOAWAY, milliseconds.
+pub const DRAIN_NOTICE_MS: u64 = 1_000;
+/// Acknowledgements of SETTINGS and PING that may wait to be sent on one connection.
+pub const UNSENT_ACKS_MAX: usize = 1_000;
+/// Control frames (PING, SETTINGS, RST_STREAM, PRIORITY, empty DATA, unknown ones) that a
+/// connection may send at once; each frame of an answer allows one more.
+pub const CONTROL_FRAMES_BURST: u32 = 10_000;
+/// Control frames a connection may send per second on top of that, sustained.
+pub const CONTROL_FRAMES_PER_S: u32 = 1_000;
+/// Largest message buffer that is kept for reuse, bytes of capacity.
+pub const POOLED_BUFFER_BYTES_MAX: usize = 2 << 20;
+/// Message buffers kept for reuse by one core, bytes of capacity in all.
+pub const BUFFER_POOL_BYTES_MAX: usize = 32 << 20;
 
 /// Connections one core serves.
 pub const CONNECTIONS_PER_CORE_MAX: usize = 16 << 10;
