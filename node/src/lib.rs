@@ -1,1 +1,3 @@
-//! stub
+//! The node: cores, planes, wiring and the command line, as a library behind the `stateside` binary.
+
+pub mod reactor;
