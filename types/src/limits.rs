@@ -53,6 +53,13 @@ pub const BUFFER_POOL_BYTES_MAX: usize = 32 << 20;
 
 /// Connections one core serves.
 pub const CONNECTIONS_PER_CORE_MAX: usize = 16 << 10;
+/// Connections that wait to be accepted, per listening socket.
+pub const LISTEN_BACKLOG: i32 = 4 << 10;
+/// Pause before accepting is tried again after descriptors or memory ran out, milliseconds.
+pub const ACCEPT_RETRY_MS: u64 = 100;
+/// How long a connection that is closing may take to be sent its last bytes and to answer with
+/// its own close, milliseconds. Then it is cut.
+pub const CLOSE_GRACE_MS: u64 = 5_000;
 /// Receive buffers one core shares among its connections. A power of two.
 pub const RECEIVE_BUFFERS: usize = 512;
 /// Size of a receive buffer, bytes.
@@ -72,6 +79,15 @@ pub const PARTITION_QUEUE_MAX: usize = 4 << 10;
 pub const LOG_BUFFER_BYTES_MAX: usize = 16 << 20;
 /// Bytes of records that an on-disk store holds in memory until it has written them, per partition.
 pub const STORE_OVERLAY_BYTES_MAX: usize = 16 << 20;
+
+/// Longest a core sleeps while it has work or had some a moment ago, milliseconds.
+pub const TICK_BUSY_MS: u64 = 5;
+/// Longest a core sleeps when nothing happens, milliseconds.
+pub const TICK_IDLE_MS: u64 = 100;
+/// Calls into stores that may block, waiting for a thread of the blocking pool.
+pub const BLOCKING_JOBS_MAX: usize = 4 << 10;
+/// Threads of the blocking pool.
+pub const BLOCKING_THREADS_MAX: usize = 16;
 
 /// Partitions on one node.
 pub const PARTITIONS_PER_NODE_MAX: usize = 16 << 10;

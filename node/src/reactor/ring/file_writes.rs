@@ -1,0 +1,124 @@
+//! Positioned file writes under way on the ring: each owns its buffer and a share of its file
+//! until the kernel is done, and goes on after a short write.
+//!
+//! # Safety
+//! The kernel (and a disk's DMA) reads the buffer until the completion has been taken. So the
+//! buffer lives in a slot here, is not touched there, and [`CoreRing`](super::CoreRing) empties
+//! these slots before it drops: memory reused too early would put foreign bytes on the disk.
+
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+};
+
+use rustix::io::Errno;
+
+use super::{
+    token::{Kind, Token},
+    uring::{Completion, Uring},
+};
+use crate::reactor::aligned::AlignedBuffer;
+
+/// One write.
+struct FileWrite {
+    file: Rc<OwnedFd>,
+    offset: u64,
+    /// Bytes written so far.
+    done: usize,
+    buffer: AlignedBuffer,
+    token: u64,
+}
+
+/// A write that has ended.
+pub(super) struct EndedWrite {
+    pub(super) token: u64,
+    pub(super) buffer: AlignedBuffer,
+    pub(super) result: io::Result<()>,
+}
+
+/// All writes under way on one ring.
+#[derive(Default)]
+pub(super) struct FileWrites {
+    slots: Vec<Option<FileWrite>>,
+    free: Vec<u32>,
+}
+
+impl FileWrites {
+    /// Writes under way.
+    pub(super) fn count(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Starts to write all of `buffer`.
+    pub(super) fn start(
+        &mut self,
+        uring: &mut Uring,
+        file: Rc<OwnedFd>,
+        offset: u64,
+        buffer: AlignedBuffer,
+        token: u64,
+    ) {
+        let write = FileWrite { file, offset, done: 0, buffer, token };
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() as u32 - 1
+        });
+        let slot = &mut self.slots[index as usize];
+        assert!(slot.is_none(), "a free slot holds no write");
+        submit(uring, index, slot.insert(write));
+    }
+
+    /// Takes a completion. Some when the write has ended, for good or bad.
+    pub(super) fn complete(
+        &mut self,
+        uring: &mut Uring,
+        completion: &Completion,
+    ) -> Option<EndedWrite> {
+        let index = completion.token.index;
+        let slot = &mut self.slots[index as usize];
+        let write = slot.as_mut().expect("a write's slot is kept until its completion");
+        let result = match completion.outcome() {
+            Ok(0) if write.done < write.buffer.len() => Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                write.done += count as usize;
+                assert!(write.done <= write.buffer.len(), "the kernel writes what it was given");
+                if write.done < write.buffer.len() {
+                    submit(uring, index, write);
+                    return None;
+                }
+                Ok(())
+            }
+            Err(error) => match completion.errno() {
+                // Nothing was written and nothing is wrong: once more.
+                Some(Errno::INTR | Errno::AGAIN) => {
+                    submit(uring, index, write);
+                    return None;
+                }
+                _ => Err(error),
+            },
+        };
+        let write = slot.take().expect("it was there a moment ago");
+        self.free.push(index);
+        Some(EndedWrite { token: write.token, buffer: write.buffer, result })
+    }
+}
+
+fn submit(uring: &mut Uring, index: u32, write: &FileWrite) {
+    let rest = &write.buffer[write.done..];
+    // The kernel takes at most 2 GiB a write; the rest follows as after any short write.
+    let len = rest.len().min(1 << 30) as u32;
+    let token = Token::new(Kind::FileWrite, index, 0);
+    // SAFETY: the buffer stays in its slot, unchanged, until `complete` has the completion (the
+    // slot may move within the Vec, the buffer's memory does not), and CoreRing's drop waits for
+    // all completions.
+    unsafe {
+        uring.write_file(
+            write.file.as_fd(),
+            rest.as_ptr(),
+            len,
+            write.offset + write.done as u64,
+            token,
+        );
+    }
+}

@@ -1,0 +1,195 @@
+//! Sleeping between turns: where, how long, and who may end it.
+//!
+//! There are two ways to sleep:
+//! - **In the ring**, when the core's main task is the only one on its executor (the rule): one
+//!   `io_uring_enter` submits, runs deferred work and sleeps until a completion, a [`Waker`] or
+//!   the tick. glommio's own rings are not involved; this saves half a dozen system calls a
+//!   wake-up.
+//! - **In glommio**, while other futures live on the executor: the ring's eventfd is awaited
+//!   through a `PollableFd`, and they run meanwhile. (The ring's own descriptor would not do: with
+//!   deferred task work it never becomes readable to another ring.)
+//!
+//! The tick bounds both, and with it glommio's known stall: an executor that was preempted just
+//! when it began its round may park although a task is runnable, until the next event. The
+//! timer of `cores` makes sure that there is always a next event soon.
+//!
+//! [`Waker`]: crate::reactor::Waker
+
+use std::{
+    future::{Future, poll_fn},
+    os::fd::{AsFd, OwnedFd},
+    pin::pin,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use glommio::io::{PollState, PollableFd};
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::{CoreRing, RingConfig};
+use crate::reactor::{cores, error::ReactorError};
+
+/// With other futures on the executor, they get their turn at least this often.
+const SHARED_SLICE: Duration = Duration::from_micros(500);
+/// Without, glommio gets to do its housekeeping this often.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+
+/// When and how the core sleeps.
+pub(super) struct Sleep {
+    /// The last `wait` has entered the ring already: the turn need not.
+    entered: bool,
+    /// The last turn found something to do.
+    active: bool,
+    last_active: Instant,
+    next_tick: Instant,
+    last_yield: Instant,
+    /// For sleeping in glommio; made when first needed.
+    signal: Option<Signal>,
+}
+
+/// The eventfd that completions write, and glommio's poll of it.
+struct Signal {
+    eventfd: PollableFd<OwnedFd>,
+    poll: PollState,
+}
+
+impl Sleep {
+    pub(super) fn new(config: &RingConfig, now: Instant) -> Self {
+        Self {
+            entered: false,
+            active: true,
+            last_active: now,
+            next_tick: now + config.tick_busy,
+            last_yield: now,
+            signal: None,
+        }
+    }
+
+    pub(super) fn take_entered(&mut self) -> bool {
+        std::mem::take(&mut self.entered)
+    }
+
+    /// Notes how the turn went; true when the tick was due.
+    pub(super) fn end_turn(&mut self, now: Instant, config: &RingConfig, active: bool) -> bool {
+        self.active = active;
+        if active {
+            self.last_active = now;
+            // The first turn after a quiet time: back to the short tick.
+            self.next_tick = self.next_tick.min(now + config.tick_busy);
+        }
+        let due = now >= self.next_tick;
+        if due {
+            let quiet = now.saturating_duration_since(self.last_active) > config.tick_idle;
+            self.next_tick = now + if quiet { config.tick_idle } else { config.tick_busy };
+        }
+        due
+    }
+}
+
+impl CoreRing {
+    /// Sleeps until there is something for [`turn`](Self::turn) to do, the tick is due, or
+    /// `until` has passed. Returns at once when there is something already. May return for no
+    /// reason.
+    ///
+    /// # Errors
+    /// Only when the ring itself is broken: the core cannot go on.
+    pub async fn wait(&mut self, until: Option<Instant>) -> Result<(), ReactorError> {
+        let now = Instant::now();
+        let shared = cores::has_local_tasks();
+        let slice = if shared { SHARED_SLICE } else { HOUSEKEEPING };
+        if now.saturating_duration_since(self.sleep.last_yield) >= slice {
+            cores::yield_now().await;
+            self.sleep.last_yield = now;
+        }
+        let wake_at = until.map_or(self.sleep.next_tick, |until| until.min(self.sleep.next_tick));
+        let patience = wake_at.saturating_duration_since(now);
+        if patience.is_zero() || self.has_work() {
+            return Ok(());
+        }
+        if self.sleep.active && !self.config.spin.is_zero() && self.spin(now, patience)? {
+            return Ok(());
+        }
+        if !self.waker.park() {
+            return Ok(());
+        }
+        self.counters.sleeps += 1;
+        let slept = if shared {
+            self.sleep_in_glommio(patience).await
+        } else {
+            self.sleep.entered = true;
+            self.uring.enter_and_wait(patience)
+        };
+        self.waker.unpark();
+        slept
+    }
+
+    /// Whether a turn would find work without any completion.
+    fn has_work(&self) -> bool {
+        !self.deferred.is_empty()
+            || (!self.starved.is_empty() && self.uring.buffers().in_kernel() > 0)
+    }
+
+    /// Looks for work for a while without sleeping; true when there is some.
+    fn spin(&mut self, start: Instant, patience: Duration) -> Result<bool, ReactorError> {
+        self.uring.enter()?;
+        if self.uring.has_completions() {
+            self.sleep.entered = true;
+            return Ok(true);
+        }
+        let limit = self.config.spin.min(patience);
+        loop {
+            // A look at shared memory is cheap, one at the clock is not.
+            for _ in 0..32 {
+                if self.uring.has_deferred_work() || self.waker.is_woken() {
+                    return Ok(true);
+                }
+                std::hint::spin_loop();
+            }
+            if start.elapsed() >= limit {
+                return Ok(false);
+            }
+        }
+    }
+
+    async fn sleep_in_glommio(&mut self, patience: Duration) -> Result<(), ReactorError> {
+        let mut signal = match self.sleep.signal.take() {
+            Some(signal) => signal,
+            None => self.make_signal()?,
+        };
+        self.uring.signal_completions(true);
+        // Work that came before the signals were on is found by this; what comes after signals.
+        self.uring.enter()?;
+        if self.uring.has_completions() {
+            self.sleep.entered = true;
+        } else {
+            let mut timer = pin!(cores::sleep(patience));
+            let signalled = poll_fn(|context| {
+                // A poll that outlives this wait is picked up by the next.
+                if let Poll::Ready(ready) = signal.eventfd.poll_readable(context, &mut signal.poll)
+                {
+                    return Poll::Ready(ready.map(|()| true));
+                }
+                timer.as_mut().poll(context).map(|()| Ok(false))
+            })
+            .await
+            .map_err(|error| ReactorError::io("awaiting the ring's eventfd", error))?;
+            if signalled {
+                // Resets the counter; it may be zero already, which does not matter.
+                let _ = rustix::io::read(signal.eventfd.get_ref(), &mut [0u8; 8]);
+            }
+            self.sleep.last_yield = Instant::now();
+        }
+        self.uring.signal_completions(false);
+        self.sleep.signal = Some(signal);
+        Ok(())
+    }
+
+    fn make_signal(&mut self) -> Result<Signal, ReactorError> {
+        let failed = |error| ReactorError::Io { what: "making the ring's eventfd", source: error };
+        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| failed(errno.into()))?;
+        self.uring.register_eventfd(eventfd.as_fd()).map_err(failed)?;
+        let eventfd = PollableFd::new(eventfd).map_err(|error| failed(error.into()))?;
+        Ok(Signal { eventfd, poll: PollState::new() })
+    }
+}
