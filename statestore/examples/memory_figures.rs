@@ -33,7 +33,8 @@ fn timed(records: u64, calls: u64, mut work: impl FnMut(u64)) -> f64 {
     let start = Instant::now();
     let mut number = 1u64;
     for _ in 0..calls {
-        number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        number =
+            number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         work((number >> 33) % records);
     }
     start.elapsed().as_nanos() as f64 / calls as f64
@@ -67,12 +68,17 @@ fn main() {
             let held = counting_allocator::held_bytes() - before;
             let stats = store.stats().memory_bytes;
             let over = (held - PAYLOAD_BYTES * records as isize) as f64 / records as f64;
-            println!("{records:>9} records: {over:5.1} B over key and value; held {held}, stats {stats}");
+            println!(
+                "{records:>9} records: {over:5.1} B over key and value; held {held}, stats {stats}"
+            );
             next_print *= 10;
         }
     }
     println!("worst fill from 10 K on: {worst_bytes:.1} B a record at {worst_at}");
-    println!("insert {:.0} ns (clock included), longest {worst_pause:?}", filling.as_nanos() as f64 / most as f64);
+    println!(
+        "insert {:.0} ns (clock included), longest {worst_pause:?}",
+        filling.as_nanos() as f64 / most as f64
+    );
     println!("pauses <10us, <100us, <1ms, <10ms, <100ms: {pauses:?}");
 
     let calls = most.clamp(1_000_000, 4_000_000);
@@ -86,7 +92,8 @@ fn main() {
 
     store.snapshot_start();
     let base = store.stats().memory_bytes;
-    let (mut records, mut bytes, mut walking, mut longest) = (0u64, 0, Duration::ZERO, Duration::ZERO);
+    let (mut records, mut bytes, mut walking, mut longest) =
+        (0u64, 0, Duration::ZERO, Duration::ZERO);
     let (mut writes, mut writing, mut most_memory) = (0u64, Duration::ZERO, base);
     let mut number = 1u64;
     loop {
@@ -103,7 +110,9 @@ fn main() {
         }
         let start = Instant::now();
         for _ in 0..20 {
-            number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            number = number
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             put(&mut store, (number >> 33) % most, &value);
         }
         writing += start.elapsed();

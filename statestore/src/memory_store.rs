@@ -25,9 +25,7 @@ use self::{
     index::{Index, SlotHash},
     walk::Walk,
 };
-use crate::{
-    Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats,
-};
+use crate::{Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats};
 
 /// Upkeep at every apply: blocks looked at by compaction, besides [`UPKEEP_PER_ENTRY`].
 const UPKEEP_PER_APPLY: usize = 8;
@@ -187,7 +185,8 @@ impl StateStore for MemoryStore {
     fn stats(&self) -> StoreStats {
         let kept = self.abandoned.capacity() * size_of::<Handle>()
             + self.walk.as_ref().map_or(0, Walk::memory_bytes);
-        let bytes = size_of::<Self>() + self.arena.memory_bytes() + self.index.memory_bytes() + kept;
+        let bytes =
+            size_of::<Self>() + self.arena.memory_bytes() + self.index.memory_bytes() + kept;
         StoreStats {
             records: self.index.len() as u64,
             payload_bytes: self.payload_bytes,

@@ -7,12 +7,12 @@ use std::{
 };
 
 /// The system's allocator, counting bytes asked for and not yet given back.
-pub struct CountingAllocator;
+pub(crate) struct CountingAllocator;
 
 static HELD: AtomicIsize = AtomicIsize::new(0);
 
 /// Bytes allocated and not freed by the whole process.
-pub fn held_bytes() -> isize {
+pub(crate) fn held_bytes() -> isize {
     HELD.load(Ordering::Relaxed)
 }
 
