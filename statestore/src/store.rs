@@ -29,6 +29,17 @@ pub enum Lookup<'a> {
     Absent,
     /// Only the disk knows: `fetch` the key, run the work, ask again.
     Unknown,
+    /// There is one, but its value was left on the disk: what was fetched together exceeds
+    /// `limits::STORE_FETCH_BYTES_MAX`. Enough to check a condition; a read of so much at once
+    /// does not fit an answer either.
+    Withheld {
+        /// Sequence of the batch that wrote it.
+        version: Sequence,
+        /// Timestamp of the batch that wrote it.
+        timestamp: Timestamp,
+        /// Length of the value.
+        value_bytes: usize,
+    },
 }
 
 /// A blocking piece of a store's work. Runs off the executor; at most one per store at a time.
@@ -78,7 +89,7 @@ pub enum StoreError {
 /// How far a snapshot got in one step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotStep {
-    /// Records were handed out; there are more.
+    /// Go on: there may be more. Usually records were handed out.
     More,
     /// Run the store's work, then call again.
     Wait,
@@ -108,6 +119,12 @@ pub trait StateStore: Send {
     /// the batch; conditions were checked by the caller and are ignored.
     fn apply(&mut self, sequence: Sequence, timestamp: Timestamp, entries: &[WriteEntry<'_>]);
 
+    /// Tells that these keys are about to be read or written: stores in memory bring them
+    /// closer, all at once instead of one miss after the other. Changes nothing else.
+    fn prefetch(&self, keys: &[&[u8]]) {
+        let _ = keys;
+    }
+
     /// Sequence of the last batch applied (or loaded).
     fn applied(&self) -> Sequence;
 
@@ -124,8 +141,9 @@ pub trait StateStore: Send {
     /// Bytes of memory that `entries` would add at most; an upper bound, without lookups.
     fn growth_max(&self, entries: &[WriteEntry<'_>]) -> u64;
 
-    /// Bytes of memory that `entries` would add given what is stored now; below zero when they
-    /// shrink the store. Exact up to the index's own growth. Only asked near the memory limit.
+    /// Bytes that `entries` would add given what is stored now; below zero when they shrink the
+    /// store. Exact for the records, their headers and padding included; memory is taken for them
+    /// in pages, and index and pages show in `growth_max` only. Only asked near the memory limit.
     fn growth(&self, entries: &[WriteEntry<'_>]) -> i64;
 
     /// Whether `apply` must wait: the overlay of unwritten records is full. Then the caller
@@ -138,8 +156,9 @@ pub trait StateStore: Send {
     /// not show in it. One at a time; a second start abandons the first.
     fn snapshot_start(&mut self);
 
-    /// Hands out about `budget_bytes` of the snapshot's records (at least one, when any is
-    /// left), in no particular order, each exactly once.
+    /// Hands out about `budget_bytes` of the snapshot's records (one record may exceed it), in
+    /// no particular order, each exactly once. Searching counts against the budget too, so that
+    /// a step is short even where it finds nothing.
     ///
     /// # Errors
     /// [`StoreError`] when the records cannot be read; the snapshot is abandoned.
@@ -162,14 +181,20 @@ pub trait StateStore: Send {
     /// covers it once its work has run dry.
     fn load_end(&mut self, sequence: Sequence, timestamp: Timestamp);
 
-    /// Asks for keys whose lookup was `Unknown`; after the next work has finished, `get` knows
-    /// them until [`Self::forget_fetched`].
+    /// Asks for keys whose lookup was `Unknown`. Once the work that [`Self::take_work`] hands
+    /// out next has finished, `get` knows them until [`Self::forget_fetched`], whatever is applied
+    /// meanwhile. Work that was under way already does not count.
     fn fetch(&mut self, keys: &[&[u8]]) {
         let _ = keys;
     }
 
     /// Drops what `fetch` brought.
     fn forget_fetched(&mut self) {}
+
+    /// Asks the store to bring [`Self::covered`] up to [`Self::applied`] with its next work, as
+    /// far as the log is durable: the log wants to let a segment go, or the node stops.
+    /// Without it a store on disk covers what it wrote sooner or later.
+    fn cover(&mut self) {}
 
     /// The next piece of blocking work, if there is any and none is under way. Batches above
     /// `durable` (the log's durable sequence of this partition) must not be written yet.

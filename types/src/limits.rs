@@ -79,6 +79,11 @@ pub const PARTITION_QUEUE_MAX: usize = 4 << 10;
 pub const LOG_BUFFER_BYTES_MAX: usize = 16 << 20;
 /// Bytes of records that an on-disk store holds in memory until it has written them, per partition.
 pub const STORE_OVERLAY_BYTES_MAX: usize = 16 << 20;
+/// Bytes of records that one `fetch` from an on-disk store brings into memory; of further ones it
+/// tells the version only. Two answers' worth.
+pub const STORE_FETCH_BYTES_MAX: usize = 2 * RESPONSE_BYTES_MAX;
+/// Bytes of records that a store on disk takes in before the next work, while it is loaded.
+pub const STORE_LOAD_BYTES_MAX: usize = 4 << 20;
 
 /// Longest a core sleeps while it has work or had some a moment ago, milliseconds.
 pub const TICK_BUSY_MS: u64 = 5;

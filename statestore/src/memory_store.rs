@@ -1,0 +1,265 @@
+//! The store in memory: an arena of records and an index of handles.
+//!
+//! ```text
+//!   key ─ xxh3-64, seeded ─► index segment ─ 4-byte handle ─► block in a page: header, key, value
+//! ```
+//! A record costs 24 bytes of header, 0 to 7 of padding and 6 to 12 of index over its key and
+//! value. No write does work that grows with the store: pages and index segments are small, a full
+//! segment splits alone, and the arena is compacted a few blocks at each write. A snapshot is
+//! a walk by hash that runs while writes go on (see `walk.rs`).
+//!
+//! The hazard is crafted keys: the seed must not be known to clients, else they can fill one
+//! bucket. It is a parameter because nothing here draws randomness.
+
+mod arena;
+mod index;
+mod walk;
+
+use std::collections::VecDeque;
+
+use stateside_types::{Change, Sequence, Timestamp, WriteEntry};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use self::{
+    arena::{Arena, Handle},
+    index::{Index, SlotHash},
+    walk::Walk,
+};
+use crate::{Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats};
+
+/// Upkeep at every apply: blocks looked at by compaction, besides [`UPKEEP_PER_ENTRY`].
+const UPKEEP_PER_APPLY: usize = 8;
+/// Upkeep for every entry applied. Compaction must move up to seven blocks for each one freed
+/// when sizes shift everywhere at once, and looks at each block twice.
+const UPKEEP_PER_ENTRY: usize = 16;
+
+/// Records in memory. Owned by one partition, used on its core's thread.
+pub struct MemoryStore {
+    seed: u64,
+    arena: Arena,
+    index: Index,
+    walk: Option<Walk>,
+    /// Records kept for a snapshot that was abandoned: freed a few at a time.
+    abandoned: VecDeque<Handle>,
+    payload_bytes: u64,
+    applied: Sequence,
+    applied_timestamp: Timestamp,
+}
+
+fn hash_key(seed: u64, key: &[u8]) -> SlotHash {
+    SlotHash(xxh3_64_with_seed(key, seed))
+}
+
+impl MemoryStore {
+    /// An empty store. `seed` protects against crafted keys: draw it at random, per store or
+    /// per process, and do not tell.
+    pub fn new(seed: u64) -> Self {
+        // Partitions are cut by the unseeded hash: with it, all keys of a partition would share
+        // their leading bits and the index would be one deep, empty tree.
+        let seed = if seed == 0 { 0x9e37_79b9_7f4a_7c15 } else { seed };
+        Self {
+            seed,
+            arena: Arena::default(),
+            index: Index::new(),
+            walk: None,
+            abandoned: VecDeque::new(),
+            payload_bytes: 0,
+            applied: Sequence::ZERO,
+            applied_timestamp: Timestamp::ZERO,
+        }
+    }
+
+    fn find(&self, key: &[u8]) -> Option<Handle> {
+        let arena = &self.arena;
+        self.index.find(hash_key(self.seed, key), |handle| arena.key(handle) == key)
+    }
+
+    fn put(&mut self, key: &[u8], value: &[u8], version: Sequence, timestamp: Timestamp) {
+        let Self { arena, index, seed, .. } = self;
+        let hash = hash_key(*seed, key);
+        let Some(place) = index.find_mut(hash, |handle| arena.key(handle) == key) else {
+            let handle = arena.insert(key, value, version, timestamp);
+            index.insert(hash, handle, |handle| hash_key(*seed, arena.key(handle)));
+            self.payload_bytes += (key.len() + value.len()) as u64;
+            return;
+        };
+        let old = *place;
+        self.payload_bytes -= arena.value_len(old) as u64;
+        self.payload_bytes += value.len() as u64;
+        let needed = match &self.walk {
+            Some(walk) => walk.needs(hash, arena.version(old)),
+            None => false,
+        };
+        if !needed && arena.overwrite(old, value, version, timestamp) {
+            return;
+        }
+        *place = arena.insert(key, value, version, timestamp);
+        self.let_go(hash, old, needed);
+    }
+
+    fn remove(&mut self, key: &[u8]) {
+        let Self { arena, index, seed, .. } = self;
+        let hash = hash_key(*seed, key);
+        let is = |handle| arena.key(handle) == key;
+        let Some(old) = index.remove(hash, is, |handle| hash_key(*seed, arena.key(handle))) else {
+            return;
+        };
+        self.payload_bytes -= (key.len() + arena.value_len(old)) as u64;
+        let needed = self.walk.as_ref().is_some_and(|w| w.needs(hash, arena.version(old)));
+        self.let_go(hash, old, needed);
+    }
+
+    /// Frees a record that left the index, or leaves it to the snapshot.
+    fn let_go(&mut self, hash: SlotHash, old: Handle, needed: bool) {
+        match &mut self.walk {
+            Some(walk) if needed => walk.keep(hash, old),
+            _ => self.arena.free(old),
+        }
+    }
+
+    /// Gives back memory, a bounded piece at a time.
+    fn keep_up(&mut self, entries: usize) {
+        let mut blocks = UPKEEP_PER_APPLY + UPKEEP_PER_ENTRY * entries;
+        while blocks > 0
+            && let Some(handle) = self.abandoned.pop_front()
+        {
+            self.arena.free(handle);
+            blocks -= 1;
+        }
+        // Handles that a snapshot holds must not move, those of an abandoned one neither.
+        if self.walk.is_some() || !self.abandoned.is_empty() {
+            return;
+        }
+        self.abandoned = VecDeque::new();
+        if self.index.len() == 0 {
+            self.arena = Arena::default();
+            return;
+        }
+        let Self { arena, index, seed, .. } = self;
+        arena.drain(blocks, |arena, old, new| {
+            let hash = hash_key(*seed, arena.key(new));
+            let place = index.find_mut(hash, |handle| handle == old);
+            *place.expect("every record in the arena is in the index") = new;
+        });
+    }
+}
+
+impl StateStore for MemoryStore {
+    fn kind(&self) -> &'static str {
+        "memory"
+    }
+
+    #[inline]
+    fn get(&self, key: &[u8]) -> Lookup<'_> {
+        match self.find(key) {
+            Some(handle) => Lookup::Found(self.arena.record(handle)),
+            None => Lookup::Absent,
+        }
+    }
+
+    fn apply(&mut self, sequence: Sequence, timestamp: Timestamp, entries: &[WriteEntry<'_>]) {
+        assert_eq!(sequence, self.applied.next(), "a batch was left out or applied twice");
+        for entry in entries {
+            match entry.change {
+                Change::Put(value) => self.put(entry.key, value, sequence, timestamp),
+                Change::Remove => self.remove(entry.key),
+            }
+        }
+        self.applied = sequence;
+        self.applied_timestamp = timestamp;
+        self.keep_up(entries.len());
+    }
+
+    fn applied(&self) -> Sequence {
+        self.applied
+    }
+
+    fn applied_timestamp(&self) -> Timestamp {
+        self.applied_timestamp
+    }
+
+    fn covered(&self) -> Sequence {
+        Sequence::ZERO
+    }
+
+    fn stats(&self) -> StoreStats {
+        let kept = self.abandoned.capacity() * size_of::<Handle>()
+            + self.walk.as_ref().map_or(0, Walk::memory_bytes);
+        let bytes =
+            size_of::<Self>() + self.arena.memory_bytes() + self.index.memory_bytes() + kept;
+        StoreStats {
+            records: self.index.len() as u64,
+            payload_bytes: self.payload_bytes,
+            memory_bytes: bytes as u64,
+        }
+    }
+
+    fn growth_max(&self, entries: &[WriteEntry<'_>]) -> u64 {
+        let (mut puts, mut record_bytes) = (0, 0);
+        for entry in entries {
+            if let Change::Put(value) = entry.change {
+                puts += 1;
+                record_bytes += Arena::record_bytes(entry.key.len(), value.len());
+            }
+        }
+        let kept = self.walk.as_ref().map_or(0, |walk| walk.growth_max(entries.len()));
+        let records = self.arena.growth_max(record_bytes, puts);
+        (records + self.index.growth_max(puts) + kept) as u64
+    }
+
+    fn growth(&self, entries: &[WriteEntry<'_>]) -> i64 {
+        let bytes_of = |key: &[u8], value_len| Arena::record_bytes(key.len(), value_len) as i64;
+        let mut growth = 0;
+        for entry in entries {
+            if let Some(handle) = self.find(entry.key) {
+                growth -= bytes_of(entry.key, self.arena.value_len(handle));
+            }
+            if let Change::Put(value) = entry.change {
+                growth += bytes_of(entry.key, value.len());
+            }
+        }
+        growth
+    }
+
+    fn is_saturated(&self) -> bool {
+        self.arena.is_full()
+    }
+
+    fn snapshot_start(&mut self) {
+        self.snapshot_end();
+        self.walk = Some(Walk::new(self.applied));
+    }
+
+    fn snapshot_next(
+        &mut self,
+        budget_bytes: usize,
+        emit: &mut dyn FnMut(SnapshotRecord<'_>),
+    ) -> Result<SnapshotStep, StoreError> {
+        let Self { walk, arena, index, seed, .. } = self;
+        let walk = walk.as_mut().expect("a snapshot was started");
+        let hash_of = |arena: &Arena, handle| hash_key(*seed, arena.key(handle));
+        Ok(walk.step(budget_bytes, arena, index, hash_of, emit))
+    }
+
+    fn snapshot_end(&mut self) {
+        if let Some(walk) = self.walk.take() {
+            self.abandoned.extend(walk.into_kept());
+        }
+    }
+
+    fn load_start(&mut self) {
+        *self = Self::new(self.seed);
+    }
+
+    fn load(&mut self, records: &[SnapshotRecord<'_>]) -> bool {
+        for SnapshotRecord { key, record } in records {
+            self.put(key, record.value, record.version, record.timestamp);
+        }
+        true
+    }
+
+    fn load_end(&mut self, sequence: Sequence, timestamp: Timestamp) {
+        self.applied = sequence;
+        self.applied_timestamp = timestamp;
+    }
+}

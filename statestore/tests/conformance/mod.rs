@@ -1,0 +1,431 @@
+//! The one suite that every state store passes.
+//!
+//! A store is driven through random steps side by side with a model, a `BTreeMap`: batches, reads,
+//! fetches, work that is taken, run and finished in any order with the rest, snapshots while
+//! writes go on, loads. A new store calls [`check`] with a way to make an empty one.
+//!
+//! A failure prints the seed and the smallest failing steps; `STATESIDE_TEST_SEED` replays it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher, RandomState},
+};
+
+use proptest::{
+    collection::vec,
+    prelude::*,
+    test_runner::{Config, RngSeed, TestRunner},
+};
+use stateside_statestore::{Lookup, SnapshotRecord, SnapshotStep, StateStore, Work, WorkDone};
+use stateside_types::{Change, Condition, Record, Sequence, Timestamp, WriteEntry, limits};
+
+type Records = BTreeMap<Vec<u8>, (Vec<u8>, Sequence, Timestamp)>;
+
+/// What one step does. Numbers are reduced to what makes sense when the step runs.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// Applies a batch: keys and, for puts, the value's length and first byte.
+    Apply(Vec<(u16, Option<(usize, u8)>)>),
+    /// The log becomes durable up to this many batches below the last one.
+    Durable(u8),
+    /// Reads keys without blocking.
+    Get(Vec<u16>),
+    /// Fetches keys that are unknown.
+    Fetch(Vec<u16>),
+    /// Drops what was fetched.
+    Forget,
+    /// Takes the next work, if none is under way.
+    TakeWork,
+    /// Runs the work that was taken.
+    RunWork,
+    /// Hands its outcome back.
+    FinishWork,
+    /// Asks the store to cover what it applied.
+    Cover,
+    /// Starts a snapshot, abandoning one under way.
+    SnapshotStart,
+    /// One step of it.
+    SnapshotNext(usize),
+    /// Abandons it.
+    SnapshotEnd,
+    /// Loads this many records, some of them through abandoned attempts.
+    Load(u16),
+}
+
+/// Sizes of keys and values that the store at hand should meet.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    /// How many cases to run.
+    pub(crate) cases: u32,
+    /// Most steps in a case.
+    pub(crate) steps: usize,
+    /// Keys to choose from.
+    pub(crate) keys: u16,
+    /// Longest value.
+    pub(crate) value_bytes_max: usize,
+}
+
+fn step(shape: Shape) -> impl Strategy<Value = Step> {
+    let key = 0..shape.keys;
+    let value = prop_oneof![
+        6 => 0..200usize,
+        2 => 80..120usize,
+        1 => 0..=shape.value_bytes_max,
+    ];
+    let entry = (key.clone(), proptest::option::weighted(0.75, (value, any::<u8>())));
+    let budget = prop_oneof![Just(0), 1..2_000usize, Just(1 << 20)];
+    prop_oneof![
+        10 => vec(entry, 1..40).prop_map(Step::Apply),
+        4 => (0..6u8).prop_map(Step::Durable),
+        3 => vec(key.clone(), 1..20).prop_map(Step::Get),
+        3 => vec(key, 1..20).prop_map(Step::Fetch),
+        1 => Just(Step::Forget),
+        6 => Just(Step::TakeWork),
+        6 => Just(Step::RunWork),
+        6 => Just(Step::FinishWork),
+        1 => Just(Step::Cover),
+        1 => Just(Step::SnapshotStart),
+        5 => budget.prop_map(Step::SnapshotNext),
+        1 => Just(Step::SnapshotEnd),
+        1 => (0..300u16).prop_map(Step::Load),
+    ]
+}
+
+/// Key number `number`: short, long and shared-prefix ones.
+pub(crate) fn key(number: u16) -> Vec<u8> {
+    let mut key = format!("key/{number:05}").into_bytes();
+    match number % 97 {
+        0 => key.resize(limits::KEY_BYTES_MAX, b'x'),
+        1..8 => key.resize(40 + number as usize % 200, 0),
+        8..20 => key = number.to_be_bytes().to_vec(),
+        _ => {}
+    }
+    key
+}
+
+fn value(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| seed.wrapping_add(i as u8)).collect()
+}
+
+enum WorkState {
+    None,
+    Taken(Work),
+    Ran(WorkDone),
+}
+
+struct Snapshot {
+    expected: Records,
+    seen: Records,
+}
+
+/// A store, its model, and what is under way.
+pub(crate) struct Harness<S> {
+    store: S,
+    model: Records,
+    durable: Sequence,
+    timestamp: u64,
+    work: WorkState,
+    /// Keys whose fetch waits for work to be taken, is in the work under way, is done.
+    fetches: [BTreeSet<Vec<u8>>; 3],
+    snapshot: Option<Snapshot>,
+}
+
+impl<S: StateStore> Harness<S> {
+    /// Of an empty store.
+    pub(crate) fn new(store: S) -> Self {
+        assert_eq!((store.applied(), store.stats().records), (Sequence::ZERO, 0));
+        Self {
+            store,
+            model: Records::new(),
+            durable: Sequence::ZERO,
+            timestamp: 0,
+            work: WorkState::None,
+            fetches: Default::default(),
+            snapshot: None,
+        }
+    }
+
+    /// Does one step and checks what it can.
+    pub(crate) fn step(&mut self, step: &Step) {
+        match step {
+            Step::Apply(entries) => self.apply(entries),
+            Step::Durable(lag) => {
+                let target = self.store.applied().0.saturating_sub(u64::from(*lag));
+                self.durable = self.durable.max(Sequence(target));
+            }
+            Step::Get(keys) => keys.iter().for_each(|number| self.check_get(&key(*number))),
+            Step::Fetch(keys) => {
+                let keys: Vec<Vec<u8>> = keys.iter().map(|number| key(*number)).collect();
+                self.store.fetch(&keys.iter().map(Vec::as_slice).collect::<Vec<_>>());
+                self.fetches[0].extend(keys);
+            }
+            Step::Forget => {
+                self.store.forget_fetched();
+                self.fetches[2].clear();
+            }
+            Step::TakeWork => self.take_work(),
+            Step::RunWork => self.run_work(),
+            Step::FinishWork => self.finish_work(),
+            Step::Cover => self.store.cover(),
+            Step::SnapshotStart => {
+                self.store.snapshot_start();
+                let expected = self.model.clone();
+                self.snapshot = Some(Snapshot { expected, seen: Records::new() });
+            }
+            Step::SnapshotNext(budget) => {
+                self.snapshot_next(*budget);
+            }
+            Step::SnapshotEnd => {
+                self.store.snapshot_end();
+                self.snapshot = None;
+            }
+            Step::Load(count) => self.load(*count),
+        }
+        assert!(self.store.covered() <= self.durable.max(self.store.applied()));
+    }
+
+    fn apply(&mut self, entries: &[(u16, Option<(usize, u8)>)]) {
+        if self.store.is_saturated() {
+            return;
+        }
+        let entries: BTreeMap<Vec<u8>, Option<Vec<u8>>> = entries
+            .iter()
+            .map(|(number, put)| (key(*number), put.map(|(len, seed)| value(len, seed))))
+            .collect();
+        let borrowed: Vec<WriteEntry<'_>> = entries
+            .iter()
+            .map(|(key, value)| WriteEntry {
+                key,
+                change: value.as_deref().map_or(Change::Remove, Change::Put),
+                condition: Condition::None,
+            })
+            .collect();
+        let keys: Vec<&[u8]> = entries.keys().map(Vec::as_slice).collect();
+        let sequence = self.store.applied().next();
+        self.timestamp += 3;
+        let timestamp = Timestamp(self.timestamp);
+
+        let before = self.store.stats().memory_bytes as i64;
+        let (most, growth) = (self.store.growth_max(&borrowed), self.store.growth(&borrowed));
+        assert!(growth <= most as i64, "growth {growth} is above its bound {most}");
+        if borrowed.iter().all(|entry| entry.change == Change::Remove) {
+            assert!(growth <= 0 || self.store.kind() != "memory", "removing grew by {growth}");
+        }
+        self.store.prefetch(&keys);
+        self.store.apply(sequence, timestamp, &borrowed);
+        let grown = self.store.stats().memory_bytes as i64 - before;
+        assert!(grown <= most as i64, "memory grew by {grown}, the bound was {most}");
+
+        assert_eq!(self.store.applied(), sequence);
+        assert_eq!(self.store.applied_timestamp(), timestamp);
+        for (key, value) in entries {
+            match value {
+                Some(value) => self.model.insert(key, (value, sequence, timestamp)),
+                None => self.model.remove(&key),
+            };
+        }
+    }
+
+    fn check_get(&self, key: &[u8]) {
+        let expected = self.model.get(key);
+        match self.store.get(key) {
+            Lookup::Found(record) => assert_eq!(Some(&owned(record)), expected),
+            Lookup::Absent => assert_eq!(None, expected),
+            Lookup::Unknown => {
+                assert!(!self.fetches[2].contains(key), "a fetched key is unknown");
+                assert_ne!(self.store.kind(), "memory");
+            }
+            Lookup::Withheld { .. } => panic!("this test fetches little"),
+        }
+    }
+
+    fn take_work(&mut self) {
+        if matches!(self.work, WorkState::None) {
+            if let Some(work) = self.store.take_work(self.durable) {
+                self.work = WorkState::Taken(work);
+                self.fetches[1] = std::mem::take(&mut self.fetches[0]);
+            } else {
+                assert!(self.fetches[0].is_empty() || self.store.kind() == "memory");
+            }
+        } else {
+            assert!(self.store.take_work(self.durable).is_none(), "two works at a time");
+        }
+    }
+
+    fn run_work(&mut self) {
+        self.work = match std::mem::replace(&mut self.work, WorkState::None) {
+            WorkState::Taken(work) => WorkState::Ran(work()),
+            other => other,
+        };
+    }
+
+    fn finish_work(&mut self) {
+        self.work = match std::mem::replace(&mut self.work, WorkState::None) {
+            WorkState::Ran(done) => {
+                self.store.finish_work(done).expect("the disk is fine");
+                self.fetches[2].append(&mut self.fetches[1].clone());
+                let fetched = std::mem::take(&mut self.fetches[1]);
+                fetched.iter().for_each(|key| self.check_get(key));
+                WorkState::None
+            }
+            other => other,
+        };
+    }
+
+    /// Does the store's work until there is none.
+    pub(crate) fn run_dry(&mut self) {
+        loop {
+            self.run_work();
+            self.finish_work();
+            self.take_work();
+            if matches!(self.work, WorkState::None) {
+                return;
+            }
+        }
+    }
+
+    fn snapshot_next(&mut self, budget: usize) -> bool {
+        let Some(snapshot) = &mut self.snapshot else { return true };
+        let mut handed_out = 0;
+        let step = self.store.snapshot_next(budget, &mut |record| {
+            handed_out += record.key.len() + record.record.value.len();
+            let twice = snapshot.seen.insert(record.key.to_vec(), owned(record.record));
+            assert_eq!(twice, None, "{:?} was handed out twice", record.key);
+        });
+        let step = step.expect("the disk is fine");
+        let most = budget + limits::KEY_BYTES_MAX + limits::BATCH_BYTES_MAX;
+        assert!(handed_out <= most, "{handed_out} bytes on a budget of {budget}");
+        if step != SnapshotStep::Done {
+            return false;
+        }
+        assert_eq!(snapshot.seen, snapshot.expected, "the snapshot is not the state at its start");
+        self.store.snapshot_end();
+        self.snapshot = None;
+        true
+    }
+
+    /// Everything the store holds, by a snapshot.
+    fn whole_snapshot(&mut self, budget: usize) -> Records {
+        self.durable = self.store.applied();
+        self.step(&Step::SnapshotStart);
+        let mut seen = Records::new();
+        loop {
+            let step = self.store.snapshot_next(budget, &mut |record| {
+                assert!(seen.insert(record.key.to_vec(), owned(record.record)).is_none());
+            });
+            match step.expect("the disk is fine") {
+                SnapshotStep::More => {}
+                SnapshotStep::Wait => {
+                    self.take_work();
+                    assert!(
+                        !matches!(self.work, WorkState::None),
+                        "waits for work it does not have"
+                    );
+                    self.run_work();
+                    self.finish_work();
+                }
+                SnapshotStep::Done => break,
+            }
+        }
+        self.store.snapshot_end();
+        self.snapshot = None;
+        seen
+    }
+
+    /// Loads `count` new records over whatever the store holds.
+    fn load(&mut self, count: u16) {
+        // A restore begins with a partition at rest.
+        self.finish_everything();
+        self.step(&Step::Forget);
+        let sequence = Sequence(self.store.applied().0 + 1_000);
+        self.timestamp += 1_000;
+        let timestamp = Timestamp(self.timestamp);
+        self.model = (0..count)
+            .map(|number| {
+                let version = Sequence(u64::from(number) % sequence.0 + 1);
+                (key(number * 7), (value(number as usize % 300, 9), version, Timestamp(5)))
+            })
+            .collect();
+        let model = self.model.clone();
+        let records: Vec<SnapshotRecord<'_>> = model
+            .iter()
+            .map(|(key, stored)| SnapshotRecord { key, record: borrowed(stored) })
+            .collect();
+        self.store.load_start();
+        // An attempt that is given up leaves nothing behind.
+        self.store.load(&records[..records.len() / 3]);
+        self.store.load_start();
+        for chunk in records.chunks(50) {
+            if !self.store.load(chunk) {
+                self.run_dry();
+            }
+        }
+        self.store.load_end(sequence, timestamp);
+        self.durable = sequence;
+        self.run_dry();
+        assert_eq!(self.store.applied(), sequence);
+        assert_eq!(self.store.applied_timestamp(), timestamp);
+    }
+
+    fn finish_everything(&mut self) {
+        self.durable = self.store.applied();
+        if self.snapshot.take().is_some() {
+            self.store.snapshot_end();
+        }
+        self.store.cover();
+        self.run_dry();
+    }
+
+    /// Compares all of it, after the last step.
+    pub(crate) fn check_all(&mut self, budget: usize) {
+        self.finish_everything();
+        if self.store.kind() != "memory" {
+            assert_eq!(self.store.covered(), self.store.applied(), "asked to cover everything");
+        }
+        let payload: usize =
+            self.model.iter().map(|(key, stored)| key.len() + stored.0.len()).sum();
+        let stats = self.store.stats();
+        assert_eq!((stats.records, stats.payload_bytes), (self.model.len() as u64, payload as u64));
+        assert_eq!(self.whole_snapshot(budget), self.model);
+        let keys: Vec<Vec<u8>> = self.model.keys().cloned().collect();
+        self.store.fetch(&keys.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        self.fetches[0].extend(keys);
+        self.run_dry();
+        let model = self.model.clone();
+        model.keys().for_each(|key| self.check_get(key));
+    }
+}
+
+fn owned(record: Record<'_>) -> (Vec<u8>, Sequence, Timestamp) {
+    (record.value.to_vec(), record.version, record.timestamp)
+}
+
+fn borrowed(stored: &(Vec<u8>, Sequence, Timestamp)) -> Record<'_> {
+    Record { value: &stored.0, version: stored.1, timestamp: stored.2 }
+}
+
+/// Runs random steps against stores that `make` makes. Each case gets its own store.
+pub(crate) fn check<S: StateStore>(shape: Shape, make: impl Fn() -> S) {
+    let seed = match std::env::var("STATESIDE_TEST_SEED") {
+        Ok(text) => text.parse().expect("STATESIDE_TEST_SEED is a number"),
+        Err(_) => RandomState::new().hash_one(0),
+    };
+    println!("replay with STATESIDE_TEST_SEED={seed}");
+    let config = Config {
+        cases: shape.cases,
+        rng_seed: RngSeed::Fixed(seed),
+        failure_persistence: None,
+        max_shrink_iters: 2_000,
+        ..Config::default()
+    };
+    let steps = vec(step(shape), 1..shape.steps);
+    let result = TestRunner::new(config).run(&steps, |steps| {
+        let mut harness = Harness::new(make());
+        steps.iter().for_each(|step| harness.step(step));
+        harness.check_all(500);
+        Ok(())
+    });
+    if let Err(error) = result {
+        panic!("seed {seed}: {error}");
+    }
+}

@@ -1,0 +1,18 @@
+//! The memory store passes the conformance suite, and keeps its promises about memory.
+
+mod conformance;
+
+use conformance::Shape;
+use stateside_statestore::MemoryStore;
+
+#[test]
+fn conforms_to_the_model() {
+    let shape = Shape { cases: 96, steps: 120, keys: 600, value_bytes_max: 20_000 };
+    conformance::check(shape, || MemoryStore::new(7));
+}
+
+#[test]
+fn conforms_to_the_model_when_a_few_keys_are_hot() {
+    let shape = Shape { cases: 96, steps: 200, keys: 12, value_bytes_max: 70_000 };
+    conformance::check(shape, || MemoryStore::new(8));
+}
