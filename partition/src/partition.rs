@@ -290,6 +290,7 @@ impl Partition {
             return false;
         }
         let mut depends_on = Sequence::ZERO;
+        let mut withheld = false;
         for key in keys {
             match self.store.get(key) {
                 Lookup::Found(record) => {
@@ -300,8 +301,14 @@ impl Partition {
                     depends_on = depends_on.max(self.last_remove);
                     effects.record(ticket, key, None);
                 }
+                Lookup::Withheld { .. } => withheld = true,
                 Lookup::Unknown => unreachable!("only stores that block answer Unknown"),
             }
+        }
+        if withheld {
+            let refusal = Refusal::new(Reason::ResponseTooLarge, "the records are too large");
+            effects.read_done(ticket, Err(refusal));
+            return true;
         }
         if self.spec.ack == Ack::Memory || depends_on <= self.passed() {
             effects.read_done(ticket, Ok(()));
@@ -387,17 +394,24 @@ impl Partition {
 
     fn check_conditions(&self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
         for (index, entry) in entries.iter().enumerate() {
-            let failed = match (entry.condition, self.store.get(entry.key)) {
-                (Condition::None, _) | (Condition::IfAbsent, Lookup::Absent) => continue,
-                (Condition::IfVersion(wanted), Lookup::Found(record))
-                    if record.version == wanted =>
-                {
-                    continue;
+            if entry.condition == Condition::None {
+                continue;
+            }
+            let current = match self.store.get(entry.key) {
+                Lookup::Found(Record { version, .. }) | Lookup::Withheld { version, .. } => {
+                    Some(version)
                 }
-                (_, Lookup::Found(record)) => Some(record.version),
-                (_, _) => None,
+                Lookup::Absent | Lookup::Unknown => None,
             };
-            let found = match failed {
+            let holds = match entry.condition {
+                Condition::None => true,
+                Condition::IfAbsent => current.is_none(),
+                Condition::IfVersion(wanted) => current == Some(wanted),
+            };
+            if holds {
+                continue;
+            }
+            let found = match current {
                 Some(version) => format!("the record has version {version}"),
                 None => "there is no record".to_owned(),
             };
@@ -411,7 +425,7 @@ impl Partition {
                 format!("{wanted} does not hold for key `{key}`: {found}; nothing was written"),
             )
             .with("entry", index)
-            .with("version", failed.unwrap_or(Sequence::ZERO)));
+            .with("version", current.unwrap_or(Sequence::ZERO)));
         }
         Ok(())
     }
