@@ -91,6 +91,8 @@ pub struct Partition {
     disk_full: bool,
     /// The last batch that removed something: what a read of an absent key depends on.
     last_remove: Sequence,
+    /// Set while writes are refused and reads go on.
+    frozen: Option<Refusal>,
     /// Set when the partition serves no more: the refusal for everyone.
     halted: Option<Refusal>,
 }
@@ -112,6 +114,7 @@ impl Partition {
             queue: VecDeque::new(),
             working: false,
             disk_full: false,
+            frozen: None,
             halted: None,
         })
     }
@@ -179,6 +182,17 @@ impl Partition {
         }
         self.spec = spec;
         Ok(())
+    }
+
+    /// Refuses writes with `refusal` from now on; `None` takes them again.
+    pub fn freeze(&mut self, refusal: Option<Refusal>) {
+        self.frozen = refusal;
+    }
+
+    /// The work handed out last has ended and nobody wants its outcome: the partition is
+    /// being taken down.
+    pub fn work_ended(&mut self) {
+        self.working = false;
     }
 
     /// Ends service: everything under way and everything that follows gets `refusal`. Writes
@@ -358,6 +372,9 @@ impl Partition {
         ack: Option<Ack>,
         effects: &mut impl Effects,
     ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+        if let Some(refusal) = &self.frozen {
+            return Err(refusal.clone());
+        }
         // A request may ask for more than the default, never for less.
         let ack = ack.map_or(self.spec.ack, |asked| asked.max(self.spec.ack));
         if ack == Ack::Durable && self.pipeline.log().is_none() {

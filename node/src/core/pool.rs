@@ -2,10 +2,10 @@
 
 use std::{collections::VecDeque, io};
 
-use stateside_statestore::{StateStore, WorkDone};
+use stateside_statestore::WorkDone;
 use stateside_types::{PartitionId, Refusal};
 
-use super::{command::RestoreReport, snapshots::SnapshotFile};
+use super::{command::RestoreReport, partition_files::OpenedStore, snapshots::SnapshotFile};
 use crate::reactor::{BlockingPool, Job, Waker};
 
 /// Something that ran on the pool for this core.
@@ -17,7 +17,7 @@ pub(crate) enum PoolDone {
     /// A snapshot was verified and installed as a partition's own.
     RestorePrepared(u64, Result<RestoreReport, Refusal>),
     /// A partition's store was opened: a new one, or one restored from its snapshot.
-    StoreOpened(u64, Result<Box<dyn StateStore>, Refusal>),
+    StoreOpened(u64, Result<OpenedStore, Refusal>),
     /// A partition's files were deleted, or not.
     FilesRemoved(u64, Result<(), Refusal>),
 }

@@ -18,9 +18,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::{
+    fs::{CWD, RenameFlags, renameat_with},
+    io::Errno,
+};
 use stateside_partition::SnapshotHead;
-use stateside_statestore::{SnapshotHeader, SnapshotStep, SnapshotWriter};
-use stateside_types::{PartitionId, Reason, Refusal, Sequence};
+use stateside_statestore::{SnapshotHeader, SnapshotRecord, SnapshotStep, SnapshotWriter};
+use stateside_types::{PartitionId, Reason, Refusal};
 
 use super::{
     command::{Reply, SnapshotReport},
@@ -63,10 +67,12 @@ pub(crate) struct SnapshotJob {
     pub(crate) head: SnapshotHead,
     pub(crate) path: PathBuf,
     pub(crate) purpose: Purpose,
-    writer: SnapshotWriter,
+    /// Taken when the last record is in.
+    writer: Option<SnapshotWriter>,
     phase: Phase,
+    pub(crate) created_unix_ms: u64,
     bytes: u64,
-    step_bytes: usize,
+    records: u64,
 }
 
 /// What a step led to.
@@ -110,14 +116,25 @@ impl SnapshotJob {
             store: spec.store,
         };
         let mut chunk = Vec::with_capacity(CHUNK_BYTES + STEP_BYTES);
-        let writer = SnapshotWriter::new(&header, &mut chunk);
+        let writer = Some(SnapshotWriter::new(&header, &mut chunk));
         let open = path.clone();
         executor.world.pool.submit(move || {
             PoolDone::SnapshotFile(number, SnapshotFile::create(&open, chunk))
         });
+        let created_unix_ms = header.created_unix_ms;
         let phase = Phase::Opening;
-        let step_bytes = STEP_BYTES;
-        Ok(Self { number, partition: id, head, path, purpose, writer, phase, bytes: 0, step_bytes })
+        Ok(Self {
+            number,
+            partition: id,
+            head,
+            path,
+            purpose,
+            writer,
+            phase,
+            created_unix_ms,
+            bytes: 0,
+            records: 0,
+        })
     }
 
     /// The pool has done its part.
@@ -136,7 +153,7 @@ impl SnapshotJob {
             Phase::Finishing => {
                 return Progress::Ended(Ok(SnapshotReport {
                     sequence: self.head.sequence,
-                    records: self.writer.records(),
+                    records: self.records,
                     bytes: self.bytes,
                 }));
             }
@@ -184,14 +201,14 @@ impl SnapshotJob {
             return self.abandon(file, executor);
         };
         let (writer, chunk) = (&mut self.writer, &mut file.chunk);
-        let mut emit = |record: stateside_statestore::SnapshotRecord<'_>| {
-            writer.push(&record, chunk);
-        };
-        let step = partition.snapshot_next(self.step_bytes, &mut emit, &mut effects);
+        let writer_here = writer.as_mut().expect("records are walked before the writer ends");
+        let mut emit = |record: SnapshotRecord<'_>| writer_here.push(record, chunk);
+        let step = partition.snapshot_next(STEP_BYTES, &mut emit, &mut effects);
         let last = match step {
             Ok(SnapshotStep::Done) => {
                 partition.snapshot_end();
-                self.writer.finish(&mut file.chunk);
+                let writer = writer.take().expect("as above");
+                self.records = writer.finish(&mut file.chunk).records;
                 true
             }
             Ok(SnapshotStep::More) if file.chunk.len() < CHUNK_BYTES => {
@@ -245,11 +262,6 @@ impl SnapshotJob {
             _ => Refusal::new(Reason::SnapshotUnwritable, format!("{path}: {error}")),
         }))
     }
-
-    /// Whether this is the snapshot of the state after `sequence` at least.
-    pub(crate) fn covers(&self) -> Sequence {
-        self.head.sequence
-    }
 }
 
 impl SnapshotFile {
@@ -281,12 +293,18 @@ impl SnapshotFile {
     /// Makes the file durable, then gives it its name.
     fn publish(self, path: &Path) -> io::Result<Self> {
         let published = self.file.sync_all().and_then(|()| {
-            // A link fails when the name exists, where a rename would overwrite.
-            fs::hard_link(&self.partial, path)
+            // Fails when the name exists, where a plain rename would overwrite.
+            match renameat_with(CWD, &self.partial, CWD, path, RenameFlags::NOREPLACE) {
+                // Some file systems cannot; a link refuses to overwrite too.
+                Err(Errno::INVAL | Errno::NOSYS) => fs::hard_link(&self.partial, path)
+                    .and_then(|()| fs::remove_file(&self.partial)),
+                done => done.map_err(io::Error::from),
+            }
         });
-        let removed = fs::remove_file(&self.partial);
-        published?;
-        removed?;
+        if let Err(error) = published {
+            self.discard();
+            return Err(error);
+        }
         if let Some(directory) = path.parent() {
             File::open(directory)?.sync_all()?;
         }

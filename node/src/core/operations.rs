@@ -1,0 +1,437 @@
+//! What a core does for the manager: adding, changing, removing, snapshotting and restoring its
+//! partitions. Each of these may take a while; requests are served meanwhile.
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+use stateside_partition::Partition;
+use stateside_types::{
+    Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
+};
+
+use super::{
+    command::{PartitionReport, Reply, RestoreReport},
+    executor::{Executor, Hosted},
+    partition_files::{PartitionFiles, SnapshotInfo},
+    pool::PoolDone,
+    snapshots::{Progress, Purpose, SnapshotJob},
+};
+
+/// Snapshots that a core makes at a time: each walks a little in every turn.
+const SNAPSHOTS_AT_A_TIME: usize = 4;
+
+/// Something that waits for the pool.
+enum Pending {
+    /// A store is being opened for this partition.
+    Open(PartitionSpec, Reply<Result<(), Refusal>>),
+    /// A snapshot is being verified and installed.
+    Prepare(PartitionId, Reply<Result<RestoreReport, Refusal>>),
+    /// Files are being deleted.
+    Remove(Reply<Result<(), Refusal>>),
+}
+
+/// The operations under way on a core. Lives on its thread.
+pub(crate) struct Operations {
+    files: Arc<PartitionFiles>,
+    next_number: u64,
+    pending: HashMap<u64, Pending>,
+    snapshots: Vec<SnapshotJob>,
+    /// Removed partitions whose last piece of store work is still out.
+    retiring: Vec<(Box<Partition>, Reply<Result<(), Refusal>>)>,
+    /// The newest snapshot of each partition of this core.
+    newest: HashMap<PartitionId, SnapshotInfo>,
+    /// Something can go on in the next turn without anything happening.
+    busy: bool,
+}
+
+impl Operations {
+    pub(crate) fn new(
+        files: Arc<PartitionFiles>,
+        newest: HashMap<PartitionId, SnapshotInfo>,
+    ) -> Self {
+        Self {
+            files,
+            next_number: 0,
+            pending: HashMap::new(),
+            snapshots: Vec::new(),
+            retiring: Vec::new(),
+            newest,
+            busy: false,
+        }
+    }
+
+    /// Whether the next turn has something to do here.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.busy
+    }
+
+    /// Whether nothing is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.snapshots.is_empty() && self.retiring.is_empty()
+    }
+
+    /// Creates a partition, empty.
+    pub(crate) fn add(
+        &mut self,
+        spec: PartitionSpec,
+        reply: Reply<Result<(), Refusal>>,
+        executor: &mut Executor,
+    ) {
+        let text = format!("partition {} is being created", spec.id);
+        self.open(spec, Refusal::new(Reason::PartitionStarting, text), reply, executor);
+    }
+
+    /// Puts new settings in force.
+    pub(crate) fn update(&mut self, spec: PartitionSpec, executor: &mut Executor) -> Result<(), Refusal> {
+        let id = spec.id;
+        match executor.partition(id) {
+            Some((partition, _)) => partition.update(spec),
+            None => Err(unknown(id)),
+        }
+    }
+
+    /// Takes a partition out of service and deletes its files.
+    pub(crate) fn remove(
+        &mut self,
+        id: PartitionId,
+        reply: Reply<Result<(), Refusal>>,
+        executor: &mut Executor,
+    ) {
+        if let Some((partition, mut effects)) = executor.partition(id) {
+            let text = format!("partition {id} was removed from this node");
+            partition.halt(Refusal::new(Reason::BadNode, text), &mut effects);
+        }
+        executor.world.log.forget(id);
+        self.newest.remove(&id);
+        match executor.unhost(id) {
+            Some(Hosted::Here(partition)) => {
+                self.retiring.push((partition, reply));
+                self.retire(executor);
+            }
+            Some(Hosted::Down(..)) | None => self.delete_files(id, reply, executor),
+        }
+    }
+
+    /// Starts a snapshot that an operator asked for.
+    pub(crate) fn snapshot(
+        &mut self,
+        id: PartitionId,
+        path: PathBuf,
+        purpose: Purpose,
+        executor: &mut Executor,
+    ) {
+        let busy = self.snapshots.iter().any(|job| job.partition == id);
+        let started = if busy || self.snapshots.len() >= SNAPSHOTS_AT_A_TIME {
+            let text = format!("a snapshot of partition {id} or of several others is being made");
+            Err((Refusal::new(Reason::PartitionBusy, text), purpose))
+        } else {
+            SnapshotJob::start(self.number(), id, path, purpose, executor)
+        };
+        match started {
+            Ok(job) => self.snapshots.push(job),
+            Err((refusal, Purpose::Operator(reply))) => answer(&reply, Err(refusal)),
+            Err((refusal, Purpose::Background)) => {
+                tracing::warn!(partition = id.0, %refusal, "no background snapshot");
+            }
+        }
+    }
+
+    /// Starts a snapshot that lets go of old log segments, unless one is being made.
+    pub(crate) fn background_snapshot(&mut self, id: PartitionId, executor: &mut Executor) {
+        let running = |job: &SnapshotJob| matches!(job.purpose, Purpose::Background);
+        if self.snapshots.iter().any(running) {
+            return;
+        }
+        let Some((partition, _)) = executor.partition(id) else { return };
+        let (epoch, sequence) = (partition.spec().epoch, partition.applied());
+        if self.newest.get(&id).is_some_and(|newest| newest.sequence >= sequence) {
+            return;
+        }
+        match self.files.prepare_snapshot(id, epoch, sequence) {
+            Ok(path) => self.snapshot(id, path, Purpose::Background, executor),
+            Err(error) => {
+                tracing::warn!(partition = id.0, %error, "no background snapshot");
+            }
+        }
+    }
+
+    /// Verifies a snapshot and installs a copy of it; writes are refused from here.
+    pub(crate) fn prepare_restore(
+        &mut self,
+        id: PartitionId,
+        path: PathBuf,
+        epoch: Epoch,
+        reply: Reply<Result<RestoreReport, Refusal>>,
+        executor: &mut Executor,
+    ) {
+        let refusal = match executor.hosted(id) {
+            None => Some(unknown(id)),
+            Some(_) if self.is_under_way(id) => Some(busy(id)),
+            Some(_) => None,
+        };
+        if let Some(refusal) = refusal {
+            return answer(&reply, Err(refusal));
+        }
+        let mut own = Sequence::ZERO;
+        let mut spec = None;
+        if let Some((partition, _)) = executor.partition(id) {
+            partition.freeze(Some(busy(id)));
+            own = partition.applied();
+            spec = Some(partition.spec().clone());
+        } else if let Some(hosted) = executor.hosted(id) {
+            spec = Some(hosted.spec().clone());
+        }
+        let Some(spec) = spec else { return answer(&reply, Err(unknown(id))) };
+        let number = self.number();
+        self.pending.insert(number, Pending::Prepare(id, reply));
+        let files = Arc::clone(&self.files);
+        executor.world.pool.submit(move || {
+            PoolDone::RestorePrepared(number, files.install_snapshot(&spec, &path, epoch, own))
+        });
+    }
+
+    /// The manifest has the new epoch, or the restore is abandoned.
+    pub(crate) fn finish_restore(
+        &mut self,
+        id: PartitionId,
+        spec: Option<PartitionSpec>,
+        reply: Reply<Result<(), Refusal>>,
+        executor: &mut Executor,
+    ) {
+        if let Some(spec) = spec {
+            if let Some((partition, mut effects)) = executor.partition(id) {
+                partition.halt(busy(id), &mut effects);
+            }
+            executor.world.log.forget(id);
+            self.newest.remove(&id);
+            let text = format!("partition {id} is being restored");
+            self.open(spec, Refusal::new(Reason::PartitionStarting, text), reply, executor);
+        } else {
+            if let Some((partition, _)) = executor.partition(id) {
+                partition.freeze(None);
+            }
+            answer(&reply, Ok(()));
+        }
+    }
+
+    /// Something came back from the pool.
+    pub(crate) fn pool_done(&mut self, done: PoolDone, executor: &mut Executor) {
+        match done {
+            PoolDone::Store(id, done) => {
+                if let Some((partition, mut effects)) = executor.partition(id) {
+                    let input = stateside_partition::Input::WorkDone(done);
+                    partition.step(input, &mut effects);
+                } else {
+                    let retiring = self.retiring.iter_mut().find(|(p, _)| p.spec().id == id);
+                    if let Some((partition, _)) = retiring {
+                        partition.work_ended();
+                    }
+                }
+                self.retire(executor);
+                self.busy = true;
+            }
+            PoolDone::SnapshotFile(number, done) => {
+                if let Some(at) = self.snapshots.iter().position(|job| job.number == number) {
+                    let progress = self.snapshots[at].file_done(done, executor);
+                    self.progress(at, progress);
+                }
+            }
+            PoolDone::RestorePrepared(number, result) => {
+                if let Some(Pending::Prepare(id, reply)) = self.pending.remove(&number) {
+                    if result.is_err() {
+                        if let Some((partition, _)) = executor.partition(id) {
+                            partition.freeze(None);
+                        }
+                    }
+                    answer(&reply, result);
+                }
+            }
+            PoolDone::StoreOpened(number, result) => {
+                if let Some(Pending::Open(spec, reply)) = self.pending.remove(&number) {
+                    let result = result.and_then(|(store, newest)| {
+                        if let Some(newest) = newest {
+                            self.newest.insert(spec.id, newest);
+                        }
+                        serve(spec, store, executor)
+                    });
+                    answer(&reply, result);
+                }
+            }
+            PoolDone::FilesRemoved(number, result) => {
+                if let Some(Pending::Remove(reply)) = self.pending.remove(&number) {
+                    answer(&reply, result);
+                }
+            }
+        }
+    }
+
+    /// A little of what goes on in the background.
+    pub(crate) fn step(&mut self, executor: &mut Executor) {
+        self.busy = false;
+        let mut at = 0;
+        while at < self.snapshots.len() {
+            let progress = self.snapshots[at].step(executor);
+            if !self.progress(at, progress) {
+                at += 1;
+            }
+        }
+    }
+
+    /// Up to where a partition survives without the log: newest snapshot, or its own store.
+    pub(crate) fn covered(&self, partition: &Partition) -> Sequence {
+        let snapshot = self.newest.get(&partition.spec().id).map(|newest| newest.sequence);
+        partition.covered().max(snapshot.unwrap_or(partition.spec().base_sequence))
+    }
+
+    /// Describes a hosted partition.
+    pub(crate) fn report(&self, hosted: &Hosted) -> PartitionReport {
+        let spec = hosted.spec().clone();
+        let newest = self.newest.get(&spec.id);
+        match hosted {
+            Hosted::Here(partition) => {
+                let stats = partition.stats();
+                let (state, detail) = partition.state();
+                PartitionReport {
+                    state,
+                    records: stats.records,
+                    payload_bytes: stats.payload_bytes,
+                    memory_bytes: stats.memory_bytes,
+                    sequence: partition.applied(),
+                    durable_sequence: partition.passed(),
+                    snapshot_sequence: self.covered(partition),
+                    snapshot_unix_ms: newest.map_or(0, |newest| newest.created_unix_ms),
+                    detail: detail.to_owned(),
+                    spec,
+                }
+            }
+            Hosted::Down(_, state, refusal) => PartitionReport {
+                state: *state,
+                records: 0,
+                payload_bytes: 0,
+                memory_bytes: 0,
+                sequence: Sequence::ZERO,
+                durable_sequence: Sequence::ZERO,
+                snapshot_sequence: newest.map_or(spec.base_sequence, |newest| newest.sequence),
+                snapshot_unix_ms: newest.map_or(0, |newest| newest.created_unix_ms),
+                detail: refusal.message.clone().into_owned(),
+                spec,
+            },
+        }
+    }
+
+    fn open(
+        &mut self,
+        spec: PartitionSpec,
+        meanwhile: Refusal,
+        reply: Reply<Result<(), Refusal>>,
+        executor: &mut Executor,
+    ) {
+        executor.host(Hosted::Down(spec.clone(), PartitionState::Init, meanwhile));
+        let number = self.number();
+        let files = Arc::clone(&self.files);
+        self.pending.insert(number, Pending::Open(spec.clone(), reply));
+        executor
+            .world
+            .pool
+            .submit(move || PoolDone::StoreOpened(number, files.open_store(&spec)));
+    }
+
+    fn delete_files(
+        &mut self,
+        id: PartitionId,
+        reply: Reply<Result<(), Refusal>>,
+        executor: &mut Executor,
+    ) {
+        let number = self.number();
+        let files = Arc::clone(&self.files);
+        self.pending.insert(number, Pending::Remove(reply));
+        executor.world.pool.submit(move || PoolDone::FilesRemoved(number, files.remove(id)));
+    }
+
+    /// Removed partitions whose store is at rest lose their files.
+    fn retire(&mut self, executor: &mut Executor) {
+        while let Some(at) = self.retiring.iter().position(|(partition, _)| partition.is_quiet()) {
+            let (partition, reply) = self.retiring.swap_remove(at);
+            let id = partition.spec().id;
+            drop(partition);
+            self.delete_files(id, reply, executor);
+        }
+    }
+
+    /// Books how far a snapshot got; true when it has ended and left the list.
+    fn progress(&mut self, at: usize, progress: Progress) -> bool {
+        let result = match progress {
+            Progress::Busy => {
+                self.busy = true;
+                return false;
+            }
+            Progress::Waiting => return false,
+            Progress::Ended(result) => result,
+        };
+        let job = self.snapshots.swap_remove(at);
+        match job.purpose {
+            Purpose::Operator(reply) => answer(&reply, result),
+            Purpose::Background => match result {
+                Ok(report) => {
+                    tracing::info!(
+                        partition = job.partition.0,
+                        sequence = report.sequence.0,
+                        records = report.records,
+                        bytes = report.bytes,
+                        "background snapshot"
+                    );
+                    let newest = SnapshotInfo {
+                        sequence: report.sequence,
+                        created_unix_ms: job.created_unix_ms,
+                    };
+                    self.newest.insert(job.partition, newest);
+                    self.files.forget_older(job.partition, &job.path);
+                }
+                Err(refusal) => {
+                    tracing::warn!(partition = job.partition.0, %refusal, "a background snapshot failed");
+                }
+            },
+        }
+        true
+    }
+
+    fn is_under_way(&self, id: PartitionId) -> bool {
+        self.snapshots.iter().any(|job| job.partition == id)
+            || self.pending.values().any(|pending| match pending {
+                Pending::Open(spec, _) => spec.id == id,
+                Pending::Prepare(other, _) => *other == id,
+                Pending::Remove(_) => false,
+            })
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+}
+
+/// Puts a partition with its opened store into service.
+fn serve(
+    spec: PartitionSpec,
+    store: Box<dyn stateside_statestore::StateStore>,
+    executor: &mut Executor,
+) -> Result<(), Refusal> {
+    let partition = Partition::new(spec, store)
+        .map_err(|error| Refusal::new(Reason::InvalidArgument, error.to_string()))?;
+    let spec = partition.spec();
+    executor.world.log.adopt(spec.id, spec.epoch, partition.applied());
+    executor.host(Hosted::Here(Box::new(partition)));
+    Ok(())
+}
+
+fn answer<T>(reply: &Reply<T>, value: T) {
+    // Whoever asked may have given up; the work is done all the same.
+    let _ = reply.try_send(value);
+}
+
+fn unknown(id: PartitionId) -> Refusal {
+    Refusal::new(Reason::UnknownPartition, format!("this node has no partition {id}"))
+}
+
+fn busy(id: PartitionId) -> Refusal {
+    Refusal::new(Reason::PartitionBusy, format!("partition {id} is being changed"))
+}
