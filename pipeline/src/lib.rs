@@ -1,1 +1,3 @@
-//! stub
+//! Stages of a partition's pipeline, and the format of the local log.
+
+pub mod log;
