@@ -392,7 +392,7 @@ impl Partition {
         self.check_memory(entries, effects.memory_available())?;
         let mut write = Write {
             partition: self.spec.id,
-            epoch: self.spec.epoch,
+            epoch: self.spec.first_epoch,
             entries,
             now: effects.now(),
             ack,

@@ -7,8 +7,8 @@
 //!                                      │                 ▲
 //!                                      └── completed ────┘ (later, in any order)
 //! ```
-//! Two passes keep refusals free of traces: a write is first admitted by every stage, then its
-//! conditions are checked, and only then does it get a sequence and take effect. So sequences
+//! Two passes keep refusals free of traces: a write is first admitted: its conditions are checked and every stage
+//! is asked, and only then does it get a sequence and take effect. So sequences
 //! have no gaps and no stage needs an undo.
 //!
 //! Pure: no IO, no clock, no randomness. What stages do to the world goes through [`Outlet`].
@@ -16,6 +16,7 @@
 mod clock;
 mod dispatcher;
 mod line_monitor;
+pub mod log;
 mod log_stage;
 mod stage;
 

@@ -12,7 +12,8 @@ use crate::{Clock, Dispatcher, LineMonitor, LogStage};
 pub struct Write<'a> {
     /// The partition that executes it.
     pub partition: PartitionId,
-    /// The partition's epoch.
+    /// The epoch that this content of the partition began with: what tells its log records
+    /// from those of a removed or replaced partition of the same id.
     pub epoch: Epoch,
     /// The entries; keys are unique.
     pub entries: &'a [WriteEntry<'a>],

@@ -77,6 +77,20 @@ pub const HELD_READS_MAX: usize = 64 << 10;
 pub const PARTITION_QUEUE_MAX: usize = 4 << 10;
 /// Bytes of records accepted and not yet written to the log, per core. Above it: `OVERLOADED`.
 pub const LOG_BUFFER_BYTES_MAX: usize = 16 << 20;
+/// One group of the log, bytes on disk: what one durable write covers. Holds the largest record.
+pub const LOG_GROUP_BYTES_MAX: usize = 2 << 20;
+/// Bytes of records that no reply waits for and that are written out at once when so many have come together.
+pub const LOG_LAZY_BYTES: usize = 256 << 10;
+/// How long records that no reply waits for stay in memory at most, milliseconds.
+pub const LOG_LAZY_MS: u64 = 4;
+/// Size of a log segment's file unless configured, bytes.
+pub const LOG_SEGMENT_BYTES: u64 = 64 << 20;
+/// Smallest log segment that may be configured, bytes.
+pub const LOG_SEGMENT_BYTES_MIN: u64 = 8 << 20;
+/// Largest log segment that may be configured, bytes.
+pub const LOG_SEGMENT_BYTES_MAX: u64 = 4 << 30;
+/// Empty segments kept ready for one core's log at most.
+pub const LOG_SPARE_SEGMENTS_MAX: usize = 4;
 /// Bytes of records that an on-disk store holds in memory until it has written them, per partition.
 pub const STORE_OVERLAY_BYTES_MAX: usize = 16 << 20;
 /// Bytes of records that one `fetch` from an on-disk store brings into memory; of further ones it

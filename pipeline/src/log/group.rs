@@ -1,0 +1,207 @@
+//! A group while it collects records: encoded straight into the memory that will be written.
+//!
+//! The stream skips the stamps: a record that does not end in its block goes on in the body of the
+//! next. The stamps themselves come last, when the number of blocks is known.
+
+use std::time::Instant;
+
+use stateside_types::WriteEntry;
+
+use super::{
+    AlignedBuffer, BLOCK_BYTES, Durable, Generation, GroupNumber, RecordHead, RollCallEntry,
+    block::{self, BODY_BYTES, BlockHeader, blocks_for, stream_to_block},
+    record::{
+        RECORD_HEADER_BYTES, RecordHeader, RecordKind, checksum, encode_entries,
+        encode_roll_call_entry, roll_call_bytes,
+    },
+};
+
+/// Where a group will lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct GroupPlace {
+    pub(super) generation: Generation,
+    pub(super) number: GroupNumber,
+    /// First block, counted from the segment's start.
+    pub(super) first_block: u32,
+    /// Blocks it may take.
+    pub(super) blocks_max: u32,
+}
+
+/// One group. Belongs to a core's writer, which uses it over and over.
+#[derive(Debug)]
+pub(super) struct Group {
+    buffer: AlignedBuffer,
+    pub(super) place: GroupPlace,
+    stream_bytes: usize,
+    /// Writes in it.
+    pub(super) records: u32,
+    /// The last sequence of each partition that has records here.
+    pub(super) last: Vec<Durable>,
+    /// A reply waits for this group.
+    pub(super) is_urgent: bool,
+    /// When the first record came.
+    pub(super) since: Option<Instant>,
+}
+
+impl Group {
+    pub(super) fn new(bytes: usize, place: GroupPlace) -> Self {
+        let buffer = AlignedBuffer::zeroed(bytes);
+        let mut group = Self {
+            buffer,
+            place,
+            stream_bytes: 0,
+            records: 0,
+            last: Vec::new(),
+            is_urgent: false,
+            since: None,
+        };
+        group.reset(place);
+        group
+    }
+
+    /// Empties the group for its next use.
+    pub(super) fn reset(&mut self, place: GroupPlace) {
+        assert!(place.blocks_max as usize <= self.buffer.len() / BLOCK_BYTES);
+        self.place = place;
+        self.stream_bytes = 0;
+        self.records = 0;
+        self.last.clear();
+        self.is_urgent = false;
+        self.since = None;
+    }
+
+    pub(super) fn stream_bytes(&self) -> usize {
+        self.stream_bytes
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.stream_bytes == 0
+    }
+
+    /// Blocks taken so far.
+    pub(super) fn blocks(&self) -> u32 {
+        u32::try_from(blocks_for(self.stream_bytes)).expect("at most blocks_max")
+    }
+
+    pub(super) fn fits(&self, record_bytes: usize) -> bool {
+        blocks_for(self.stream_bytes + record_bytes) <= self.place.blocks_max as usize
+    }
+
+    /// Adds a write whose encoded size is `record_bytes`.
+    pub(super) fn append_write(
+        &mut self,
+        head: RecordHead,
+        entries: &[WriteEntry<'_>],
+        record_bytes: usize,
+    ) {
+        let count = u16::try_from(entries.len()).expect("at most BATCH_ENTRIES_MAX");
+        self.append(head, RecordKind::Write, count, record_bytes, |put| {
+            encode_entries(entries, put);
+        });
+        self.records += 1;
+    }
+
+    /// Adds a roll call of `count` lines.
+    pub(super) fn append_roll_call(
+        &mut self,
+        count: u16,
+        lines: impl Iterator<Item = RollCallEntry>,
+    ) {
+        let nobody = RecordHead {
+            partition: Default::default(),
+            epoch: Default::default(),
+            sequence: Default::default(),
+            timestamp: Default::default(),
+        };
+        let record_bytes = roll_call_bytes(usize::from(count));
+        self.append(nobody, RecordKind::RollCall, count, record_bytes, |put| {
+            lines.for_each(|line| put(&encode_roll_call_entry(&line)));
+        });
+    }
+
+    fn append(
+        &mut self,
+        head: RecordHead,
+        kind: RecordKind,
+        entries: u16,
+        record_bytes: usize,
+        encode: impl FnOnce(&mut dyn FnMut(&[u8])),
+    ) {
+        assert!(self.fits(record_bytes), "the caller opens a new group first");
+        let generation = self.place.generation;
+        let payload_bytes = record_bytes - RECORD_HEADER_BYTES;
+        let mut header = RecordHeader {
+            head,
+            kind,
+            entries,
+            payload_bytes: u32::try_from(payload_bytes).expect("far below 4 GiB"),
+            payload_crc: 0,
+        };
+        let start = self.stream_bytes;
+        if start % BODY_BYTES + record_bytes <= BODY_BYTES {
+            // In one block, as most records are: no piece needs splitting.
+            let at = stream_to_block(start);
+            let record = &mut self.buffer[at..at + record_bytes];
+            let mut filled = RECORD_HEADER_BYTES;
+            encode(&mut |piece| {
+                record[filled..filled + piece.len()].copy_from_slice(piece);
+                filled += piece.len();
+            });
+            assert_eq!(filled, record_bytes, "the size given is the size encoded");
+            header.payload_crc = checksum(generation.0, &record[RECORD_HEADER_BYTES..]);
+            record[..RECORD_HEADER_BYTES].copy_from_slice(&header.encode(generation));
+        } else {
+            let mut crc = generation.0;
+            let mut offset = start + RECORD_HEADER_BYTES;
+            encode(&mut |piece| {
+                crc = checksum(crc, piece);
+                offset = put(&mut self.buffer, offset, piece);
+            });
+            assert_eq!(offset, start + record_bytes, "the size given is the size encoded");
+            header.payload_crc = crc;
+            put(&mut self.buffer, start, &header.encode(generation));
+        }
+        self.stream_bytes += record_bytes;
+    }
+
+    /// Stamps the blocks. Returns how many bytes of the buffer to write.
+    pub(super) fn seal(&mut self) -> usize {
+        assert!(!self.is_empty());
+        let blocks = self.blocks() as usize;
+        // The end of the last block still holds what this buffer was used for before: other
+        // people's records do not belong on the disk a second time.
+        let end = stream_to_block(self.stream_bytes - 1) + 1;
+        self.buffer[end..blocks * BLOCK_BYTES].fill(0);
+        for (index, block) in
+            self.buffer[..blocks * BLOCK_BYTES].chunks_exact_mut(BLOCK_BYTES).enumerate()
+        {
+            let header = BlockHeader {
+                generation: self.place.generation,
+                group: self.place.number,
+                index: u16::try_from(index).expect("GROUP_BLOCKS_MAX fits"),
+                blocks: u16::try_from(blocks).expect("GROUP_BLOCKS_MAX fits"),
+                stream_bytes: u32::try_from(self.stream_bytes).expect("at most 2 MiB"),
+            };
+            block::seal(block, header);
+        }
+        blocks * BLOCK_BYTES
+    }
+
+    /// The sealed bytes, and whatever lies behind them.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+/// Copies `piece` to a place in the stream, around the stamps. Returns the place after it.
+fn put(buffer: &mut [u8], mut offset: usize, mut piece: &[u8]) -> usize {
+    while !piece.is_empty() {
+        let at = stream_to_block(offset);
+        let room = BODY_BYTES - offset % BODY_BYTES;
+        let (now, later) = piece.split_at(room.min(piece.len()));
+        buffer[at..at + now.len()].copy_from_slice(now);
+        offset += now.len();
+        piece = later;
+    }
+    offset
+}

@@ -1,0 +1,332 @@
+//! Replay: which of a log's records a partition still needs, and whether it got all of them.
+//!
+//! ```text
+//!                     unknown damage in its log
+//!            ┌───────┐ ───────────────────────► ┌─────────┐  the log ends
+//!       ──►  │ whole │                          │ suspect │ ────────────────┐
+//!            └───┬───┘ ◄─────────────────────── └────┬────┘                 ▼
+//!                │      a record or roll call of it   │ a gap          ┌─────────┐
+//!                │      without a gap                 └──────────────► │ damaged │
+//!                └───── a gap, or its own record is damaged ─────────► └─────────┘
+//! ```
+//! A partition's sequences have no gaps and lie in one log (per placement) in rising order. So a
+//! record with the next sequence, or one that a snapshot covers already, proves that whatever was
+//! lost before it belonged to others. Roll calls prove the same for partitions that write seldom.
+//! A damaged partition gets nothing more: it keeps a prefix of its writes, and is named.
+
+use std::{collections::BTreeMap, fmt};
+
+use stateside_types::{CoreId, Epoch, PartitionId, Sequence, WriteEntry};
+
+use super::{
+    Damage, DamageKind, DamageScope, Generation, Holding, Placement, RecordHead, ReplaySink,
+    Retention, RollCallEntry, partition_map::EpochMap,
+};
+
+/// Findings that are kept; a file of garbage has one for every block.
+const FINDINGS_MAX: usize = 1_024;
+
+/// A partition whose records are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PartitionBase {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Its epoch: records of another epoch are none of its.
+    pub epoch: Epoch,
+    /// Its snapshot or store holds everything up to here.
+    pub covered: Sequence,
+}
+
+/// What a damaged partition has lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// Exactly these.
+    Sequences {
+        /// The first one.
+        first: Sequence,
+        /// The last one known to be lost. Later ones may exist; they cannot be applied.
+        last: Sequence,
+    },
+    /// Perhaps something behind this one: it cannot be said.
+    UnknownAfter(Sequence),
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sequences { first, last } if first == last => write!(f, "sequence {first}"),
+            Self::Sequences { first, last } => write!(f, "sequences {first} to {last}"),
+            Self::UnknownAfter(sequence) => write!(f, "unknown, after sequence {sequence}"),
+        }
+    }
+}
+
+/// A partition that must not serve: writes of it are lost, or may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionDamage {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Whose log.
+    pub core: CoreId,
+    /// Segment of that log.
+    pub generation: Generation,
+    /// Byte in the segment's file.
+    pub offset: u64,
+    /// What does not fit there; None: the bytes are good, earlier records are not there at all.
+    pub kind: Option<DamageKind>,
+    /// What is lost.
+    pub lost: Lost,
+}
+
+/// Counters of a replay.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplayStats {
+    /// Records that checked out.
+    pub records: u64,
+    /// Records that were delivered.
+    pub delivered: u64,
+    /// Damaged places; the first 1,024 are listed.
+    pub damages: u64,
+}
+
+/// What a replay found out.
+#[derive(Debug)]
+pub struct ReplayOutcome {
+    /// For each log that was read: what its segments hold.
+    pub retentions: BTreeMap<CoreId, Retention>,
+    /// Partitions that lost records, or may have. The segments that show it are held in
+    /// `retentions`, until nobody asks for the partition in that epoch any more.
+    pub damaged: Vec<PartitionDamage>,
+    /// Every damaged place, whoever's it was.
+    pub damages: Vec<(CoreId, Damage)>,
+    /// Counters.
+    pub stats: ReplayStats,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Whole,
+    Suspect(Cause),
+    Damaged(Cause, Lost),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cause {
+    core: CoreId,
+    generation: Generation,
+    offset: u64,
+    kind: Option<DamageKind>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Track {
+    next: Sequence,
+    state: State,
+    /// The log that had a record of it last, and under which placement.
+    seen: Option<(Placement, CoreId)>,
+}
+
+/// Takes the records of any number of runs, oldest placement first, and hands on those that the
+/// partitions still need. Lives on a core during its recovery.
+#[derive(Debug)]
+pub struct Replay<D> {
+    deliver: D,
+    tracks: EpochMap<Track>,
+    core: CoreId,
+    placement: Placement,
+    retention: Retention,
+    retentions: BTreeMap<CoreId, Retention>,
+    wanted: Option<RecordHead>,
+    damages: Vec<(CoreId, Damage)>,
+    stats: ReplayStats,
+}
+
+impl<D: FnMut(&RecordHead, &[WriteEntry<'_>])> Replay<D> {
+    /// A replay for these partitions; `deliver` gets each partition's missing writes in order.
+    pub fn new(partitions: impl IntoIterator<Item = PartitionBase>, deliver: D) -> Self {
+        let track = |base: PartitionBase| {
+            let next = base.covered.next();
+            ((base.partition, base.epoch), Track { next, state: State::Whole, seen: None })
+        };
+        Self {
+            deliver,
+            tracks: partitions.into_iter().map(track).collect(),
+            core: CoreId(0),
+            placement: Placement(0),
+            retention: Retention::new(),
+            retentions: BTreeMap::new(),
+            wanted: None,
+            damages: Vec::new(),
+            stats: ReplayStats::default(),
+        }
+    }
+
+    /// What comes next is a run of this log, consisting of these segments.
+    ///
+    /// # Panics
+    /// When generations of one log do not rise from run to run.
+    pub fn begin_run(
+        &mut self,
+        core: CoreId,
+        placement: Placement,
+        segments: impl IntoIterator<Item = Generation>,
+    ) {
+        self.put_retention_away();
+        self.core = core;
+        self.placement = placement;
+        self.retention = self.retentions.remove(&core).unwrap_or_default();
+        for generation in segments {
+            self.retention.begin(generation);
+        }
+    }
+
+    fn put_retention_away(&mut self) {
+        let retention = std::mem::take(&mut self.retention);
+        if retention.segments() > 0 {
+            self.retentions.insert(self.core, retention);
+        }
+    }
+
+    /// Counters so far.
+    pub fn stats(&self) -> ReplayStats {
+        self.stats
+    }
+
+    /// The logs have been read: who is still suspect has no proof to come.
+    pub fn finish(mut self) -> ReplayOutcome {
+        self.put_retention_away();
+        let mut damaged: Vec<PartitionDamage> = self
+            .tracks
+            .iter()
+            .filter_map(|(&(partition, epoch), track)| {
+                let (cause, lost) = match track.state {
+                    State::Whole => return None,
+                    State::Suspect(cause) => (cause, Lost::UnknownAfter(before(track.next))),
+                    State::Damaged(cause, lost) => (cause, lost),
+                };
+                let Cause { core, generation, offset, kind } = cause;
+                Some(PartitionDamage { partition, epoch, core, generation, offset, kind, lost })
+            })
+            .collect();
+        damaged.sort_by_key(|damage| (damage.partition, damage.epoch));
+        for damage in &damaged {
+            if let Some(retention) = self.retentions.get_mut(&damage.core) {
+                retention.hold(damage.generation, damage.partition, damage.epoch);
+            }
+        }
+        ReplayOutcome {
+            retentions: self.retentions,
+            damaged,
+            damages: self.damages,
+            stats: self.stats,
+        }
+    }
+}
+
+fn before(sequence: Sequence) -> Sequence {
+    Sequence(sequence.0 - 1)
+}
+
+impl Track {
+    /// The log shows that this partition's writes went up to `last` here.
+    fn missing_up_to(&mut self, last: Sequence, here: Cause) {
+        let cause = match self.state {
+            State::Suspect(cause) => cause,
+            State::Whole => here,
+            State::Damaged(..) => return,
+        };
+        self.state = State::Damaged(cause, Lost::Sequences { first: self.next, last });
+    }
+
+    fn is_damaged(&self) -> bool {
+        matches!(self.state, State::Damaged(..))
+    }
+}
+
+impl<D: FnMut(&RecordHead, &[WriteEntry<'_>])> ReplaySink for Replay<D> {
+    fn wants(&mut self, generation: Generation, offset: u64, head: &RecordHead) -> bool {
+        let &RecordHead { partition, epoch, sequence, .. } = head;
+        self.stats.records += 1;
+        self.retention.note(generation, Holding { partition, epoch, sequence });
+        let Some(track) = self.tracks.get_mut(&(partition, epoch)) else { return false };
+        track.seen = Some((self.placement, self.core));
+        if track.is_damaged() {
+            return false;
+        }
+        if sequence > track.next {
+            let here = Cause { core: self.core, generation, offset, kind: None };
+            track.missing_up_to(before(sequence), here);
+            return false;
+        }
+        track.state = State::Whole;
+        if sequence < track.next {
+            return false;
+        }
+        track.next = sequence.next();
+        self.wanted = Some(*head);
+        true
+    }
+
+    fn write(&mut self, head: &RecordHead, entries: &[WriteEntry<'_>]) {
+        assert_eq!(self.wanted.take().as_ref(), Some(head));
+        self.stats.delivered += 1;
+        (self.deliver)(head, entries);
+    }
+
+    fn roll_call(&mut self, generation: Generation, offset: u64, line: RollCallEntry) {
+        let Some(track) = self.tracks.get_mut(&(line.partition, line.epoch)) else { return };
+        track.seen = Some((self.placement, self.core));
+        if track.is_damaged() {
+            return;
+        }
+        if line.sequence >= track.next {
+            let here = Cause { core: self.core, generation, offset, kind: None };
+            track.missing_up_to(line.sequence, here);
+        } else {
+            track.state = State::Whole;
+        }
+    }
+
+    fn damage(&mut self, damage: Damage) {
+        let cause = Cause {
+            core: self.core,
+            generation: damage.generation,
+            offset: damage.offset,
+            kind: Some(damage.kind),
+        };
+        match damage.scope {
+            DamageScope::Nobody => {}
+            DamageScope::Record(head) => {
+                let RecordHead { partition, epoch, sequence, .. } = head;
+                self.retention.note(damage.generation, Holding { partition, epoch, sequence });
+                if let Some(track) = self.tracks.get_mut(&(partition, epoch)) {
+                    if self.wanted.take() == Some(head) {
+                        track.next = sequence;
+                    }
+                    if sequence >= track.next && !track.is_damaged() {
+                        let lost = Lost::Sequences { first: track.next, last: sequence };
+                        track.state = State::Damaged(cause, lost);
+                    }
+                }
+            }
+            DamageScope::Unknown => {
+                let (here, now) = (self.core, self.placement);
+                for track in self.tracks.values_mut() {
+                    // Within one placement a partition has its records in one log only.
+                    let lives_elsewhere = track
+                        .seen
+                        .is_some_and(|(placement, core)| placement == now && core != here);
+                    if track.state == State::Whole && !lives_elsewhere {
+                        track.state = State::Suspect(cause);
+                    }
+                }
+            }
+        }
+        self.stats.damages += 1;
+        if self.damages.len() < FINDINGS_MAX {
+            self.damages.push((self.core, damage));
+        }
+    }
+}
