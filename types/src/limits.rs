@@ -69,6 +69,8 @@ pub const CALLS_PER_CORE_MAX: usize = 64 << 10;
 /// Calls one core has under way at one other core. Above it: `OVERLOADED`.
 pub const HOPS_PER_CORE_PAIR_MAX: usize = 8 << 10;
 
+/// Commands of the manager that wait for one core.
+pub const COMMANDS_PER_CORE_MAX: usize = 1_024;
 /// Writes one partition holds between acceptance and durability: the line monitor's window.
 pub const WINDOW_WRITES_MAX: usize = 64 << 10;
 /// Reads one partition holds until the write they saw is durable.

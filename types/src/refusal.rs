@@ -103,6 +103,8 @@ reasons! {
     MalformedRequest = "MALFORMED_REQUEST", InvalidArgument, "send the message that stateside/v1/*.proto defines";
     /// No such service or method.
     UnknownMethod = "UNKNOWN_METHOD", Unimplemented, "call a method of stateside.v1.DataPlane or grpc.health.v1.Health here";
+    /// A health check of a service that is not here.
+    UnknownService = "UNKNOWN_SERVICE", NotFound, "ask for the health of stateside.v1.DataPlane, or of \"\"";
     /// The client compressed its message with something this server does not read.
     CompressionUnsupported = "COMPRESSION_UNSUPPORTED", Unimplemented, "send messages with grpc-encoding identity";
     /// No partition has this id (or exactly this range).

@@ -210,6 +210,11 @@ impl<S: Copy> Calls<S> {
         self.ready.pop()
     }
 
+    /// Whether some call's answer is complete.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
     /// A record of a read's part.
     pub fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>) {
         let Some((call, part)) = find(&mut self.slots, ticket) else { return };

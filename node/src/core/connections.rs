@@ -232,6 +232,15 @@ impl Connections {
         self.next_tick = Some(now);
     }
 
+    /// Cuts every connection off.
+    pub(crate) fn cut(&mut self, ring: &mut CoreRing) {
+        for connection in self.table.iter_mut().filter_map(Option::take) {
+            ring.close(connection.id, Closing::Abort);
+        }
+        self.open = 0;
+        self.dirty.clear();
+    }
+
     fn note_tick(&mut self, due: Option<Millis>) {
         if let Some(due) = due {
             self.next_tick = Some(self.next_tick.map_or(due, |next| next.min(due)));

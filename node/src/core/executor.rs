@@ -14,7 +14,7 @@ use stateside_partition::{Input, Partition, Ticket};
 use stateside_proto::codec;
 use stateside_router::{BatchPlan, Placement, RoutingTable, UNOWNED};
 use stateside_types::{
-    Ack, CoreId, PartitionId, PartitionSpec, PartitionState, Reason, Refusal,
+    Ack, CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
     WriteEntry, limits::HOPS_PER_CORE_PAIR_MAX,
 };
 
@@ -434,6 +434,37 @@ impl Executor {
         };
         self.answers_out[usize::from(to.0)].answers.push(HopAnswer { ticket, outcome });
         self.world.calls.close(slot);
+    }
+
+    /// Requests out at other cores.
+    pub(crate) fn hops_pending(&self) -> usize {
+        self.hops_out.iter().sum()
+    }
+
+    /// Whether no partition waits for a piece of store work.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.all().all(|hosted| match hosted {
+            Hosted::Here(partition) => partition.is_quiet(),
+            Hosted::Down(..) => true,
+        })
+    }
+
+    /// Up to where each hosted partition's content survives without the log. A partition that
+    /// is down keeps all of its log.
+    pub(crate) fn coverage(
+        &self,
+        covered: impl Fn(&Partition) -> Sequence,
+    ) -> HashMap<(PartitionId, Epoch), Sequence> {
+        self.all()
+            .map(|hosted| {
+                let spec = hosted.spec();
+                let sequence = match hosted {
+                    Hosted::Here(partition) => covered(partition),
+                    Hosted::Down(..) => Sequence::ZERO,
+                };
+                ((spec.id, spec.first_epoch), sequence)
+            })
+            .collect()
     }
 
     fn open(&mut self, stream: StreamRef, verb: Verb, indexed: bool) -> Result<u32, Refusal> {

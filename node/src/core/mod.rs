@@ -1,5 +1,29 @@
 //! One core: its partitions, connections and log, and how the rest of the node talks to it.
+//!
+//! A core is one thread with one task, which takes turns:
+//! ```text
+//!  wait ─► completions ─► sessions ─► requests ─► partitions ─► answers ─► one send a connection
+//!   ▲        other cores' requests and answers ──┘     │  └─► log: next write, if none is out
+//!   └────────────────────────────────────────────────── └─► one message to each other core
+//! ```
+//! Everything in here is owned by that thread. What crosses threads: [`command`]s and [`hop`]s
+//! over bounded channels, outcomes of the blocking pool, and counters.
 
 pub mod calls;
 pub mod command;
+mod connections;
+mod executor;
 pub mod hop;
+mod log;
+mod operations;
+mod partition_files;
+mod pool;
+mod recovery;
+mod service;
+mod snapshots;
+mod turn;
+mod world;
+
+pub use partition_files::PartitionFiles;
+pub use recovery::RecoveryProgress;
+pub use turn::{CoreSetup, Mailboxes, Peer, peers, run};

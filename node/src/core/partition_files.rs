@@ -1,0 +1,363 @@
+//! A partition's files, and opening its store from them. Everything here blocks: it runs on the
+//! blocking pool, or on a core before it serves.
+//!
+//! ```text
+//!  DATA/partitions/7/                               first epoch and sequence of a snapshot, in its
+//!      00000000000000000003-00000000000000081234.snapshot          name: 20 digits each
+//!      00000000000000000003-00000000000000090001.snapshot.partial  being written
+//!  DATA/sled/                                       one engine for all partitions that use sled
+//! ```
+//! A partition's content in memory begins with its newest snapshot of its first epoch. The name's
+//! sequence is where replay goes on; after a restore it may be above that in the file's header,
+//! because versions never go back.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use stateside_statestore::{
+    MemoryStore, SledEngine, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord,
+    StateStore, StoreError,
+};
+use stateside_types::{
+    Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, StoreKind,
+};
+
+use super::command::RestoreReport;
+
+/// Bytes read from a snapshot at a time.
+const READ_BYTES: usize = 1 << 20;
+const SUFFIX: &str = ".snapshot";
+
+/// The newest snapshot of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SnapshotInfo {
+    /// It holds the state after this sequence.
+    pub(crate) sequence: Sequence,
+    /// When it was made, milliseconds since 1970.
+    pub(crate) created_unix_ms: u64,
+}
+
+/// A store ready for service, and the snapshot that it has on disk.
+pub(crate) type OpenedStore = (Box<dyn StateStore>, Option<SnapshotInfo>);
+
+/// Where partitions keep their files. One per node, shared by its cores.
+pub(crate) struct PartitionFiles {
+    directory: PathBuf,
+    sled: SledEngine,
+    hash_seed: u64,
+}
+
+impl PartitionFiles {
+    pub(crate) fn new(directory: PathBuf, sled: SledEngine, hash_seed: u64) -> Self {
+        Self { directory, sled, hash_seed }
+    }
+
+    /// Opens a partition's store: its engine, or its newest snapshot, or nothing yet.
+    ///
+    /// # Errors
+    /// `PARTITION_DAMAGED` with the file and what is wrong; `PARTITION_STOPPED` when the
+    /// environment fails.
+    pub(crate) fn open_store(&self, spec: &PartitionSpec) -> Result<OpenedStore, Refusal> {
+        let mut store: Box<dyn StateStore> = match spec.store {
+            StoreKind::Memory => Box::new(MemoryStore::new(self.hash_seed)),
+            StoreKind::Sled => Box::new(
+                self.sled.partition(spec.id, spec.first_epoch).map_err(|error| store_failed(&error))?,
+            ),
+        };
+        let newest = self.newest_snapshot(spec)?;
+        let mut info = None;
+        if let Some((sequence, path)) = newest {
+            let created_unix_ms = if sequence > store.applied() {
+                load(&path, sequence, store.as_mut())?
+            } else {
+                read_header(&path)?.created_unix_ms
+            };
+            info = Some(SnapshotInfo { sequence, created_unix_ms });
+        }
+        if store.applied() < spec.base_sequence {
+            let text = format!(
+                "{}: the snapshot that the partition was restored from (sequence {}) is missing",
+                self.of(spec.id).display(),
+                spec.base_sequence
+            );
+            return Err(Refusal::new(Reason::PartitionDamaged, text));
+        }
+        Ok((store, info))
+    }
+
+    /// Where a new snapshot of a partition goes.
+    ///
+    /// # Errors
+    /// When its directory cannot be made.
+    pub(crate) fn prepare_snapshot(
+        &self,
+        id: PartitionId,
+        first_epoch: Epoch,
+        sequence: Sequence,
+    ) -> io::Result<PathBuf> {
+        let directory = self.of(id);
+        fs::create_dir_all(&directory)?;
+        Ok(directory.join(format!("{:020}-{:020}{SUFFIX}", first_epoch.0, sequence.0)))
+    }
+
+    /// Verifies a snapshot whole and copies it to where `spec`'s partition finds it once the
+    /// manifest has `epoch`. Versions go on from the higher of the snapshot's and `own`.
+    ///
+    /// # Errors
+    /// `SNAPSHOT_UNREADABLE`, `SNAPSHOT_FOREIGN`, `FILE_VERSION`, `SNAPSHOT_DAMAGED`, `DISK_FULL`.
+    pub(crate) fn install_snapshot(
+        &self,
+        spec: &PartitionSpec,
+        source: &Path,
+        epoch: Epoch,
+        own: Sequence,
+    ) -> Result<RestoreReport, Refusal> {
+        let unreadable = |error: io::Error| {
+            Refusal::new(Reason::SnapshotUnreadable, format!("{}: {error}", source.display()))
+        };
+        let mut file = File::open(source).map_err(unreadable)?;
+        if !file.metadata().map_err(unreadable)?.is_file() {
+            return Err(unreadable(io::Error::other("not a file")));
+        }
+        // Verified before a byte is copied: a refused restore leaves nothing behind.
+        let (header, records) = verify(&mut file, source)?;
+        if header.range != spec.range {
+            let text = format!(
+                "{} holds hash range {}, partition {} has {}",
+                source.display(),
+                header.range,
+                spec.id,
+                spec.range
+            );
+            return Err(Refusal::new(Reason::SnapshotForeign, text));
+        }
+        let sequence = header.sequence.max(own);
+        let target = self.copy(source, spec.id, epoch, sequence).map_err(|error| {
+            let text = format!("copying {} to the data directory: {error}", source.display());
+            let full = matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            );
+            Refusal::new(if full { Reason::DiskFull } else { Reason::SnapshotUnwritable }, text)
+        })?;
+        // What was verified must be what was copied, also when someone writes to the source.
+        let copied = File::open(&target).map_err(unreadable).and_then(|mut file| verify(&mut file, &target));
+        if let Err(refusal) = copied {
+            let _ = fs::remove_file(&target);
+            return Err(refusal);
+        }
+        Ok(RestoreReport { sequence, records })
+    }
+
+    /// Deletes everything of a partition.
+    pub(crate) fn remove(&self, id: PartitionId) -> Result<(), Refusal> {
+        self.sled.remove(id).map_err(|error| store_failed(&error))?;
+        match fs::remove_dir_all(self.of(id)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let text = format!("{}: {error}", self.of(id).display());
+                Err(Refusal::new(Reason::Internal, text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes what partitions left that the manifest does not name any more, and parts of
+    /// snapshots that were never finished. Run at the start, before anything is opened.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub(crate) fn clean(&self, specs: &[PartitionSpec]) -> io::Result<()> {
+        let known: HashSet<u32> = specs.iter().map(|spec| spec.id.0).collect();
+        let entries = match fs::read_dir(&self.directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let entry = entry?;
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+                tracing::warn!(path = %entry.path().display(), "unknown file, left alone");
+                continue;
+            };
+            if !known.contains(&id) {
+                tracing::info!(partition = id, "deleting the files of a removed partition");
+                fs::remove_dir_all(entry.path())?;
+                continue;
+            }
+            let spec = specs.iter().find(|spec| spec.id.0 == id);
+            for file in fs::read_dir(entry.path())? {
+                let path = file?.path();
+                let stale = match (parse_name(&path), spec) {
+                    (Some((epoch, _)), Some(spec)) => epoch != spec.first_epoch,
+                    _ => path.extension().is_some_and(|extension| extension == "partial"),
+                };
+                if stale {
+                    fs::remove_file(&path)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The newest snapshot of the partition's present content.
+    fn newest_snapshot(&self, spec: &PartitionSpec) -> Result<Option<(Sequence, PathBuf)>, Refusal> {
+        let directory = self.of(spec.id);
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => {
+                let text = format!("{}: {error}", directory.display());
+                return Err(Refusal::new(Reason::PartitionStopped, text));
+            }
+        };
+        Ok(entries
+            .filter_map(|entry| {
+                let path = entry.ok()?.path();
+                let (epoch, sequence) = parse_name(&path)?;
+                (epoch == spec.first_epoch).then_some((sequence, path))
+            })
+            .max())
+    }
+
+    fn copy(
+        &self,
+        source: &Path,
+        id: PartitionId,
+        epoch: Epoch,
+        sequence: Sequence,
+    ) -> io::Result<PathBuf> {
+        let target = self.prepare_snapshot(id, epoch, sequence)?;
+        let partial = target.with_extension("snapshot.partial");
+        let copied = fs::copy(source, &partial)
+            .and_then(|_| File::open(&partial)?.sync_all())
+            .and_then(|()| fs::rename(&partial, &target))
+            .and_then(|()| File::open(self.of(id))?.sync_all());
+        if let Err(error) = copied {
+            let _ = fs::remove_file(&partial);
+            return Err(error);
+        }
+        Ok(target)
+    }
+
+    fn of(&self, id: PartitionId) -> PathBuf {
+        self.directory.join(id.0.to_string())
+    }
+}
+
+/// Deletes the snapshots of a partition that `newest` supersedes. What cannot be deleted now is
+/// at the next time.
+pub(crate) fn remove_older(newest: &Path) {
+    let Some((epoch, sequence)) = parse_name(newest) else { return };
+    let Some(Ok(entries)) = newest.parent().map(fs::read_dir) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if parse_name(&path).is_some_and(|other| other < (epoch, sequence)) {
+            if let Err(error) = fs::remove_file(&path) {
+                tracing::warn!(path = %path.display(), %error, "an old snapshot stays");
+            }
+        }
+    }
+}
+
+fn parse_name(path: &Path) -> Option<(Epoch, Sequence)> {
+    let (epoch, sequence) =
+        path.file_name()?.to_str()?.strip_suffix(SUFFIX)?.split_once('-')?;
+    Some((Epoch(epoch.parse().ok()?), Sequence(sequence.parse().ok()?)))
+}
+
+/// Fills a store from a snapshot; returns when the snapshot was made.
+fn load(path: &Path, sequence: Sequence, store: &mut dyn StateStore) -> Result<u64, Refusal> {
+    let damaged = |error: SnapshotError| damaged(path, &error);
+    let mut file = File::open(path).map_err(|error| io_failed(path, &error))?;
+    let mut reader = SnapshotReader::new();
+    let mut records: Vec<SnapshotRecord<'_>>;
+    let mut chunk = vec![0; READ_BYTES];
+    store.load_start();
+    loop {
+        let length = file.read(&mut chunk).map_err(|error| io_failed(path, &error))?;
+        if length == 0 {
+            break;
+        }
+        reader.push(&chunk[..length]);
+        while let Some(block) = reader.next_block().map_err(damaged)? {
+            records = block.records().collect();
+            while !store.load(&records) {
+                work(store)?;
+            }
+        }
+    }
+    let header = reader.header().cloned();
+    reader.finish().map_err(damaged)?;
+    let header = header.expect("a snapshot that ends well has a header");
+    store.load_end(sequence, header.timestamp);
+    while store.kind() != StoreKind::Memory.as_str() && store.covered() < sequence {
+        work(store)?;
+    }
+    Ok(header.created_unix_ms)
+}
+
+/// Runs the next piece of a store's work here and now.
+pub(crate) fn work(store: &mut dyn StateStore) -> Result<(), Refusal> {
+    if let Some(work) = store.take_work(store.applied()) {
+        store.finish_work(work()).map_err(|error| store_failed(&error))?;
+    }
+    Ok(())
+}
+
+fn verify(file: &mut File, path: &Path) -> Result<(SnapshotHeader, u64), Refusal> {
+    let mut reader = SnapshotReader::new();
+    let mut chunk = vec![0; READ_BYTES];
+    let refused = |error: SnapshotError| snapshot_refused(path, &error);
+    loop {
+        let length = file.read(&mut chunk).map_err(|error| {
+            Refusal::new(Reason::SnapshotUnreadable, format!("{}: {error}", path.display()))
+        })?;
+        if length == 0 {
+            break;
+        }
+        reader.push(&chunk[..length]);
+        while reader.next_block().map_err(refused)?.is_some() {}
+    }
+    let header = reader.header().cloned();
+    let summary = reader.finish().map_err(refused)?;
+    Ok((header.expect("a snapshot that ends well has a header"), summary.records))
+}
+
+fn read_header(path: &Path) -> Result<SnapshotHeader, Refusal> {
+    let mut reader = SnapshotReader::new();
+    let mut file = File::open(path).map_err(|error| io_failed(path, &error))?;
+    let mut chunk = vec![0; stateside_statestore::SNAPSHOT_HEADER_BYTES];
+    file.read_exact(&mut chunk).map_err(|error| io_failed(path, &error))?;
+    reader.push(&chunk);
+    reader.next_block().map_err(|error| damaged(path, &error))?;
+    Ok(reader.header().cloned().expect("all bytes of the header were given"))
+}
+
+fn snapshot_refused(path: &Path, error: &SnapshotError) -> Refusal {
+    let reason = match error {
+        SnapshotError::Foreign { .. } => Reason::SnapshotForeign,
+        SnapshotError::Version { .. } => Reason::FileVersion,
+        _ => Reason::SnapshotDamaged,
+    };
+    Refusal::new(reason, format!("{}: {error}", path.display()))
+}
+
+fn damaged(path: &Path, error: &SnapshotError) -> Refusal {
+    Refusal::new(Reason::PartitionDamaged, format!("{}: {error}", path.display()))
+}
+
+fn io_failed(path: &Path, error: &io::Error) -> Refusal {
+    Refusal::new(Reason::PartitionStopped, format!("{}: {error}", path.display()))
+}
+
+fn store_failed(error: &StoreError) -> Refusal {
+    let reason = match error {
+        StoreError::Damaged { .. } => Reason::PartitionDamaged,
+        StoreError::DiskFull { .. } => Reason::DiskFull,
+        StoreError::Io { .. } => Reason::PartitionStopped,
+    };
+    Refusal::new(reason, error.to_string())
+}

@@ -1,0 +1,224 @@
+//! The data plane's methods: from a session's event to the executor, from a ready call to the
+//! session's answer.
+
+use std::sync::Arc;
+
+use prost::Message;
+use stateside_proto::{codec, v1};
+use stateside_router::RoutingTable;
+use stateside_types::{Code, CoreId, Reason, Refusal};
+use stateside_wire::{Event, Session};
+
+use super::{
+    calls::{Call, Origin, Outcome},
+    connections::Connections,
+    executor::{Executor, Verb, assemble_read, assemble_write},
+    world::StreamRef,
+};
+use crate::{
+    metrics::{CoreMetrics, Method},
+    reactor::ConnectionId,
+};
+
+/// The methods that sessions know, in the order of their numbers.
+pub(crate) const METHODS: &[&str] = &[
+    "/stateside.v1.DataPlane/Upsert",
+    "/stateside.v1.DataPlane/Get",
+    "/stateside.v1.DataPlane/Remove",
+    "/stateside.v1.DataPlane/Topology",
+    "/grpc.health.v1.Health/Check",
+];
+
+const UPSERT: u16 = 0;
+const GET: u16 = 1;
+const REMOVE: u16 = 2;
+const TOPOLOGY: u16 = 3;
+
+/// The service of `grpc.health.v1` that this plane is.
+const HEALTH_SERVICES: [&str; 2] = ["", "stateside.v1.DataPlane"];
+
+/// What every core answers alike. Shared by the cores.
+pub struct Node {
+    /// The node's id.
+    pub id: String,
+    /// `host:port` of each core's own port; the host may be empty.
+    pub core_addresses: Vec<String>,
+}
+
+/// `grpc.health.v1.HealthCheckRequest`.
+#[derive(Clone, PartialEq, Message)]
+struct HealthCheckRequest {
+    #[prost(string, tag = "1")]
+    service: String,
+}
+
+/// `grpc.health.v1.HealthCheckResponse`; 1 is SERVING.
+#[derive(Clone, PartialEq, Message)]
+struct HealthCheckResponse {
+    #[prost(int32, tag = "1")]
+    status: i32,
+}
+
+/// Takes one event of a session.
+pub(crate) fn on_event(
+    executor: &mut Executor,
+    node: &Node,
+    metrics: &CoreMetrics,
+    connection: ConnectionId,
+    session: &mut Session,
+    event: Event,
+) {
+    // The session has answered a cancelled call, or nobody waits; its parts run to their end.
+    let Event::Request { stream, method, message, .. } = event else { return };
+    let verb = match method.0 {
+        UPSERT => Verb::Upsert,
+        GET => Verb::Get,
+        REMOVE => Verb::Remove,
+        other => {
+            let (label, outcome) = if other == TOPOLOGY {
+                let topology = topology(node, executor.table());
+                session.respond(stream, |out| append(&topology, out));
+                (Method::Topology, Ok(()))
+            } else {
+                let outcome = health(&message).map(|answer| {
+                    session.respond(stream, |out| append(&answer, out));
+                });
+                (Method::Health, outcome)
+            };
+            if let Err(refusal) = &outcome {
+                session.refuse(stream, refusal);
+            }
+            session.recycle(message);
+            count(metrics, label, outcome.err().as_ref(), 0);
+            return;
+        }
+    };
+    match executor.request(StreamRef { connection, stream }, verb, message) {
+        Ok(Some(message)) => session.recycle(message),
+        Ok(None) => {}
+        Err((refusal, message)) => {
+            session.refuse(stream, &refusal);
+            session.recycle(message);
+            count(metrics, verb.into(), Some(&refusal), 0);
+        }
+    }
+}
+
+/// Answers every call whose last part is in.
+pub(crate) fn answer_ready(
+    executor: &mut Executor,
+    metrics: &CoreMetrics,
+    connections: &mut Connections,
+) {
+    while let Some(slot) = executor.world.calls.pop_ready() {
+        let now = executor.world.turn_ns;
+        let call = executor.world.calls.get_mut(slot);
+        match call.origin {
+            Origin::Hop(core, ticket) => executor.answer_hop(slot, core, ticket),
+            Origin::Stream(StreamRef { connection, stream }) => {
+                let took_ns = now.saturating_sub(call.started_ns);
+                let refusal = match call.parts() {
+                    [only] => match &only.outcome {
+                        Outcome::Refused(refusal) => Some(refusal),
+                        _ => None,
+                    },
+                    _ => None,
+                };
+                count(metrics, Method::ALL[usize::from(call.method)], refusal, took_ns);
+                if let Some(session) = connections.session(connection) {
+                    match refusal {
+                        Some(refusal) => session.refuse(stream, refusal),
+                        None => session.respond(stream, |out| write_answer(call, metrics, out)),
+                    };
+                    let message = std::mem::take(&mut call.message);
+                    if message.capacity() > 0 {
+                        session.recycle(message);
+                    }
+                }
+                executor.world.calls.close(slot);
+            }
+        }
+    }
+}
+
+fn write_answer<S>(call: &Call<S>, metrics: &CoreMetrics, out: &mut Vec<u8>) {
+    if let [only] = call.parts() {
+        match only.outcome {
+            Outcome::Read => out.extend_from_slice(&only.body),
+            Outcome::Written(sequence, timestamp) => {
+                codec::encode_write_results(out, only.entries as usize, sequence, timestamp);
+            }
+            Outcome::Refused(_) | Outcome::Waiting => unreachable!("handled, and ready"),
+        }
+        return;
+    }
+    for part in call.parts() {
+        if let Outcome::Refused(refusal) = &part.outcome {
+            metrics.refusal(refusal.reason);
+        }
+    }
+    if call.method == Verb::Get as u8 {
+        assemble_read(call.parts(), &call.part_of_entry, &call.message, out);
+    } else {
+        assemble_write(call.parts(), &call.part_of_entry, out);
+    }
+}
+
+impl From<Verb> for Method {
+    fn from(verb: Verb) -> Self {
+        match verb {
+            Verb::Upsert => Self::Upsert,
+            Verb::Get => Self::Get,
+            Verb::Remove => Self::Remove,
+        }
+    }
+}
+
+const _: () = {
+    assert!(Method::Upsert as u8 == Verb::Upsert as u8);
+    assert!(Method::Get as u8 == Verb::Get as u8);
+    assert!(Method::Remove as u8 == Verb::Remove as u8);
+};
+
+fn count(metrics: &CoreMetrics, method: Method, refusal: Option<&Refusal>, took_ns: u64) {
+    let code = refusal.map_or(Code::Ok, |refusal| refusal.reason.code());
+    metrics.request(method, code, took_ns);
+    if let Some(refusal) = refusal {
+        metrics.refusal(refusal.reason);
+    }
+}
+
+fn topology(node: &Node, table: &Arc<RoutingTable>) -> v1::TopologyResponse {
+    let address = |core: CoreId| node.core_addresses.get(usize::from(core.0)).cloned();
+    v1::TopologyResponse {
+        partitions: table
+            .routes()
+            .iter()
+            .map(|route| v1::PartitionLocation {
+                id: route.id.0,
+                range: Some(route.range.into()),
+                epoch: route.epoch.0,
+                owner: node.id.clone(),
+                core_address: address(route.core).unwrap_or_default(),
+                core: u32::from(route.core.0),
+            })
+            .collect(),
+        node_id: node.id.clone(),
+        version: table.version(),
+    }
+}
+
+fn health(message: &[u8]) -> Result<HealthCheckResponse, Refusal> {
+    let request = HealthCheckRequest::decode(message).map_err(|error| {
+        Refusal::new(Reason::MalformedRequest, format!("the request is not valid: {error}"))
+    })?;
+    if !HEALTH_SERVICES.contains(&request.service.as_str()) {
+        let text = format!("the data plane does not serve `{}`", request.service);
+        return Err(Refusal::new(Reason::UnknownService, text));
+    }
+    Ok(HealthCheckResponse { status: 1 })
+}
+
+fn append(message: &impl Message, out: &mut Vec<u8>) {
+    message.encode(out).expect("a vector grows as needed");
+}

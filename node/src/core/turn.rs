@@ -1,0 +1,504 @@
+//! The turns of a core. See the module's drawing.
+
+use std::{
+    os::fd::OwnedFd,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use stateside_partition::Input;
+use stateside_types::{
+    CoreId, Reason, Refusal, WallClock,
+    limits::{COMMANDS_PER_CORE_MAX, HOPS_PER_CORE_PAIR_MAX},
+};
+use stateside_wire::{Endpoint, SessionConfig};
+
+use super::{
+    command::{CoreCommand, CoreReport},
+    connections::{Connections, millis},
+    executor::{Executor, Hosted},
+    hop::{HopAnswers, HopRequests},
+    operations::Operations,
+    partition_files::PartitionFiles,
+    pool::{PoolDone, PoolHandle},
+    recovery::{self, RecoveryProgress},
+    service::{self, METHODS, Node},
+    snapshots::Purpose,
+    world::{MemoryBudget, World},
+};
+use crate::{
+    log_files::LogSetup,
+    metrics::CoreMetrics,
+    reactor::{BlockingPool, CoreRing, Event, ReactorError, RingConfig, Turn, Waker},
+};
+
+/// How often the log is looked at for segments that can go.
+const RETENTION_INTERVAL: Duration = Duration::from_millis(250);
+
+/// A core as others reach it. One list, shared by all threads of the node.
+pub struct Peer {
+    /// Commands of the manager.
+    pub commands: flume::Sender<CoreCommand>,
+    requests: flume::Sender<(CoreId, HopRequests)>,
+    answers: flume::Sender<(CoreId, HopAnswers)>,
+    /// Set by the core when it starts; until then it has not slept and looks by itself.
+    waker: OnceLock<Waker>,
+    /// Bytes of memory of its stores, as of its last tick.
+    memory_bytes: AtomicU64,
+}
+
+impl Peer {
+    /// Has the core look at its mailboxes.
+    pub fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake();
+        }
+    }
+}
+
+/// A core's ends of what others send it.
+pub struct Mailboxes {
+    commands: flume::Receiver<CoreCommand>,
+    requests: flume::Receiver<(CoreId, HopRequests)>,
+    answers: flume::Receiver<(CoreId, HopAnswers)>,
+}
+
+/// The peers of a node with so many cores, and each core's mailboxes.
+pub fn peers(cores: usize) -> (Arc<[Peer]>, Vec<Mailboxes>) {
+    // A message has at least one request, so as many messages as requests always fit.
+    let hops = HOPS_PER_CORE_PAIR_MAX * cores;
+    let mut peers = Vec::new();
+    let mut mailboxes = Vec::new();
+    for _ in 0..cores {
+        let (commands, commands_in) = flume::bounded(COMMANDS_PER_CORE_MAX);
+        let (requests, requests_in) = flume::bounded(hops);
+        let (answers, answers_in) = flume::bounded(hops);
+        peers.push(Peer {
+            commands,
+            requests,
+            answers,
+            waker: OnceLock::new(),
+            memory_bytes: AtomicU64::new(0),
+        });
+        mailboxes.push(Mailboxes {
+            commands: commands_in,
+            requests: requests_in,
+            answers: answers_in,
+        });
+    }
+    (peers.into(), mailboxes)
+}
+
+/// What a core is made from; sent to its thread.
+pub struct CoreSetup {
+    /// Which core.
+    pub core: CoreId,
+    /// All cores of the node.
+    pub peers: Arc<[Peer]>,
+    /// This core's.
+    pub mailboxes: Mailboxes,
+    /// What every core answers alike.
+    pub node: Arc<Node>,
+    /// The core's log.
+    pub log: LogSetup,
+    /// Files of partitions.
+    pub files: Arc<PartitionFiles>,
+    /// Partitions to recover and serve.
+    pub partitions: Vec<stateside_types::PartitionSpec>,
+    /// Counters.
+    pub metrics: Arc<CoreMetrics>,
+    /// The node's blocking pool.
+    pub pool: BlockingPool,
+    /// Memory for all stores of the node, bytes; 0: no limit.
+    pub memory_limit_bytes: u64,
+    /// How long a drain may take.
+    pub drain_timeout: Duration,
+    /// A secret number, against keys crafted to collide.
+    pub hash_seed: u64,
+    /// Told about as recovery goes.
+    pub progress: Arc<RecoveryProgress>,
+    /// Told once, when recovery has ended; the answer is what to listen on.
+    pub recovered: flume::Sender<CoreId>,
+    /// The sockets to serve, once every core has recovered.
+    pub listeners: flume::Receiver<Vec<OwnedFd>>,
+}
+
+/// Why a core cannot start or go on: the process ends.
+#[derive(Debug, thiserror::Error)]
+pub enum CoreError {
+    /// The kernel or a ring.
+    #[error(transparent)]
+    Reactor(#[from] ReactorError),
+    /// Recovery.
+    #[error(transparent)]
+    Recovery(#[from] recovery::RecoveryError),
+    /// Sessions.
+    #[error(transparent)]
+    Session(#[from] stateside_wire::Closed),
+}
+
+/// Draining: since when, and until when at most.
+#[derive(Clone, Copy)]
+enum Life {
+    Serving,
+    Draining { until: Instant },
+    Flushing { until: Instant },
+}
+
+struct Core {
+    id: CoreId,
+    ring: CoreRing,
+    peers: Arc<[Peer]>,
+    mailboxes: Mailboxes,
+    pool_done: flume::Receiver<PoolDone>,
+    listeners: flume::Receiver<Vec<OwnedFd>>,
+    listening: Vec<crate::reactor::ListenerId>,
+    executor: Executor,
+    connections: Connections,
+    operations: Operations,
+    node: Arc<Node>,
+    metrics: Arc<CoreMetrics>,
+    drain_timeout: Duration,
+    life: Life,
+    start: Instant,
+    next_retention: Instant,
+    log_failed: bool,
+}
+
+/// Recovers a core and runs it until it is drained. The core's one task.
+///
+/// # Errors
+/// What ends the process.
+pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
+    let start = Instant::now();
+    let ring = CoreRing::new(RingConfig::default(), start)?;
+    let peer = &setup.peers[usize::from(setup.core.0)];
+    // Whoever finds no waker relies on the first turn, which looks into every mailbox.
+    let _ = peer.waker.set(ring.waker());
+    let (pool, pool_done) = PoolHandle::new(setup.pool, ring.waker());
+    let recovered = recovery::recover(
+        setup.core,
+        setup.log,
+        &setup.files,
+        setup.partitions,
+        &setup.progress,
+        ring.waker(),
+    )?;
+    let world = World {
+        calls: Default::default(),
+        log: recovered.log,
+        pool,
+        memory: MemoryBudget { limit_bytes: setup.memory_limit_bytes, ..MemoryBudget::default() },
+        wall: wall_clock(),
+        turn_ns: 0,
+        hops: 0,
+    };
+    let cores = setup.peers.len();
+    let mut executor = Executor::new(setup.core, cores, world, setup.hash_seed);
+    for hosted in recovered.hosted {
+        executor.host(hosted);
+    }
+    let mut core = Core {
+        id: setup.core,
+        ring,
+        peers: setup.peers,
+        mailboxes: setup.mailboxes,
+        pool_done,
+        listeners: setup.listeners,
+        listening: Vec::new(),
+        executor,
+        connections: Connections::new(Endpoint::new(SessionConfig::new(METHODS))?),
+        operations: Operations::new(setup.files, recovered.newest),
+        node: setup.node,
+        metrics: setup.metrics,
+        drain_timeout: setup.drain_timeout,
+        life: Life::Serving,
+        start,
+        next_retention: start,
+        log_failed: false,
+    };
+    // The main thread has gone only when the process ends.
+    let _ = setup.recovered.send(setup.core);
+    core.take_turns().await
+}
+
+impl Core {
+    async fn take_turns(&mut self) -> Result<(), CoreError> {
+        let mut events = Vec::new();
+        let mut first = true;
+        loop {
+            let now = Instant::now();
+            self.executor.world.wall = wall_clock();
+            self.executor.world.turn_ns = (now - self.start).as_nanos() as u64;
+            let Turn { woken, tick, .. } = self.ring.turn(now, &mut events)?;
+            for event in events.drain(..) {
+                self.on_event(event, now);
+            }
+            if woken || first {
+                self.read_mailboxes(now);
+            }
+            if tick || first {
+                self.tick(now);
+            }
+            first = false;
+            self.operations.step(&mut self.executor);
+            self.answer_and_send(now);
+            if self.is_over(now) {
+                return Ok(());
+            }
+            let more = self.connections.has_more() || self.operations.is_busy();
+            let until = if more { Some(now) } else { self.executor.world.log.next_deadline() };
+            self.ring.wait(until).await?;
+        }
+    }
+
+    fn on_event(&mut self, event: Event, now: Instant) {
+        let at = millis(self.start, now);
+        let Self { connections, ring, executor, node, metrics, .. } = self;
+        match event {
+            Event::Accepted { connection, .. } => {
+                metrics.connections_accepted.increment();
+                connections.accepted(connection, ring, at);
+            }
+            Event::AcceptFailed { error, .. } => {
+                metrics.accept_errors.increment();
+                tracing::warn!(core = self.id.0, %error, "cannot accept connections for now");
+            }
+            Event::Received { connection, buffer } => {
+                connections.received(connection, buffer, ring, at, &mut |id, session, event| {
+                    service::on_event(executor, node, metrics, id, session, event);
+                });
+            }
+            Event::PeerClosed { connection } => connections.peer_closed(connection),
+            Event::Failed { connection, error } => {
+                tracing::debug!(%error, "a connection broke");
+                connections.failed(connection);
+            }
+            Event::Sent { connection } => connections.sent(connection),
+            Event::FileWritten { write, result, .. } => self.log_written(write, result),
+        }
+    }
+
+    fn log_written(
+        &mut self,
+        write: stateside_pipeline::log::PendingWrite,
+        result: std::io::Result<usize>,
+    ) {
+        match self.executor.world.log.written(write, result, &self.metrics) {
+            Ok(durable) => {
+                for durable in &durable {
+                    if let Some((partition, mut effects)) = self.executor.partition(durable.partition)
+                    {
+                        if partition.spec().first_epoch == durable.epoch {
+                            partition.step(Input::LogDurable(durable.sequence), &mut effects);
+                        }
+                    }
+                }
+                self.executor.world.log.take_back(durable);
+            }
+            Err(failed) => {
+                tracing::error!(core = self.id.0, %failed, "the log failed: its partitions stop");
+                self.log_failed = true;
+                let refusal = Refusal::new(Reason::PartitionStopped, failed.to_string());
+                self.executor.halt_all(&refusal);
+            }
+        }
+    }
+
+    fn read_mailboxes(&mut self, now: Instant) {
+        while let Ok((from, batch)) = self.mailboxes.requests.try_recv() {
+            self.metrics.hops_received.add(batch.requests().len() as u64);
+            self.executor.hopped(from, &batch);
+        }
+        while let Ok((from, batch)) = self.mailboxes.answers.try_recv() {
+            self.executor.hop_answered(from, batch);
+        }
+        while let Ok(done) = self.pool_done.try_recv() {
+            self.operations.pool_done(done, &mut self.executor);
+        }
+        while let Ok(command) = self.mailboxes.commands.try_recv() {
+            self.on_command(command, now);
+        }
+        while let Ok(sockets) = self.listeners.try_recv() {
+            let Self { ring, listening, .. } = self;
+            listening.extend(sockets.into_iter().map(|socket| ring.listen(socket)));
+        }
+        self.executor.world.log.take_segments();
+    }
+
+    fn on_command(&mut self, command: CoreCommand, now: Instant) {
+        let Self { operations, executor, .. } = self;
+        match command {
+            CoreCommand::Add { spec, reply } => operations.add(spec, reply, executor),
+            CoreCommand::Update { spec, reply } => {
+                let _ = reply.try_send(operations.update(spec, executor));
+            }
+            CoreCommand::Remove { id, reply } => operations.remove(id, reply, executor),
+            CoreCommand::Snapshot { id, path, reply } => {
+                operations.snapshot(id, path, Purpose::Operator(reply), executor);
+            }
+            CoreCommand::PrepareRestore { id, path, epoch, reply } => {
+                operations.prepare_restore(id, path, epoch, reply, executor);
+            }
+            CoreCommand::FinishRestore { id, spec, reply } => {
+                operations.finish_restore(id, spec, reply, executor);
+            }
+            CoreCommand::Route(table) => executor.set_table(table),
+            CoreCommand::Report { reply } => {
+                let _ = reply.try_send(self.report());
+            }
+            CoreCommand::Drain => {
+                if matches!(self.life, Life::Serving) {
+                    self.life = Life::Draining { until: now + self.drain_timeout };
+                    for listener in self.listening.drain(..) {
+                        self.ring.stop_listening(listener);
+                    }
+                    self.connections.go_away(millis(self.start, now));
+                }
+            }
+        }
+    }
+
+    fn report(&self) -> CoreReport {
+        let mut partitions: Vec<_> =
+            self.executor.all().map(|hosted| self.operations.report(hosted)).collect();
+        partitions.sort_by_key(|partition| partition.spec.id);
+        let log = self.executor.world.log.status();
+        CoreReport {
+            memory_bytes: partitions.iter().map(|partition| partition.memory_bytes).sum(),
+            partitions,
+            connections: self.connections.len() as u64,
+            requests: self.metrics.requests_total(),
+            log_bytes: log.bytes,
+            log_segments: log.segments,
+            log_problem: log.problem,
+            log_mode: log.mode,
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let at = millis(self.start, now);
+        let Self { connections, executor, node, metrics, .. } = self;
+        connections.tick(at, &mut |id, session, event| {
+            service::on_event(executor, node, metrics, id, session, event);
+        });
+        self.executor.world.pool.retry();
+        self.executor.step_all(|| Input::Tick);
+        self.count_memory();
+        self.count_levels();
+        if now >= self.next_retention {
+            self.next_retention = now + RETENTION_INTERVAL;
+            self.let_go_of_log();
+        }
+    }
+
+    fn count_memory(&mut self) {
+        let own = self.executor.all().map(|hosted| match hosted {
+            Hosted::Here(partition) => partition.stats().memory_bytes,
+            Hosted::Down(..) => 0,
+        });
+        let own: u64 = own.sum();
+        let peers = &self.peers;
+        peers[usize::from(self.id.0)].memory_bytes.store(own, Ordering::Relaxed);
+        let used = peers.iter().map(|peer| peer.memory_bytes.load(Ordering::Relaxed)).sum();
+        self.executor.world.memory.counted(used);
+    }
+
+    fn count_levels(&self) {
+        let (metrics, world) = (&self.metrics, &self.executor.world);
+        metrics.connections.set(self.connections.len() as u64);
+        metrics.received_bytes.set(self.connections.bytes_in);
+        metrics.sent_bytes.set(self.connections.bytes_out);
+        metrics.calls.set(world.calls.len() as u64);
+        metrics.hops_sent.set(world.hops);
+        metrics.hops_pending.set(self.executor.hops_pending() as u64);
+    }
+
+    /// Segments that nothing needs any more go; when the log has grown long, the partition that
+    /// holds the oldest one is snapshotted.
+    fn let_go_of_log(&mut self) {
+        let Self { executor, operations, .. } = self;
+        let covered = executor.coverage(|partition| operations.covered(partition));
+        executor.world.log.release(|partition, epoch| covered.get(&(partition, epoch)).copied());
+        if let Some(blocker) = executor.world.log.blocker(&covered) {
+            operations.background_snapshot(blocker, executor);
+        }
+    }
+
+    /// Answers what is ready, writes the log, sends to cores and clients, until all that can leave
+    /// has left: sending may let waiting calls start.
+    fn answer_and_send(&mut self, now: Instant) {
+        let Self { ring, executor, connections, node, metrics, .. } = self;
+        loop {
+            service::answer_ready(executor, metrics, connections);
+            executor.world.log.pump(ring, now);
+            for (peer, requests) in self.peers.iter().zip(&mut executor.requests_out) {
+                if !requests.is_empty() {
+                    let message = (self.id, std::mem::take(requests));
+                    peer.requests.try_send(message).ok().expect("as wide as what may be out");
+                    peer.wake();
+                }
+            }
+            for (peer, answers) in self.peers.iter().zip(&mut executor.answers_out) {
+                if !answers.answers.is_empty() {
+                    let message = (self.id, std::mem::take(answers));
+                    // A core that has drained takes no answers; nobody waits for them then.
+                    if peer.answers.try_send(message).is_ok() {
+                        peer.wake();
+                    }
+                }
+            }
+            connections.flush(ring, &mut |id, session, event| {
+                service::on_event(executor, node, metrics, id, session, event);
+            });
+            if !executor.world.calls.has_ready() {
+                return;
+            }
+        }
+    }
+
+    /// Goes on with a drain; true when nothing is left to do.
+    fn is_over(&mut self, now: Instant) -> bool {
+        match self.life {
+            Life::Serving => false,
+            Life::Draining { until } => {
+                let quiet = self.connections.len() == 0 && self.executor.world.calls.is_empty();
+                if quiet || now >= until {
+                    if !quiet {
+                        tracing::warn!(
+                            core = self.id.0,
+                            connections = self.connections.len(),
+                            calls = self.executor.world.calls.len(),
+                            "the drain took too long: what is under way is cut off"
+                        );
+                        self.connections.cut(&mut self.ring);
+                    }
+                    self.life = Life::Flushing { until: now + self.drain_timeout };
+                    self.executor.world.log.hurry();
+                    self.executor.world.log.pump(&mut self.ring, now);
+                }
+                false
+            }
+            Life::Flushing { until } => {
+                let log = &mut self.executor.world.log;
+                let written = log.is_empty() || self.log_failed;
+                if !written {
+                    log.hurry();
+                }
+                if now >= until && !written {
+                    tracing::error!(core = self.id.0, "the log could not be flushed in time");
+                }
+                (written && self.executor.is_quiet()) || now >= until
+            }
+        }
+    }
+}
+
+fn wall_clock() -> WallClock {
+    // A clock before 1970 counts as 1970: timestamps are monotonic whatever it says.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    WallClock(since.as_millis() as u64)
+}
