@@ -107,6 +107,7 @@ impl Sleep {
         if due {
             let quiet = now.saturating_duration_since(self.last_active) > config.tick_idle;
             self.next_tick = now + if quiet { config.tick_idle } else { config.tick_busy };
+            cores::set_quiet(quiet);
         }
         due
     }
@@ -126,6 +127,8 @@ impl CoreRing {
         if now.saturating_duration_since(self.sleep.last_yield) >= slice {
             cores::yield_now().await;
             self.sleep.last_yield = now;
+        } else if shared {
+            cores::yield_if_asked().await;
         }
         let wake_at = until.map_or(self.sleep.next_tick, |until| until.min(self.sleep.next_tick));
         let patience = wake_at.saturating_duration_since(now);
