@@ -13,7 +13,7 @@
 use std::{
     any::Any,
     cell::{Cell, RefCell},
-    future::{Future, poll_fn},
+    future::Future,
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
@@ -32,6 +32,13 @@ use super::{
     probe::explain_setup,
 };
 
+/// How long glommio stays with its runnable tasks before it looks at its rings and timers: the
+/// delay of a local task's timer while the sockets are busy. Its default is 100 ms.
+const PREEMPT_TIMER: Duration = Duration::from_millis(1);
+/// How long a task may stay runnable in a parked executor while there is work.
+const BUSY_STALL_MAX: Duration = Duration::from_millis(limits::TICK_BUSY_MS);
+/// How long a task may stay runnable in a parked executor when nothing goes on.
+const IDLE_STALL_MAX: Duration = Duration::from_millis(50);
 /// glommio's minimum.
 const EXECUTOR_IO_MEMORY_BYTES: usize = 64 << 10;
 
@@ -115,7 +122,9 @@ fn thread_ended<T>(thread: thread::JoinHandle<Result<T, ReactorError>>) -> React
 }
 
 fn make_executor(cpu: Option<usize>) -> Result<LocalExecutor, ReactorError> {
-    let builder = LocalExecutorBuilder::new(Placement::Unbound).io_memory(EXECUTOR_IO_MEMORY_BYTES);
+    let builder = LocalExecutorBuilder::new(Placement::Unbound)
+        .io_memory(EXECUTOR_IO_MEMORY_BYTES)
+        .preempt_timer(PREEMPT_TIMER);
     // glommio asserts what it expects of the kernel in some places instead of returning it.
     let made = catch_unwind(AssertUnwindSafe(|| builder.make()));
     let executor = match made {
@@ -145,7 +154,7 @@ where
             // runnable, and this bounds how long it stays so.
             let ticker = glommio::spawn_local(async {
                 loop {
-                    sleep(Duration::from_millis(limits::TICK_BUSY_MS)).await;
+                    sleep(STALL_MAX.get()).await;
                 }
             })
             .detach();
@@ -169,6 +178,8 @@ where
 thread_local! {
     /// This core's hook.
     static FAILED: RefCell<Option<FailureHook>> = const { RefCell::new(None) };
+    /// How often a timer fires in glommio.
+    static STALL_MAX: Cell<Duration> = const { Cell::new(BUSY_STALL_MAX) };
     /// Futures of [`spawn_local`] that have not ended.
     static LOCAL_TASKS: Cell<usize> = const { Cell::new(0) };
 }
@@ -256,17 +267,19 @@ pub(super) fn has_local_tasks() -> bool {
     LOCAL_TASKS.get() > 0
 }
 
+/// Says whether anything goes on, which decides how often glommio's timer wakes the core.
+pub(super) fn set_quiet(quiet: bool) {
+    STALL_MAX.set(if quiet { IDLE_STALL_MAX } else { BUSY_STALL_MAX });
+}
+
 /// Lets the other futures of this core run.
 pub async fn yield_now() {
-    let mut yielded = false;
-    poll_fn(|context| {
-        if std::mem::replace(&mut yielded, true) {
-            return Poll::Ready(());
-        }
-        context.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
+    glommio::executor().yield_task_queue_now().await;
+}
+
+/// Lets glommio turn to its rings and timers, if it asks for that.
+pub(super) async fn yield_if_asked() {
+    glommio::executor().yield_if_needed().await;
 }
 
 /// Waits for `duration` on this core.

@@ -155,6 +155,7 @@ impl CoreRing {
         debug_assert!(matches!(connection.receive, Receive::Idle | Receive::Starved));
         self.uring.receive_all(descriptor.as_fd(), id.token(Kind::Receive));
         connection.receive = Receive::Armed;
+        connection.served = false;
     }
 }
 

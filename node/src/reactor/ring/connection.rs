@@ -16,13 +16,13 @@
 //!       │  │ └──────────┼────────────────────────────────────────┘
 //!       │  └─ buffers   │ out of buffers
 //!       │     came back ▼
-//!       └───────────► Starved (in a queue, first come first served)
+//!       └───────────► Starved (in a queue: who got nothing yet goes first)
 //! ```
 //!
 //! Lingering is there because closing a socket with unread input makes the kernel send a reset,
 //! which can destroy answers that the peer has not read yet.
 
-use std::os::fd::OwnedFd;
+use std::{collections::VecDeque, os::fd::OwnedFd};
 
 use super::token::{GENERATION_MASK, Kind, Token};
 
@@ -111,6 +111,8 @@ pub(super) struct Connection {
     pub(super) paused: bool,
     /// A poll for room to send is under way.
     pub(super) polling: bool,
+    /// Something has been received since the receive was armed.
+    pub(super) served: bool,
 }
 
 // Ten thousand idle connections cost this each, beside what the kernel keeps for a socket.
@@ -120,6 +122,29 @@ impl Connection {
     /// Whether an operation under way refers to this connection.
     pub(super) fn has_operations(&self) -> bool {
         self.polling || matches!(self.receive, Receive::Armed | Receive::Cancelling)
+    }
+}
+
+/// Connections whose receive found no free buffer, in the order in which they may try again.
+/// One receive can take many buffers, so in a shortage those who got nothing go first: in a plain
+/// queue a greedy connection could come before a modest one every time.
+#[derive(Default)]
+pub(super) struct Starved {
+    hungry: VecDeque<ConnectionId>,
+    served: VecDeque<ConnectionId>,
+}
+
+impl Starved {
+    pub(super) fn push(&mut self, id: ConnectionId, served: bool) {
+        if served { self.served.push_back(id) } else { self.hungry.push_back(id) }
+    }
+
+    pub(super) fn pop(&mut self) -> Option<ConnectionId> {
+        self.hungry.pop_front().or_else(|| self.served.pop_front())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.hungry.is_empty() && self.served.is_empty()
     }
 }
 
@@ -151,6 +176,7 @@ impl Connections {
                 receive: Receive::Idle,
                 paused: false,
                 polling: false,
+                served: false,
             });
             self.slots.len() as u32 - 1
         });
@@ -188,6 +214,7 @@ impl Connections {
             receive: Receive::Idle,
             paused: false,
             polling: false,
+            served: false,
         };
         self.free.push(id.index);
         descriptor

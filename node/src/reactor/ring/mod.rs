@@ -46,7 +46,7 @@ pub(super) use uring::probe_ring;
 use self::{
     accepting::Listener,
     buffers::ProvidedBuffers,
-    connection::Connections,
+    connection::{Connections, Starved},
     file_writes::{EndedWrite, FileWrites},
     token::{Kind, Token},
     uring::{Completion, Uring},
@@ -199,8 +199,7 @@ pub struct CoreRing {
     sleep: Sleep,
     /// Events that arose outside of a turn.
     deferred: Vec<Event>,
-    /// Connections that found no free buffer, in the order in which they may try again.
-    starved: VecDeque<ConnectionId>,
+    starved: Starved,
     /// Gracefully closing connections and when they are cut, earliest first.
     closing: VecDeque<(Instant, ConnectionId)>,
     /// A connection has ended: accepting may work again.
@@ -235,7 +234,7 @@ impl CoreRing {
             waker,
             sleep,
             deferred: Vec::new(),
-            starved: VecDeque::new(),
+            starved: Starved::default(),
             closing: VecDeque::new(),
             descriptors_freed: false,
             now,

@@ -138,6 +138,7 @@ impl CoreRing {
             connection.receive = Receive::Idle;
         }
         if let Some(buffer) = buffer {
+            connection.served = true;
             if has_data && life == Life::Open {
                 events.push(Event::Received { connection: id, buffer });
             } else {
@@ -195,16 +196,16 @@ impl CoreRing {
             self.free_if_idle(id);
         } else {
             connection.receive = Receive::Starved;
-            self.starved.push_back(id);
+            self.starved.push(id, connection.served);
         }
     }
 
-    /// Lets those receive again that found no buffer: the longest waiting first, and no more
-    /// than there are buffers, so that nobody tries in vain over and over.
+    /// Lets those receive again that found no buffer: no more than there are buffers, so that few
+    /// try in vain.
     pub(super) fn feed_starved(&mut self) {
         let mut buffers = self.uring.buffers().in_kernel();
         while buffers > 0
-            && let Some(id) = self.starved.pop_front()
+            && let Some(id) = self.starved.pop()
         {
             let Some(connection) = self.connections.get_mut(id) else { continue };
             if connection.receive != Receive::Starved {

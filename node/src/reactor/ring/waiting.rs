@@ -5,9 +5,13 @@
 //!   `io_uring_enter` submits, runs deferred work and sleeps until a completion, a [`Waker`] or
 //!   the tick. glommio's own rings are not involved; this saves half a dozen system calls a
 //!   wake-up.
-//! - **In glommio**, while other futures live on the executor: the ring's eventfd is awaited
-//!   through a `PollableFd`, and they run meanwhile. (The ring's own descriptor would not do: with
-//!   deferred task work it never becomes readable to another ring.)
+//! - **In glommio**, while other futures live on the executor and run meanwhile. Two eventfds are
+//!   awaited through `PollableFd`s: one that is registered with the ring, which completions
+//!   write, and the one that [`Waker`]s write. (The ring's own descriptor would not do: with deferred
+//!   task work it never becomes readable to another ring. Nor would the first eventfd alone,
+//!   although the ring polls the second: a completion that arises inside a write to an
+//!   eventfd must not write another there and then, so the kernel puts it off, and Linux 6.18
+//!   was seen to do so once and then never again.)
 //!
 //! The tick bounds both, and with it glommio's known stall: an executor that was preempted just
 //! when it began its round may park although a task is runnable, until the next event. The
@@ -17,9 +21,10 @@
 
 use std::{
     future::{Future, poll_fn},
+    io,
     os::fd::{AsFd, OwnedFd},
     pin::pin,
-    task::Poll,
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -47,10 +52,31 @@ pub(super) struct Sleep {
     signal: Option<Signal>,
 }
 
-/// The eventfd that completions write, and glommio's poll of it.
+/// What glommio awaits for us.
 struct Signal {
+    completions: AwaitedFd,
+    wakes: AwaitedFd,
+}
+
+/// An eventfd and glommio's poll of it.
+struct AwaitedFd {
     eventfd: PollableFd<OwnedFd>,
     poll: PollState,
+}
+
+impl AwaitedFd {
+    fn new(eventfd: OwnedFd) -> io::Result<Self> {
+        Ok(Self { eventfd: PollableFd::new(eventfd)?, poll: PollState::new() })
+    }
+
+    /// Ready when the eventfd has been written; its counter is back at zero then. A poll that is
+    /// not ready stays armed for the next call, in this wait or a later one.
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let ready = ready!(self.eventfd.poll_readable(context, &mut self.poll));
+        // It may be zero already: the poll can be older than the last read.
+        let _ = rustix::io::read(self.eventfd.get_ref(), &mut [0u8; 8]);
+        Poll::Ready(ready.map_err(io::Error::from))
+    }
 }
 
 impl Sleep {
@@ -81,6 +107,7 @@ impl Sleep {
         if due {
             let quiet = now.saturating_duration_since(self.last_active) > config.tick_idle;
             self.next_tick = now + if quiet { config.tick_idle } else { config.tick_busy };
+            cores::set_quiet(quiet);
         }
         due
     }
@@ -100,6 +127,8 @@ impl CoreRing {
         if now.saturating_duration_since(self.sleep.last_yield) >= slice {
             cores::yield_now().await;
             self.sleep.last_yield = now;
+        } else if shared {
+            cores::yield_if_asked().await;
         }
         let wake_at = until.map_or(self.sleep.next_tick, |until| until.min(self.sleep.next_tick));
         let patience = wake_at.saturating_duration_since(now);
@@ -163,20 +192,21 @@ impl CoreRing {
             self.sleep.entered = true;
         } else {
             let mut timer = pin!(cores::sleep(patience));
-            let signalled = poll_fn(|context| {
-                // A poll that outlives this wait is picked up by the next.
-                if let Poll::Ready(ready) = signal.eventfd.poll_readable(context, &mut signal.poll)
-                {
-                    return Poll::Ready(ready.map(|()| true));
+            poll_fn(|context| {
+                // All three are polled, so that each has this task's waker.
+                let timer = timer.as_mut().poll(context);
+                let wakes = signal.wakes.poll(context);
+                let completions = signal.completions.poll(context);
+                match (completions, wakes, timer) {
+                    (Poll::Pending, Poll::Pending, Poll::Pending) => Poll::Pending,
+                    (Poll::Ready(Err(error)), ..) | (_, Poll::Ready(Err(error)), _) => {
+                        Poll::Ready(Err(error))
+                    }
+                    _ => Poll::Ready(Ok(())),
                 }
-                timer.as_mut().poll(context).map(|()| Ok(false))
             })
             .await
-            .map_err(|error| ReactorError::io("awaiting the ring's eventfd", error))?;
-            if signalled {
-                // Resets the counter; it may be zero already, which does not matter.
-                let _ = rustix::io::read(signal.eventfd.get_ref(), &mut [0u8; 8]);
-            }
+            .map_err(|error| ReactorError::io("awaiting the ring's eventfds", error))?;
             self.sleep.last_yield = Instant::now();
         }
         self.uring.signal_completions(false);
@@ -185,11 +215,12 @@ impl CoreRing {
     }
 
     fn make_signal(&mut self) -> Result<Signal, ReactorError> {
-        let failed = |error| ReactorError::Io { what: "making the ring's eventfd", source: error };
-        let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|errno| failed(errno.into()))?;
-        self.uring.register_eventfd(eventfd.as_fd()).map_err(failed)?;
-        let eventfd = PollableFd::new(eventfd).map_err(|error| failed(error.into()))?;
-        Ok(Signal { eventfd, poll: PollState::new() })
+        let mut attempt = || {
+            let completions = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+            self.uring.register_eventfd(completions.as_fd())?;
+            let wakes = self.waker.descriptor().try_clone_to_owned()?;
+            Ok(Signal { completions: AwaitedFd::new(completions)?, wakes: AwaitedFd::new(wakes)? })
+        };
+        attempt().map_err(|error: io::Error| ReactorError::io("making the ring's eventfds", error))
     }
 }

@@ -1,0 +1,127 @@
+//! The log's way to the disk: positioned, direct, durable writes on the ring.
+
+mod reactor_support;
+
+use std::{
+    fs::{File, OpenOptions},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, OpenOptionsExt},
+    },
+    path::Path,
+    rc::Rc,
+};
+
+use reactor_support::{Driver, Mode, pattern, small};
+use stateside_node::reactor::{AlignedBuffer, BLOCK_BYTES};
+
+/// Opens a file for durable writes, direct where the file system can.
+fn open(path: &Path) -> Rc<OwnedFd> {
+    let open = |flags| {
+        OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(path)
+    };
+    let file = open(libc::O_DIRECT | libc::O_DSYNC).or_else(|_| open(libc::O_DSYNC)).unwrap();
+    Rc::new(file.into())
+}
+
+fn block(number: usize, blocks: usize) -> AlignedBuffer {
+    let mut buffer = AlignedBuffer::with_capacity(blocks * BLOCK_BYTES);
+    buffer.extend_from_slice(&pattern(blocks * BLOCK_BYTES - 100, number as u8));
+    buffer.pad_to_block();
+    buffer
+}
+
+#[test]
+fn writes_land_where_they_belong_whatever_their_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("segment");
+    let mut driver = Driver::new(small(), Mode::Echo);
+    let file = open(&path);
+    let order = [5, 0, 3, 7, 1, 6, 2, 4];
+    for &number in &order {
+        let offset = (number * 4 * BLOCK_BYTES) as u64;
+        driver.ring.write_file(&file, offset, block(number, 4), number as u64);
+    }
+    assert_eq!(driver.ring.file_writes(), 8);
+    driver.until("all writes", |driver| driver.written.len() == 8);
+    assert_eq!(driver.ring.file_writes(), 0);
+    let mut tokens: Vec<_> = driver.written.iter().map(|(token, ..)| *token).collect();
+    tokens.sort_unstable();
+    assert_eq!(tokens, [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert!(
+        driver.written.iter().all(|(_, len, result)| *len == 4 * BLOCK_BYTES && result.is_ok())
+    );
+    let written = File::open(&path).unwrap();
+    for &number in &order {
+        let mut bytes = vec![0; 4 * BLOCK_BYTES];
+        written.read_exact_at(&mut bytes, (number * 4 * BLOCK_BYTES) as u64).unwrap();
+        assert!(bytes == block(number, 4)[..], "block {number}");
+    }
+}
+
+/// The file may be closed by its owner, and the buffer forgotten, while the write is under way.
+#[test]
+fn a_write_keeps_its_file_and_buffer_alive() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("segment");
+    let mut driver = Driver::new(small(), Mode::Echo);
+    for round in 0..20u64 {
+        let file = open(&path);
+        driver.ring.write_file(&file, round * BLOCK_BYTES as u64, block(round as usize, 1), round);
+        drop(file);
+    }
+    driver.until("all writes", |driver| driver.written.len() == 20);
+    assert!(driver.written.iter().all(|(.., result)| result.is_ok()));
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), 20 * BLOCK_BYTES as u64);
+}
+
+#[test]
+fn a_failed_write_says_so_and_returns_the_buffer() {
+    let mut driver = Driver::new(small(), Mode::Echo);
+    // A device that is always full, and a file that is open for reading only.
+    let full: OwnedFd = OpenOptions::new().write(true).open("/dev/full").unwrap().into();
+    let read_only: OwnedFd = File::open("/proc/self/exe").unwrap().into();
+    driver.ring.write_file(&Rc::new(full), 0, block(1, 2), 1);
+    driver.ring.write_file(&Rc::new(read_only), 0, block(2, 2), 2);
+    driver.until("both ends", |driver| driver.written.len() == 2);
+    driver.written.sort_by_key(|(token, ..)| *token);
+    let errors: Vec<_> = driver
+        .written
+        .iter()
+        .map(|(_, len, result)| (*len, result.as_ref().unwrap_err().raw_os_error()))
+        .collect();
+    assert_eq!(
+        errors,
+        [(2 * BLOCK_BYTES, Some(libc::ENOSPC)), (2 * BLOCK_BYTES, Some(libc::EBADF))]
+    );
+}
+
+/// Memory that a disk still reads must not be freed: dropping the ring waits for its writes.
+#[test]
+fn dropping_the_ring_finishes_or_cancels_its_writes() {
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..20 {
+        let path = directory.path().join(format!("segment-{round}"));
+        let mut driver = Driver::new(small(), Mode::Echo);
+        let file = open(&path);
+        for number in 0..8 {
+            let offset = (number * 16 * BLOCK_BYTES) as u64;
+            driver.ring.write_file(&file, offset, block(number, 16), number as u64);
+        }
+        if round % 2 == 0 {
+            driver.turn();
+        }
+        drop(driver);
+        assert_eq!(Rc::strong_count(&file), 1, "the writes let go of the file");
+        // Each block is there as a whole or not at all.
+        let written = File::open(&path).unwrap();
+        for number in 0..8 {
+            let mut bytes = vec![0; 16 * BLOCK_BYTES];
+            let offset = (number * 16 * BLOCK_BYTES) as u64;
+            if written.read_exact_at(&mut bytes, offset).is_ok() {
+                let all_zero = bytes.iter().all(|byte| *byte == 0);
+                assert!(all_zero || bytes == block(number, 16)[..], "foreign bytes on the disk");
+            }
+        }
+    }
+}
