@@ -1,0 +1,670 @@
+//! The store on disk, on sled: a core half that answers from memory, and work that calls sled.
+//!
+//! ```text
+//!            ┌ core's thread ──────────────────────────┐          ┌ blocking pool ────────────┐
+//!   apply ──►│ overlay: batches not covered yet ───────┼─ write ─►│ records + meta, one batch │
+//!   get ────►│ overlay, then what was fetched, else    │◄─ fetch ─┤ lookups                   │
+//!            │ Unknown                                 │◄─ scan ──┤ snapshot chunks           │
+//!            │ covered ◄───────────────────────────────┼─ flush ──┤ fdatasync, for all at once│
+//!            └─────────────────────────────────────────┘          └───────────────────────────┘
+//!   applied ≥ written ≥ covered           accepted ≥ sled has it ≥ sled has it on disk
+//! ```
+//! A batch stays in the overlay until it is covered, so that nothing is lost when sled must be
+//! reopened (see `engine.rs`).
+//!
+//! A snapshot begins when sled stands exactly at its sequence: writes beyond wait until then.
+//! From there on the tree is scanned in key order, and a write that overwrites a record ahead of the
+//! scan brings the old one back to be handed out from memory.
+
+mod engine;
+mod overlay;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    mem::size_of,
+    sync::Arc,
+};
+
+use stateside_types::{
+    Change, Record, Sequence, Timestamp, WriteEntry,
+    limits::{STORE_FETCH_BYTES_MAX, STORE_LOAD_BYTES_MAX, STORE_OVERLAY_BYTES_MAX},
+};
+
+pub use self::engine::{SledEngine, SledOptions};
+use self::{
+    engine::{
+        KeepRule, KeyedRecord, Meta, Scanned, Stamp, StoredRecord, TreeAccess, WriteFate, Written,
+    },
+    overlay::{Overlay, OverlayBatch},
+};
+use crate::{
+    Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
+};
+
+/// Batches of one write: enough to make sled's batch worthwhile, few enough to end soon.
+const WRITE_BYTES: usize = 1 << 20;
+/// Uncovered batches above which a write is followed by a flush.
+const FLUSH_BYTES: usize = STORE_OVERLAY_BYTES_MAX / 8;
+/// Old records kept for a snapshot above which writes wait for it.
+const KEPT_BYTES_MAX: usize = STORE_OVERLAY_BYTES_MAX;
+/// Smallest and largest piece that a scan reads at once.
+const SCAN_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
+/// What a record held in memory on its way costs beside its bytes, roughly.
+const HELD_RECORD_BYTES: usize = size_of::<KeyedRecord>() + 16;
+
+/// Records of one partition in sled. Owned by the partition, used on its core's thread; work taken
+/// from it runs elsewhere.
+pub struct SledStore {
+    tree: Arc<TreeAccess>,
+    overlay: Overlay,
+    applied: Sequence,
+    applied_timestamp: Timestamp,
+    /// What the tree holds, as of the last finished work.
+    meta: Meta,
+    written: Sequence,
+    covered: Sequence,
+    /// Writes that are not known to be covered, oldest first.
+    uncovered: VecDeque<(Sequence, Stamp)>,
+    cover_asked: bool,
+    busy: bool,
+    fetch_queue: Vec<Box<[u8]>>,
+    fetched: BTreeMap<Box<[u8]>, Option<StoredRecord>>,
+    fetched_bytes: usize,
+    load: Option<Load>,
+    scan: Option<Scan>,
+    /// Counts scans and loads: tells the outcome of an abandoned one from the present one's.
+    attempts: u64,
+    /// What the last work did: the next does something else if there is anything.
+    last: LastWork,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum LastWork {
+    #[default]
+    Other,
+    FetchAlone,
+    Scan,
+}
+
+/// A load under way. Everything in the queue becomes work in its order.
+struct Load {
+    number: u64,
+    queue: VecDeque<LoadStep>,
+    filling: Vec<KeyedRecord>,
+    filling_bytes: usize,
+    queued_bytes: usize,
+    chunks: u64,
+    /// `load_end` was called.
+    ended: bool,
+}
+
+enum LoadStep {
+    Start,
+    Chunk { number: u64, bytes: usize, records: Arc<Vec<KeyedRecord>> },
+    End { chunks: u64, applied: Sequence, timestamp: Timestamp },
+}
+
+struct Scan {
+    number: u64,
+    sequence: Sequence,
+    /// sled was reopened meanwhile: what was kept may be kept twice.
+    disturbed: bool,
+    cursor: Option<Box<[u8]>>,
+    reached_end: bool,
+    /// Bytes to read next; 0 when none are wanted.
+    wanted: usize,
+    ready: VecDeque<KeyedRecord>,
+    ready_bytes: usize,
+    /// How much of `ready_bytes` was kept by writes.
+    kept_bytes: usize,
+}
+
+/// What one piece of work does, on the blocking pool.
+struct Task {
+    fetch: Vec<Box<[u8]>>,
+    fetch_bytes: usize,
+    action: Action,
+}
+
+enum Action {
+    Nothing,
+    Load { number: u64, step: LoadStep },
+    Write { batches: Vec<Arc<OverlayBatch>>, keep: Option<KeepRule>, scan: u64, flush: bool },
+    Scan { number: u64, after: Option<Box<[u8]>>, sequence: Sequence, bytes: usize },
+    Flush { number: u64 },
+}
+
+/// What it brought. A part that failed gives back what it needs to be tried again.
+struct TaskDone {
+    fetched: Vec<(Box<[u8]>, Option<StoredRecord>)>,
+    /// Keys to fetch again.
+    unfetched: Vec<Box<[u8]>>,
+    outcome: Outcome,
+    error: Option<StoreError>,
+}
+
+enum Outcome {
+    Nothing,
+    LoadFailed { number: u64, step: LoadStep },
+    Loaded { number: u64, step: LoadStep, meta: Meta, stamp: Option<Stamp> },
+    Written { scan: u64, written: Written },
+    Scanned { number: u64, scanned: Scanned },
+}
+
+impl SledStore {
+    fn new(tree: TreeAccess, meta: Meta) -> Self {
+        Self {
+            tree: Arc::new(tree),
+            overlay: Overlay::default(),
+            applied: meta.applied,
+            applied_timestamp: meta.timestamp,
+            meta,
+            written: meta.applied,
+            // Opening the engine flushed what it found.
+            covered: meta.applied,
+            uncovered: VecDeque::new(),
+            cover_asked: false,
+            busy: false,
+            fetch_queue: Vec::new(),
+            fetched: BTreeMap::new(),
+            fetched_bytes: 0,
+            load: None,
+            scan: None,
+            attempts: 0,
+            last: LastWork::Other,
+        }
+    }
+
+    /// Takes note of what flushes have covered meanwhile, those of other partitions too.
+    fn note_covered(&mut self) {
+        while let Some((sequence, stamp)) = self.uncovered.front().copied() {
+            match self.tree.fate(stamp) {
+                WriteFate::Open => break,
+                WriteFate::Covered => {
+                    self.covered = sequence;
+                    self.uncovered.pop_front();
+                }
+                WriteFate::Uncertain => {
+                    // Write again what sled may have lost; it tells which batches it still has.
+                    self.uncovered.clear();
+                    self.written = self.covered;
+                    if let Some(scan) = &mut self.scan {
+                        scan.disturbed = true;
+                    }
+                }
+            }
+        }
+        let Self { overlay, fetched, fetched_bytes, covered, .. } = self;
+        overlay.drop_up_to(*covered, |key, record| {
+            if let Some(known) = fetched.get_mut(key) {
+                // What was fetched is older than what only the overlay knew until now.
+                *fetched_bytes -= held_bytes(key, known.as_ref());
+                *known = record.map(stored);
+                *fetched_bytes += held_bytes(key, known.as_ref());
+            }
+        });
+        if self.covered == self.applied {
+            self.cover_asked = false;
+        }
+    }
+
+    fn note_written(&mut self, sequence: Sequence, stamp: Stamp) {
+        self.written = sequence;
+        match self.uncovered.back_mut() {
+            Some((last, same)) if *same == stamp => *last = sequence,
+            _ => self.uncovered.push_back((sequence, stamp)),
+        }
+    }
+
+    fn next_action(&mut self, durable: Sequence) -> Action {
+        if let Some(load) = &mut self.load {
+            let number = load.number;
+            let step = load.queue.pop_front();
+            return step.map_or(Action::Nothing, |step| Action::Load { number, step });
+        }
+        let mut last = durable.min(self.applied);
+        let mut may_write = true;
+        let mut may_scan = false;
+        let mut keep = None;
+        if let Some(scan) = &self.scan {
+            if self.written < scan.sequence {
+                last = last.min(scan.sequence);
+            } else {
+                may_write = scan.kept_bytes < KEPT_BYTES_MAX;
+                may_scan = scan.wanted > 0;
+                keep = (!scan.reached_end)
+                    .then(|| KeepRule { sequence: scan.sequence, after: scan.cursor.clone() });
+            }
+        }
+        let wants_write = may_write && self.written < last;
+        if let Some(scan) = self.scan.as_mut().filter(|_| may_scan)
+            && !(wants_write && self.last == LastWork::Scan)
+        {
+            self.last = LastWork::Scan;
+            let bytes = std::mem::take(&mut scan.wanted);
+            let (number, sequence) = (scan.number, scan.sequence);
+            return Action::Scan { number, after: scan.cursor.clone(), sequence, bytes };
+        }
+        self.last = LastWork::Other;
+        let much = self.overlay.batch_bytes() >= FLUSH_BYTES;
+        if wants_write {
+            let batches = self.overlay.range(self.written, last, WRITE_BYTES);
+            let takes_all = batches.last().is_some_and(|batch| batch.sequence == last);
+            let flush = much || (self.cover_asked && takes_all);
+            return Action::Write { batches, keep, scan: self.attempts, flush };
+        }
+        match self.uncovered.back() {
+            Some((_, stamp)) if self.cover_asked || much => {
+                Action::Flush { number: stamp.covered_by }
+            }
+            _ => Action::Nothing,
+        }
+    }
+
+    fn finish_outcome(&mut self, outcome: Outcome) -> Result<(), StoreError> {
+        match outcome {
+            Outcome::Nothing => {}
+            Outcome::LoadFailed { number, step } => {
+                if let Some(load) = &mut self.load
+                    && load.number == number
+                {
+                    load.queue.push_front(step);
+                }
+            }
+            Outcome::Loaded { number, step, meta, stamp } => {
+                self.finish_load_step(number, &step, meta, stamp);
+            }
+            // Of the records before a load.
+            Outcome::Written { .. } if self.load.is_some() => {}
+            Outcome::Written { scan: number, written } => {
+                if written.meta.applied < self.covered {
+                    return Err(self.tree.damaged("sled lost what it had on disk"));
+                }
+                if let Some(scan) = &mut self.scan
+                    && scan.number == number
+                {
+                    for (key, record) in written.kept {
+                        scan.kept_bytes += held_bytes(&key, Some(&record));
+                        scan.take(key, record);
+                    }
+                }
+                self.meta = written.meta;
+                self.note_written(written.meta.applied, written.stamp);
+            }
+            Outcome::Scanned { number, scanned } => {
+                if let Some(scan) = &mut self.scan
+                    && scan.number == number
+                {
+                    scan.reached_end = scanned.cursor.is_none();
+                    scan.cursor = scanned.cursor;
+                    for (key, record) in scanned.records {
+                        scan.take(key, record);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn finish_load_step(&mut self, number: u64, step: &LoadStep, meta: Meta, stamp: Option<Stamp>) {
+        let Some(load) = self.load.as_mut().filter(|load| load.number == number) else { return };
+        if let LoadStep::Chunk { bytes, .. } = step {
+            load.queued_bytes -= bytes;
+        }
+        if let Some(stamp) = stamp {
+            self.load = None;
+            self.meta = meta;
+            self.note_written(meta.applied, stamp);
+        }
+    }
+}
+
+impl Load {
+    fn new(number: u64) -> Self {
+        Self {
+            number,
+            queue: VecDeque::from([LoadStep::Start]),
+            filling: Vec::new(),
+            filling_bytes: 0,
+            queued_bytes: 0,
+            chunks: 0,
+            ended: false,
+        }
+    }
+
+    fn close_chunk(&mut self) {
+        if self.filling.is_empty() {
+            return;
+        }
+        let records = Arc::new(std::mem::take(&mut self.filling));
+        let bytes = std::mem::take(&mut self.filling_bytes);
+        self.queue.push_back(LoadStep::Chunk { number: self.chunks, bytes, records });
+        self.queued_bytes += bytes;
+        self.chunks += 1;
+    }
+}
+
+impl Scan {
+    fn take(&mut self, key: Box<[u8]>, record: StoredRecord) {
+        self.ready_bytes += held_bytes(&key, Some(&record));
+        self.ready.push_back((key, record));
+    }
+}
+
+impl Task {
+    fn run(self, tree: &TreeAccess) -> TaskDone {
+        let mut done = TaskDone {
+            fetched: Vec::new(),
+            unfetched: Vec::new(),
+            outcome: Outcome::Nothing,
+            error: None,
+        };
+        match self.action.run(tree) {
+            Ok(outcome) => done.outcome = outcome,
+            Err((outcome, error)) => (done.outcome, done.error) = (outcome, Some(error)),
+        }
+        if !self.fetch.is_empty() {
+            let fetched = tree.reading().and_then(|tree| tree.fetch(&self.fetch, self.fetch_bytes));
+            match fetched {
+                Ok(fetched) => done.fetched = fetched,
+                Err(error) => {
+                    done.unfetched = self.fetch;
+                    done.error.get_or_insert(error);
+                }
+            }
+        }
+        done
+    }
+}
+
+impl Action {
+    fn run(self, tree: &TreeAccess) -> Result<Outcome, (Outcome, StoreError)> {
+        let nothing = |error| (Outcome::Nothing, error);
+        match self {
+            Self::Nothing => Ok(Outcome::Nothing),
+            Self::Load { number, step } => match step.run(tree) {
+                Ok((meta, stamp)) => Ok(Outcome::Loaded { number, step, meta, stamp }),
+                Err(error) => Err((Outcome::LoadFailed { number, step }, error)),
+            },
+            Self::Write { batches, keep, scan, flush } => {
+                let session = tree.writing().map_err(nothing)?;
+                let written = session.write(&batches, keep.as_ref()).map_err(nothing)?;
+                drop(session);
+                let number = written.stamp.covered_by;
+                let outcome = Outcome::Written { scan, written };
+                match (flush || tree.flush_is_due()).then(|| tree.flush(number)) {
+                    Some(Err(error)) => Err((outcome, error)),
+                    _ => Ok(outcome),
+                }
+            }
+            Self::Scan { number, after, sequence, bytes } => {
+                let session = tree.reading().map_err(nothing)?;
+                let scanned = session.scan(after.as_deref(), sequence, bytes).map_err(nothing)?;
+                Ok(Outcome::Scanned { number, scanned })
+            }
+            Self::Flush { number } => {
+                tree.flush(number).map_err(nothing)?;
+                Ok(Outcome::Nothing)
+            }
+        }
+    }
+}
+
+impl LoadStep {
+    fn run(&self, tree: &TreeAccess) -> Result<(Meta, Option<Stamp>), StoreError> {
+        let session = tree.writing()?;
+        match self {
+            Self::Start => session.load_start().map(|()| (Meta::default(), None)),
+            Self::Chunk { number, records, .. } => {
+                session.load_chunk(*number, records).map(|meta| (meta, None))
+            }
+            Self::End { chunks, applied, timestamp } => {
+                let written = session.load_end(*chunks, *applied, *timestamp)?;
+                drop(session);
+                tree.flush(written.stamp.covered_by)?;
+                Ok((written.meta, Some(written.stamp)))
+            }
+        }
+    }
+}
+
+impl StateStore for SledStore {
+    fn kind(&self) -> &'static str {
+        "sled"
+    }
+
+    fn get(&self, key: &[u8]) -> Lookup<'_> {
+        if let Some(known) = self.overlay.get(key) {
+            return known.map_or(Lookup::Absent, Lookup::Found);
+        }
+        match self.fetched.get(key) {
+            Some(Some(record)) => match &record.value {
+                Some(value) => Lookup::Found(Record {
+                    value,
+                    version: record.version,
+                    timestamp: record.timestamp,
+                }),
+                None => Lookup::Withheld {
+                    version: record.version,
+                    timestamp: record.timestamp,
+                    value_bytes: record.value_len,
+                },
+            },
+            Some(None) => Lookup::Absent,
+            // What is on its way to an empty tree is in the overlay.
+            None if self.meta.records == 0 && self.load.is_none() => Lookup::Absent,
+            None => Lookup::Unknown,
+        }
+    }
+
+    fn apply(&mut self, sequence: Sequence, timestamp: Timestamp, entries: &[WriteEntry<'_>]) {
+        assert_eq!(sequence, self.applied.next(), "a batch was left out or applied twice");
+        assert!(
+            self.load.as_ref().is_none_or(|load| load.ended),
+            "a store is loaded before it is written"
+        );
+        self.overlay.push(sequence, timestamp, entries);
+        self.applied = sequence;
+        self.applied_timestamp = timestamp;
+    }
+
+    fn applied(&self) -> Sequence {
+        self.applied
+    }
+
+    fn applied_timestamp(&self) -> Timestamp {
+        self.applied_timestamp
+    }
+
+    fn covered(&self) -> Sequence {
+        self.covered
+    }
+
+    fn stats(&self) -> StoreStats {
+        let scan = self.scan.as_ref().map_or(0, |scan| scan.ready_bytes);
+        let load = self.load.as_ref().map_or(0, |load| load.queued_bytes + load.filling_bytes);
+        let bytes = size_of::<Self>()
+            + self.overlay.memory_bytes()
+            + self.uncovered.capacity() * size_of::<(Sequence, Stamp)>()
+            + self.fetched_bytes
+            + scan
+            + load;
+        StoreStats {
+            records: self.meta.records,
+            payload_bytes: self.meta.payload_bytes,
+            memory_bytes: bytes as u64,
+        }
+    }
+
+    fn growth_max(&self, entries: &[WriteEntry<'_>]) -> u64 {
+        self.overlay.growth_max(entries) as u64
+    }
+
+    fn growth(&self, entries: &[WriteEntry<'_>]) -> i64 {
+        // Removing is never refused for want of memory: the overlay has its own limit, and what
+        // it takes for a removal it gives back.
+        let bytes_of = |entry: &WriteEntry<'_>| match entry.change {
+            Change::Put(value) => (entry.key.len() + value.len()) as i64,
+            Change::Remove => 0,
+        };
+        entries.iter().map(bytes_of).sum()
+    }
+
+    fn is_saturated(&self) -> bool {
+        self.overlay.batch_bytes() >= STORE_OVERLAY_BYTES_MAX
+    }
+
+    fn snapshot_start(&mut self) {
+        self.attempts += 1;
+        self.scan = Some(Scan {
+            number: self.attempts,
+            sequence: self.applied,
+            disturbed: false,
+            cursor: None,
+            reached_end: false,
+            wanted: 0,
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            kept_bytes: 0,
+        });
+    }
+
+    fn snapshot_next(
+        &mut self,
+        budget_bytes: usize,
+        emit: &mut dyn FnMut(SnapshotRecord<'_>),
+    ) -> Result<SnapshotStep, StoreError> {
+        let scan = self.scan.as_mut().expect("a snapshot was started");
+        if scan.disturbed {
+            self.scan = None;
+            return Err(self.tree.disk_full());
+        }
+        let mut bytes = 0;
+        while bytes < budget_bytes.max(1)
+            && let Some((key, record)) = scan.ready.pop_front()
+        {
+            let held = held_bytes(&key, Some(&record));
+            bytes += held;
+            scan.ready_bytes -= held;
+            let StoredRecord { value, version, timestamp, .. } = &record;
+            let value = value.as_deref().expect("scans and kept records bring values");
+            let record = Record { value, version: *version, timestamp: *timestamp };
+            emit(SnapshotRecord { key: &key, record });
+        }
+        if !scan.ready.is_empty() {
+            return Ok(SnapshotStep::More);
+        }
+        scan.kept_bytes = 0;
+        if scan.reached_end {
+            return Ok(SnapshotStep::Done);
+        }
+        scan.wanted = budget_bytes.clamp(*SCAN_BYTES.start(), *SCAN_BYTES.end());
+        Ok(SnapshotStep::Wait)
+    }
+
+    fn snapshot_end(&mut self) {
+        self.scan = None;
+    }
+
+    fn load_start(&mut self) {
+        self.overlay = Overlay::default();
+        self.uncovered.clear();
+        self.meta = Meta::default();
+        (self.applied, self.applied_timestamp) = (Sequence::ZERO, Timestamp::ZERO);
+        (self.written, self.covered) = (Sequence::ZERO, Sequence::ZERO);
+        self.scan = None;
+        self.fetch_queue.clear();
+        self.forget_fetched();
+        self.attempts += 1;
+        self.load = Some(Load::new(self.attempts));
+    }
+
+    fn load(&mut self, records: &[SnapshotRecord<'_>]) -> bool {
+        let load = self.load.as_mut().expect("a load was started");
+        for SnapshotRecord { key, record } in records {
+            let (key, record): KeyedRecord = ((*key).into(), stored(*record));
+            load.filling_bytes += held_bytes(&key, Some(&record));
+            load.filling.push((key, record));
+            if load.filling_bytes >= WRITE_BYTES {
+                load.close_chunk();
+            }
+        }
+        load.queued_bytes < STORE_LOAD_BYTES_MAX
+    }
+
+    fn load_end(&mut self, sequence: Sequence, timestamp: Timestamp) {
+        let load = self.load.as_mut().expect("a load was started");
+        load.close_chunk();
+        let chunks = load.chunks;
+        load.queue.push_back(LoadStep::End { chunks, applied: sequence, timestamp });
+        load.ended = true;
+        (self.applied, self.applied_timestamp) = (sequence, timestamp);
+    }
+
+    fn fetch(&mut self, keys: &[&[u8]]) {
+        self.fetch_queue.extend(keys.iter().map(|key| Box::from(*key)));
+    }
+
+    fn forget_fetched(&mut self) {
+        self.fetched.clear();
+        self.fetched_bytes = 0;
+    }
+
+    fn cover(&mut self) {
+        self.cover_asked = self.covered < self.applied;
+    }
+
+    fn take_work(&mut self, durable: Sequence) -> Option<Work> {
+        if self.busy {
+            return None;
+        }
+        self.note_covered();
+        let fetch = std::mem::take(&mut self.fetch_queue);
+        // Somebody waits for a fetch: it does not wait for a write as well. But every other time
+        // it does, so that reads cannot hold writes back for good.
+        let action = if !fetch.is_empty() && self.last != LastWork::FetchAlone {
+            self.last = LastWork::FetchAlone;
+            Action::Nothing
+        } else {
+            self.next_action(durable)
+        };
+        if fetch.is_empty() && matches!(action, Action::Nothing) {
+            return None;
+        }
+        let fetch_bytes = STORE_FETCH_BYTES_MAX.saturating_sub(self.fetched_bytes);
+        let task = Task { fetch, fetch_bytes, action };
+        let tree = Arc::clone(&self.tree);
+        self.busy = true;
+        Some(Box::new(move || WorkDone(Box::new(task.run(&tree)))))
+    }
+
+    fn finish_work(&mut self, done: WorkDone) -> Result<(), StoreError> {
+        assert!(self.busy, "work is finished once");
+        self.busy = false;
+        let done = done.0.downcast::<TaskDone>().expect("this store's own work comes back");
+        for (key, record) in done.fetched {
+            self.fetched_bytes += held_bytes(&key, record.as_ref());
+            if let Some(before) = self.fetched.insert(key.clone(), record) {
+                self.fetched_bytes -= held_bytes(&key, before.as_ref());
+            }
+        }
+        self.fetch_queue.splice(..0, done.unfetched);
+        self.finish_outcome(done.outcome)?;
+        self.note_covered();
+        done.error.map_or(Ok(()), Err)
+    }
+}
+
+fn stored(record: Record<'_>) -> StoredRecord {
+    StoredRecord {
+        value: Some(record.value.into()),
+        value_len: record.value.len(),
+        version: record.version,
+        timestamp: record.timestamp,
+    }
+}
+
+fn held_bytes(key: &[u8], record: Option<&StoredRecord>) -> usize {
+    let value = record.and_then(|record| record.value.as_ref()).map_or(0, |value| value.len());
+    HELD_RECORD_BYTES + key.len() + value
+}

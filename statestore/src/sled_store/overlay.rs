@@ -1,0 +1,230 @@
+//! Batches that were accepted and that sled does not hold safely yet, with an index of their keys.
+//!
+//! ```text
+//!   batches  ┌─────┬─────┬─────┬─────┬─────┐    one for each sequence, without gaps
+//!            │ 41  │ 42  │ 43  │ 44  │ 45  │
+//!            └─────┴─────┴─────┴─────┴─────┘
+//!              │ written, not yet covered │ accepted
+//!   index    key ─► (sequence, entry) of its newest change
+//! ```
+//! A batch leaves when the store covers it: then sled has it on disk, whatever happens to
+//! the process. Batches are shared with the work that writes them, never copied.
+
+use std::{collections::VecDeque, mem::size_of, sync::Arc};
+
+use hashbrown::HashTable;
+use stateside_types::{Change, Record, Sequence, Timestamp, WriteEntry};
+use xxhash_rust::xxh3::xxh3_64;
+
+const REMOVED: u32 = u32::MAX;
+
+/// One accepted batch: its bytes once, and where in them the entries are.
+pub(super) struct OverlayBatch {
+    pub(super) sequence: Sequence,
+    pub(super) timestamp: Timestamp,
+    bytes: Box<[u8]>,
+    entries: Box<[EntryPlace]>,
+}
+
+#[derive(Clone, Copy)]
+struct EntryPlace {
+    start: u32,
+    key_len: u16,
+    /// `REMOVED` for a removal.
+    value_len: u32,
+}
+
+impl OverlayBatch {
+    fn new(sequence: Sequence, timestamp: Timestamp, entries: &[WriteEntry<'_>]) -> Self {
+        let value_of = |entry: &WriteEntry<'_>| match entry.change {
+            Change::Put(value) => value.len(),
+            Change::Remove => 0,
+        };
+        let total = entries.iter().map(|entry| entry.key.len() + value_of(entry)).sum();
+        assert!(total < REMOVED as usize, "the caller checked the batch");
+        let mut bytes = Vec::with_capacity(total);
+        let places = entries.iter().map(|entry| {
+            let start = bytes.len() as u32;
+            bytes.extend_from_slice(entry.key);
+            let value_len = match entry.change {
+                Change::Put(value) => {
+                    bytes.extend_from_slice(value);
+                    value.len() as u32
+                }
+                Change::Remove => REMOVED,
+            };
+            EntryPlace { start, key_len: entry.key.len() as u16, value_len }
+        });
+        let entries = places.collect();
+        Self { sequence, timestamp, bytes: bytes.into(), entries }
+    }
+
+    /// Keys and what became of them: a value, or none for a removal.
+    pub(super) fn changes(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        (0..self.entries.len()).map(|entry| (self.key(entry), self.value(entry)))
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        size_of::<Self>()
+            + self.bytes.len()
+            + self.entries.len() * size_of::<EntryPlace>()
+            + size_of::<Arc<Self>>()
+    }
+
+    fn key(&self, entry: usize) -> &[u8] {
+        let EntryPlace { start, key_len, .. } = self.entries[entry];
+        &self.bytes[start as usize..][..usize::from(key_len)]
+    }
+
+    fn value(&self, entry: usize) -> Option<&[u8]> {
+        let EntryPlace { start, key_len, value_len } = self.entries[entry];
+        (value_len != REMOVED)
+            .then(|| &self.bytes[start as usize + usize::from(key_len)..][..value_len as usize])
+    }
+}
+
+#[derive(Clone, Copy)]
+struct NewestChange {
+    sequence: Sequence,
+    entry: u32,
+}
+
+/// The overlay of one store. Lives on its core's thread.
+#[derive(Default)]
+pub(super) struct Overlay {
+    batches: VecDeque<Arc<OverlayBatch>>,
+    newest: HashTable<NewestChange>,
+    batch_bytes: usize,
+}
+
+impl Overlay {
+    /// Bytes that a batch of these entries takes at most, while the index grows with it.
+    pub(super) fn growth_max(&self, entries: &[WriteEntry<'_>]) -> usize {
+        let bytes: usize = entries
+            .iter()
+            .map(|entry| match entry.change {
+                Change::Put(value) => entry.key.len() + value.len(),
+                Change::Remove => entry.key.len(),
+            })
+            .sum();
+        // A bucket is 16 bytes and one of control; doubled, and at most 7 of 8 in use.
+        let index = self.newest.allocation_size() + 64 + entries.len() * 17 * 3;
+        let batches = (self.batches.capacity() + 8) * size_of::<Arc<OverlayBatch>>();
+        let places = entries.len() * size_of::<EntryPlace>();
+        bytes + places + size_of::<OverlayBatch>() + size_of::<usize>() * 2 + index + batches
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.batch_bytes
+            + self.newest.allocation_size()
+            + self.batches.capacity() * size_of::<Arc<OverlayBatch>>()
+    }
+
+    /// Bytes of the batches alone: what the limit is on.
+    pub(super) fn batch_bytes(&self) -> usize {
+        self.batch_bytes
+    }
+
+    pub(super) fn push(
+        &mut self,
+        sequence: Sequence,
+        timestamp: Timestamp,
+        entries: &[WriteEntry<'_>],
+    ) {
+        let batch = Arc::new(OverlayBatch::new(sequence, timestamp, entries));
+        self.batch_bytes += batch.memory_bytes();
+        self.batches.push_back(batch);
+        let Self { batches, newest, .. } = self;
+        for (entry, WriteEntry { key, .. }) in entries.iter().enumerate() {
+            let change = NewestChange { sequence, entry: entry as u32 };
+            let hash = xxh3_64(key);
+            if let Some(old) = newest.find_mut(hash, |old| key_of(batches, *old) == *key) {
+                *old = change;
+            } else {
+                newest.insert_unique(hash, change, |other| xxh3_64(key_of(batches, *other)));
+            }
+        }
+    }
+
+    /// What the batches here make of a key: nothing known, removed, or a record.
+    pub(super) fn get(&self, key: &[u8]) -> Option<Option<Record<'_>>> {
+        if self.batches.is_empty() {
+            return None;
+        }
+        let is = |change: &NewestChange| key_of(&self.batches, *change) == key;
+        let change = self.newest.find(xxh3_64(key), is)?;
+        let batch = batch_of(&self.batches, change.sequence);
+        Some(batch.value(change.entry as usize).map(|value| Record {
+            value,
+            version: batch.sequence,
+            timestamp: batch.timestamp,
+        }))
+    }
+
+    /// The batches after `after` up to `last`, as many as make up `bytes`; one at least.
+    pub(super) fn range(
+        &self,
+        after: Sequence,
+        last: Sequence,
+        bytes: usize,
+    ) -> Vec<Arc<OverlayBatch>> {
+        let Some(first) = self.batches.front() else { return Vec::new() };
+        let skip = (after.0 + 1).saturating_sub(first.sequence.0) as usize;
+        let mut taken = 0;
+        self.batches
+            .iter()
+            .skip(skip)
+            .take_while(|batch| {
+                let fits = taken < bytes && batch.sequence <= last;
+                taken += batch.memory_bytes();
+                fits
+            })
+            .cloned()
+            .collect()
+    }
+
+    /// Drops the batches up to `last`. `newest` is told of every key whose last change was among
+    /// them: from here on only sled knows it.
+    pub(super) fn drop_up_to(
+        &mut self,
+        last: Sequence,
+        mut newest: impl FnMut(&[u8], Option<Record<'_>>),
+    ) {
+        while self.batches.front().is_some_and(|batch| batch.sequence <= last) {
+            let batch = Arc::clone(&self.batches[0]);
+            for (entry, (key, value)) in batch.changes().enumerate() {
+                let this = |change: &NewestChange| {
+                    change.sequence == batch.sequence && change.entry as usize == entry
+                };
+                if let Ok(found) = self.newest.find_entry(xxh3_64(key), this) {
+                    found.remove();
+                    newest(
+                        key,
+                        value.map(|value| Record {
+                            value,
+                            version: batch.sequence,
+                            timestamp: batch.timestamp,
+                        }),
+                    );
+                }
+            }
+            self.batch_bytes -= batch.memory_bytes();
+            self.batches.pop_front();
+        }
+        if self.batches.is_empty() {
+            // What a burst made them grow to is given back.
+            *self = Self::default();
+        }
+    }
+}
+
+fn batch_of(batches: &VecDeque<Arc<OverlayBatch>>, sequence: Sequence) -> &OverlayBatch {
+    let first = batches.front().expect("the index names batches that are here").sequence;
+    let batch = &batches[(sequence.0 - first.0) as usize];
+    assert_eq!(batch.sequence, sequence, "batches are without gaps");
+    batch
+}
+
+fn key_of(batches: &VecDeque<Arc<OverlayBatch>>, change: NewestChange) -> &[u8] {
+    batch_of(batches, change.sequence).key(change.entry as usize)
+}
