@@ -91,7 +91,11 @@ pub(crate) enum Ended {
 }
 
 /// What the node does for a connection, in small.
-pub(crate) async fn serve(mut io: DuplexStream, config: SessionConfig, shared: Rc<Shared>) -> Ended {
+pub(crate) async fn serve(
+    mut io: DuplexStream,
+    config: SessionConfig,
+    shared: Rc<Shared>,
+) -> Ended {
     let endpoint = Endpoint::new(config).unwrap();
     let mut session = Session::new(&endpoint, Millis(shared.now.get())).unwrap();
     let mut buffer = vec![0; 64 << 10];
