@@ -41,8 +41,8 @@ pub const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
 pub const DRAIN_NOTICE_MS: u64 = 1_000;
 /// Acknowledgements of SETTINGS and PING that may wait to be sent on one connection.
 pub const UNSENT_ACKS_MAX: usize = 1_000;
-/// Control frames (PING, SETTINGS, RST_STREAM, PRIORITY, empty DATA, unknown ones) that a
-/// connection may send at once; each frame of an answer allows one more.
+/// Control frames (PING, SETTINGS, RST_STREAM, PRIORITY, empty DATA) that a connection may send
+/// at once; each frame of an answer allows one more.
 pub const CONTROL_FRAMES_BURST: u32 = 10_000;
 /// Control frames a connection may send per second on top of that, sustained.
 pub const CONTROL_FRAMES_PER_S: u32 = 1_000;

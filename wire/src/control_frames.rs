@@ -1,5 +1,6 @@
 //! Bounds frames that ask for work and carry none: PING and SETTINGS floods, rapid reset
-//! (CVE-2023-44487), empty DATA (CVE-2019-9518), PRIORITY and unknown frames.
+//! (CVE-2023-44487), empty DATA (CVE-2019-9518), PRIORITY. Frames that the library skips, of unknown
+//! types or for closed streams, are not counted: they cost less than the bytes they take.
 //!
 //! A token bucket that refills with time, and with answers: a client that is served may cancel and
 //! ping in proportion. libnghttp2 has limits of its own, but they read the wall clock.

@@ -76,7 +76,7 @@ pub(crate) enum Read<'a> {
 /// What the library calls back into. Methods must not assume that the stream they name is
 /// known to them: the library also speaks of streams that it refused itself.
 pub(crate) trait Handler {
-    /// The header of a frame arrived, also of one that will be ignored.
+    /// The header of a frame arrived that will not be skipped.
     fn frame_begins(&mut self, head: FrameHead);
     /// A HEADERS frame begins; `opens` tells a request's headers from its trailers.
     fn headers_begin(&mut self, stream: i32, opens: bool);
