@@ -1,5 +1,9 @@
 //! The node: configuration, cores, planes, wiring and the command line, as a library behind the
 //! `stateside` binary.
 
+pub mod config;
+pub mod control;
 pub mod core;
+pub mod data_dir;
+pub mod metrics;
 pub mod reactor;

@@ -4,6 +4,7 @@
 //! This crate imports nothing of the workspace, does no IO and reads no clock.
 
 mod ack;
+mod desired;
 mod entry;
 mod hash_range;
 mod ids;
@@ -13,6 +14,9 @@ mod refusal;
 mod timestamp;
 
 pub use ack::Ack;
+pub use desired::{
+    DesiredError, DesiredPartition, DesiredSet, PipelineError, check_ack, check_pipeline,
+};
 pub use entry::{Change, Condition, Record, WriteEntry};
 pub use hash_range::{HashRange, KeyHash, RangeError};
 pub use ids::{CoreId, Epoch, PartitionId, Sequence};

@@ -121,3 +121,24 @@ pub const RETRY_OVERLOADED_MS: u32 = 20;
 pub const RETRY_STARTING_MS: u32 = 200;
 /// Retry hint on a full disk or full memory, milliseconds.
 pub const RETRY_FULL_MS: u32 = 1_000;
+
+/// Largest registry or configuration file that is read, bytes.
+pub const TEXT_FILE_BYTES_MAX: u64 = 8 << 20;
+/// Largest manifest that is read, bytes: many times what `PARTITIONS_PER_NODE_MAX` needs.
+pub const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+/// Longest node id, bytes.
+pub const NODE_ID_BYTES_MAX: usize = 255;
+/// Cores of one node.
+pub const CORES_MAX: u16 = 1_024;
+/// Control calls under way that change something. Above it: `OVERLOADED`.
+pub const CONTROL_CHANGES_MAX: usize = 4;
+/// Control calls under way that only ask. Above it: `OVERLOADED`.
+pub const CONTROL_READS_MAX: usize = 32;
+/// Connections to the metrics address.
+pub const METRICS_CONNECTIONS_MAX: usize = 64;
+/// Commands that wait at one core. More wait at the manager.
+pub const CORE_COMMANDS_MAX: usize = 64;
+/// Partitions that one rewrite of the manifest takes on.
+pub const ADDS_PER_MANIFEST_WRITE: usize = 64;
+/// Longest path in a control call, bytes.
+pub const PATH_BYTES_MAX: usize = 4_096;

@@ -1,0 +1,510 @@
+//! The one table of configuration keys: what each is called, what it means, its unit, bounds and
+//! default, its flag and environment variable, and the field that it sets. The default file, the
+//! documentation, `config show` and every "unknown key" message are made from it.
+
+use std::{fmt, net::SocketAddr, path::PathBuf};
+
+use stateside_types::{StageKind, limits};
+
+use super::{Surroundings, settings::*};
+
+/// A value as a file, an environment variable or a flag gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    Text(String),
+    Integer(i64),
+    List(Vec<String>),
+}
+
+/// What a key takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A string.
+    Text,
+    /// A whole number within bounds, inclusive.
+    Integer(i64, i64),
+    /// A list of strings; separated by commas where it is given as text.
+    List,
+}
+
+/// What holds when nobody sets a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Default {
+    /// This, written in TOML.
+    Is(&'static str),
+    /// What the words say; then an example written in TOML.
+    Words(&'static str, &'static str),
+}
+
+/// One key.
+pub(super) struct Key {
+    /// Section and name: `log.segment_mb`.
+    pub(super) path: &'static str,
+    pub(super) kind: Kind,
+    /// Empty where there is none.
+    pub(super) unit: &'static str,
+    pub(super) default: Default,
+    /// Flag and environment variable of `serve`.
+    pub(super) flag: Option<(&'static str, &'static str)>,
+    pub(super) doc: &'static str,
+    pub(super) set: fn(&mut Settings, Value) -> Result<(), String>,
+    /// None: not set, see the default's words.
+    pub(super) get: fn(&Settings) -> Option<Value>,
+}
+
+/// Sections in the order in which they are shown, with what they are about.
+pub(super) const SECTIONS: &[(&str, &str)] = &[
+    ("node", "Who the node is, where it keeps its data, what it runs on."),
+    ("data", "The data plane: what applications call."),
+    ("control", "The control plane: what operators call. Privileged; keep it off open networks."),
+    ("metrics", "Prometheus metrics and probes: /metrics, /healthz, /readyz."),
+    ("partition", "What a partition gets that its declaration in the registry leaves out."),
+    ("log", "The write-ahead log of each core."),
+    ("snapshot", "Snapshots, on request and in the background to keep the log bounded."),
+    ("memory", "Memory of the state stores."),
+    ("store.sled", "Partitions with store = \"sled\"."),
+    ("registry", "Where the node's desired partition set is declared."),
+    ("drain", "Stopping."),
+    ("logging", "What the node tells about itself, on stderr."),
+];
+
+const MB_MAX: i64 = 1 << 20;
+
+/// Every key, by section.
+pub(super) const KEYS: &[Key] = &[
+    Key {
+        path: "node.id",
+        kind: Kind::Text,
+        unit: "",
+        default: Default::Words(
+            "the host's name at the first start, kept in the manifest from then on",
+            "\"vm-1\"",
+        ),
+        flag: None,
+        doc: "Name of the node in its fleet, 1 to 255 visible ASCII characters. A data directory belongs to one node: starting it under another id is refused.",
+        set: |s, v| {
+            let id = text(v);
+            let visible = !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_graphic());
+            if !visible || id.len() > limits::NODE_ID_BYTES_MAX {
+                return Err(format!("`{id}` is not 1 to 255 visible ASCII characters"));
+            }
+            s.node.id = Some(id);
+            Ok(())
+        },
+        get: |s| s.node.id.clone().map(Value::Text),
+    },
+    Key {
+        path: "node.data_dir",
+        kind: Kind::Text,
+        unit: "",
+        default: Default::Is("\"stateside-data\""),
+        flag: Some(("--data-dir", "STATESIDE_DATA_DIR")),
+        doc: "Directory of log, snapshots, stores, manifest and the node's own registry. Made when it is missing; used by one process at a time.",
+        set: |s, v| path(v).map(|path| s.node.data_dir = path),
+        get: |s| Some(of_path(&s.node.data_dir)),
+    },
+    Key {
+        path: "node.cores",
+        kind: Kind::Integer(1, limits::CORES_MAX as i64),
+        unit: "threads",
+        default: Default::Words("as many as CPUs are available to the process", "2"),
+        flag: Some(("--cores", "STATESIDE_CORES")),
+        doc: "Executor threads, each pinned to a CPU with its own partitions, connections and log. May change between starts: partitions are placed anew.",
+        set: |s, v| number(v).map(|cores| s.node.cores = cores),
+        get: |s| Some(of_number(s.node.cores)),
+    },
+    Key {
+        path: "data.listen",
+        kind: Kind::Text,
+        unit: "IP:PORT",
+        default: Default::Is("\"127.0.0.1:7400\""),
+        flag: Some(("--listen", "STATESIDE_LISTEN")),
+        doc: "Address that all cores share. Port 0 lets the system choose.",
+        set: |s, v| address(v).map(|address| s.data.listen = address),
+        get: |s| Some(of_display(s.data.listen)),
+    },
+    Key {
+        path: "data.unix_socket",
+        kind: Kind::Text,
+        unit: "",
+        default: Default::Words("none", "\"/run/stateside/data.sock\""),
+        flag: None,
+        doc: "Unix socket on which core 0 serves the data plane too, at most 107 bytes long.",
+        set: |s, v| path(v).map(|path| s.data.unix_socket = Some(path)),
+        get: |s| s.data.unix_socket.as_ref().map(of_path),
+    },
+    Key {
+        path: "data.core_port_base",
+        kind: Kind::Integer(0, u16::MAX as i64),
+        unit: "port",
+        default: Default::Words("the port of data.listen + 10", "7410"),
+        flag: None,
+        doc: "Core n also listens on a port of its own, this + n, on the address of data.listen: clients that route for themselves reach the owning core without a hop. 0 lets the system choose.",
+        set: |s, v| number(v).map(|base| s.data.core_port_base = Some(base)),
+        get: |s| s.data.core_port_base.map(of_number),
+    },
+    Key {
+        path: "data.advertise_host",
+        kind: Kind::Text,
+        unit: "",
+        default: Default::Words(
+            "the address of data.listen; when that is 0.0.0.0 or [::], the host that the client asked",
+            "\"10.0.0.5\"",
+        ),
+        flag: None,
+        doc: "Host or IP that Topology tells clients for the ports of the cores.",
+        set: |s, v| {
+            let host = text(v);
+            if host.is_empty() || host.len() > 253 || !host.bytes().all(|b| b.is_ascii_graphic()) {
+                return Err(format!("`{host}` is not a host name or IP"));
+            }
+            s.data.advertise_host = Some(host);
+            Ok(())
+        },
+        get: |s| s.data.advertise_host.clone().map(Value::Text),
+    },
+    Key {
+        path: "control.listen",
+        kind: Kind::Text,
+        unit: "IP:PORT",
+        default: Default::Is("\"127.0.0.1:7401\""),
+        flag: Some(("--control-listen", "STATESIDE_CONTROL_LISTEN")),
+        doc: "Address of the control plane. Whoever reaches it can remove partitions.",
+        set: |s, v| address(v).map(|address| s.control.listen = address),
+        get: |s| Some(of_display(s.control.listen)),
+    },
+    Key {
+        path: "metrics.listen",
+        kind: Kind::Text,
+        unit: "IP:PORT",
+        default: Default::Is("\"127.0.0.1:7402\""),
+        flag: Some(("--metrics-listen", "STATESIDE_METRICS_LISTEN")),
+        doc: "Address of metrics and probes.",
+        set: |s, v| address(v).map(|address| s.metrics.listen = address),
+        get: |s| Some(of_display(s.metrics.listen)),
+    },
+    Key {
+        path: "partition.ack",
+        kind: Kind::Text,
+        unit: "",
+        default: Default::Is("\"durable\""),
+        flag: Some(("--ack", "STATESIDE_ACK")),
+        doc: "What an answer to a write promises: \"durable\", it is on disk; or \"memory\", it is applied and a crash may lose it. A request may ask for more, never for less.",
+        set: |s, v| text(v).parse().map(|ack| s.partition.ack = ack),
+        get: |s| Some(of_display(s.partition.ack)),
+    },
+    Key {
+        path: "partition.store",
+        kind: Kind::Text,
+        unit: "",
+        default: Default::Is("\"memory\""),
+        flag: None,
+        doc: "Where the records of new partitions live: \"memory\" or \"sled\" (on disk). Partitions that exist keep their store.",
+        set: |s, v| text(v).parse().map(|store| s.partition.store = store),
+        get: |s| Some(of_display(s.partition.store)),
+    },
+    Key {
+        path: "partition.pipeline",
+        kind: Kind::List,
+        unit: "",
+        default: Default::Is("[\"clock\", \"dispatcher\", \"log\", \"line-monitor\"]"),
+        flag: None,
+        doc: "Stages that a write passes, in order. Without \"log\" nothing is durable and ack must be \"memory\"; \"log\" needs \"line-monitor\" behind it.",
+        set: |s, v| {
+            let Value::List(names) = v else { return Err("expected a list of stages".to_owned()) };
+            let stages: Vec<StageKind> =
+                names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
+            stateside_types::check_pipeline(&stages).map_err(|error| error.to_string())?;
+            s.partition.pipeline = stages;
+            Ok(())
+        },
+        get: |s| Some(Value::List(s.partition.pipeline.iter().map(ToString::to_string).collect())),
+    },
+    Key {
+        path: "log.segment_mb",
+        kind: Kind::Integer(4, 4_096),
+        unit: "MiB",
+        default: Default::Is("64"),
+        flag: None,
+        doc: "Size of a log segment. Segments are made full-size ahead of time and reused.",
+        set: |s, v| number(v).map(|mb| s.log.segment_mb = mb),
+        get: |s| Some(of_number(s.log.segment_mb)),
+    },
+    Key {
+        path: "log.max_mb",
+        kind: Kind::Integer(8, MB_MAX),
+        unit: "MiB per core",
+        default: Default::Is("1024"),
+        flag: None,
+        doc: "When the segments in use on a core exceed this, background snapshots of the partitions in the oldest make room. Bounds disk use and the time a restart replays.",
+        set: |s, v| number(v).map(|mb| s.log.max_mb = mb),
+        get: |s| Some(of_number(s.log.max_mb)),
+    },
+    Key {
+        path: "log.flush_after_ms",
+        kind: Kind::Integer(1, 60_000),
+        unit: "ms",
+        default: Default::Is("50"),
+        flag: None,
+        doc: "A write acknowledged from memory is on disk after at most about this time. Durable writes never wait for it.",
+        set: |s, v| number(v).map(|ms| s.log.flush_after_ms = ms),
+        get: |s| Some(of_number(s.log.flush_after_ms)),
+    },
+    Key {
+        path: "snapshot.step_kb",
+        kind: Kind::Integer(1, 16_384),
+        unit: "KiB",
+        default: Default::Is("64"),
+        flag: None,
+        doc: "Records, by size, that a snapshot copies in one turn of its core. Less keeps latencies lower while it runs, more makes it faster.",
+        set: |s, v| number(v).map(|kb| s.snapshot.step_kb = kb),
+        get: |s| Some(of_number(s.snapshot.step_kb)),
+    },
+    Key {
+        path: "snapshot.rate_mb_per_s",
+        kind: Kind::Integer(0, MB_MAX),
+        unit: "MiB/s per core",
+        default: Default::Is("200"),
+        flag: None,
+        doc: "Snapshots of a core write at most this much a second, so that they leave the disk to the log. 0: no bound.",
+        set: |s, v| number(v).map(|mb| s.snapshot.rate_mb_per_s = mb),
+        get: |s| Some(of_number(s.snapshot.rate_mb_per_s)),
+    },
+    Key {
+        path: "memory.limit_mb",
+        kind: Kind::Integer(0, 1 << 30),
+        unit: "MiB",
+        default: Default::Is("0"),
+        flag: None,
+        doc: "Memory of all state stores together above which writes that grow are refused with MEMORY_FULL; reads and removes go on. 0: no limit.",
+        set: |s, v| number(v).map(|mb| s.memory.limit_mb = mb),
+        get: |s| Some(of_number(s.memory.limit_mb)),
+    },
+    Key {
+        path: "store.sled.cache_mb",
+        kind: Kind::Integer(1, MB_MAX),
+        unit: "MiB",
+        default: Default::Is("256"),
+        flag: None,
+        doc: "Page cache of the node's sled database.",
+        set: |s, v| number(v).map(|mb| s.store.sled.cache_mb = mb),
+        get: |s| Some(of_number(s.store.sled.cache_mb)),
+    },
+    Key {
+        path: "store.sled.flush_ms",
+        kind: Kind::Integer(10, 600_000),
+        unit: "ms",
+        default: Default::Is("1000"),
+        flag: None,
+        doc: "How often the sled database is brought to disk; the log may forget only what is. Durability of answers does not depend on it.",
+        set: |s, v| number(v).map(|ms| s.store.sled.flush_ms = ms),
+        get: |s| Some(of_number(s.store.sled.flush_ms)),
+    },
+    Key {
+        path: "registry.file",
+        kind: Kind::Text,
+        unit: "",
+        default: Default::Words(
+            "registry.toml in the data directory, made at the first start with 8 partitions a core over the whole hash range",
+            "\"/etc/stateside/registry.toml\"",
+        ),
+        flag: None,
+        doc: "TOML file that declares the partitions. Watched for changes; rewritten by partition add and remove.",
+        set: |s, v| path(v).map(|path| s.registry.file = Some(path)),
+        get: |s| s.registry.file.as_ref().map(of_path),
+    },
+    Key {
+        path: "drain.timeout_ms",
+        kind: Kind::Integer(0, 3_600_000),
+        unit: "ms",
+        default: Default::Is("10000"),
+        flag: None,
+        doc: "How long calls under way may take after the first SIGTERM before they are cut off. A second SIGTERM stops at once.",
+        set: |s, v| number(v).map(|ms| s.drain.timeout_ms = ms),
+        get: |s| Some(of_number(s.drain.timeout_ms)),
+    },
+    Key {
+        path: "logging.format",
+        kind: Kind::Text,
+        unit: "",
+        default: Default::Is("\"text\""),
+        flag: None,
+        doc: "\"text\" for people, \"json\" for machines, one object a line.",
+        set: |s, v| text(v).parse().map(|format| s.logging.format = format),
+        get: |s| Some(of_display(s.logging.format)),
+    },
+    Key {
+        path: "logging.level",
+        kind: Kind::Text,
+        unit: "",
+        default: Default::Is("\"info\""),
+        flag: None,
+        doc: "The least important lines that are logged: error, warn, info, debug or trace.",
+        set: |s, v| text(v).parse().map(|level| s.logging.level = level),
+        get: |s| Some(of_display(s.logging.level)),
+    },
+];
+
+impl Key {
+    /// `log` of `log.segment_mb`.
+    pub(super) fn section(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or("", |(section, _)| section)
+    }
+
+    /// `segment_mb` of `log.segment_mb`.
+    pub(super) fn name(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
+    }
+
+    /// Checks a value's kind and bounds, then sets the field.
+    pub(super) fn accept(&self, settings: &mut Settings, value: Value) -> Result<(), String> {
+        match (self.kind, &value) {
+            (Kind::Text, Value::Text(_)) | (Kind::List, Value::List(_)) => {}
+            (Kind::Integer(least, most), Value::Integer(number)) => {
+                if !(least..=most).contains(number) {
+                    let unit = if self.unit.is_empty() { "" } else { " " };
+                    return Err(format!(
+                        "{number} is not within {least} to {most}{unit}{}",
+                        self.unit
+                    ));
+                }
+            }
+            (wanted, _) => return Err(format!("expected {wanted}")),
+        }
+        (self.set)(settings, value)
+    }
+
+    /// Reads the text of a flag or environment variable as this key's kind.
+    pub(super) fn parse_text(&self, text: &str) -> Result<Value, String> {
+        match self.kind {
+            Kind::Text => Ok(Value::Text(text.to_owned())),
+            Kind::Integer(..) => text
+                .trim()
+                .parse()
+                .map(Value::Integer)
+                .map_err(|_| format!("`{text}` is not a whole number")),
+            Kind::List => {
+                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+                Ok(Value::List(items.map(str::to_owned).collect()))
+            }
+        }
+    }
+
+    /// What holds when nobody sets the key, written in TOML or said in words.
+    pub(super) fn default_text(&self) -> String {
+        match self.default {
+            Default::Is(toml) => toml.to_owned(),
+            Default::Words(words, _) => words.to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text => f.write_str("a string"),
+            Self::Integer(least, most) => write!(f, "a whole number from {least} to {most}"),
+            Self::List => f.write_str("a list of strings"),
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    /// As TOML.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let quoted = |text: &str| toml_edit::Value::from(text).decorated("", "").to_string();
+        match self {
+            Self::Text(text) => f.write_str(&quoted(text)),
+            Self::Integer(number) => number.fmt(f),
+            Self::List(items) => {
+                let items: Vec<_> = items.iter().map(|item| quoted(item)).collect();
+                write!(f, "[{}]", items.join(", "))
+            }
+        }
+    }
+}
+
+impl Settings {
+    /// What holds when nobody sets anything.
+    pub fn defaults(surroundings: &Surroundings) -> Self {
+        let ip = std::net::IpAddr::from([127, 0, 0, 1]);
+        let listen = |port| SocketAddr::new(ip, port);
+        let mut settings = Self {
+            node: NodeSettings {
+                id: None,
+                data_dir: PathBuf::from("stateside-data"),
+                cores: surroundings.available_cores.clamp(1, limits::CORES_MAX),
+            },
+            data: DataSettings {
+                listen: listen(7400),
+                unix_socket: None,
+                core_port_base: None,
+                advertise_host: None,
+            },
+            control: ListenSettings { listen: listen(7401) },
+            metrics: ListenSettings { listen: listen(7402) },
+            partition: PartitionSettings {
+                ack: stateside_types::Ack::Durable,
+                store: stateside_types::StoreKind::Memory,
+                pipeline: stateside_types::DEFAULT_PIPELINE.to_vec(),
+            },
+            log: LogSettings { segment_mb: 0, max_mb: 0, flush_after_ms: 0 },
+            snapshot: SnapshotSettings { step_kb: 0, rate_mb_per_s: 0 },
+            memory: MemorySettings { limit_mb: 0 },
+            store: StoreSettings { sled: SledSettings { cache_mb: 0, flush_ms: 0 } },
+            registry: RegistrySettings { file: None },
+            drain: DrainSettings { timeout_ms: 0 },
+            logging: LoggingSettings { format: LoggingFormat::Text, level: LoggingLevel::Info },
+        };
+        // The table is the one place that knows the defaults; what stands above only fills fields.
+        for key in KEYS {
+            if let Default::Is(toml) = key.default {
+                let value = super::load::parse_value(toml).expect("defaults in the table are TOML");
+                key.accept(&mut settings, value).expect("defaults in the table are in bounds");
+            }
+        }
+        settings
+    }
+}
+
+fn text(value: Value) -> String {
+    match value {
+        Value::Text(text) => text,
+        other => other.to_string(),
+    }
+}
+
+fn path(value: Value) -> Result<PathBuf, String> {
+    match text(value) {
+        empty if empty.is_empty() => Err("expected a path, found nothing".to_owned()),
+        path => Ok(PathBuf::from(path)),
+    }
+}
+
+fn address(value: Value) -> Result<SocketAddr, String> {
+    let text = text(value);
+    text.parse().map_err(|_| {
+        format!("`{text}` is not IP:PORT, such as 127.0.0.1:7400, 0.0.0.0:7400 or [::1]:7400")
+    })
+}
+
+fn number<T: TryFrom<i64>>(value: Value) -> Result<T, String> {
+    match value {
+        Value::Integer(number) => {
+            T::try_from(number).map_err(|_| format!("{number} is out of bounds"))
+        }
+        other => Err(format!("expected a whole number, found {other}")),
+    }
+}
+
+fn of_path(path: &PathBuf) -> Value {
+    Value::Text(path.display().to_string())
+}
+
+fn of_display(value: impl fmt::Display) -> Value {
+    Value::Text(value.to_string())
+}
+
+fn of_number<T: TryInto<i64>>(number: T) -> Value {
+    Value::Integer(number.try_into().unwrap_or(i64::MAX))
+}

@@ -1,0 +1,123 @@
+//! The one list of metrics: name, kind, labels and meaning of each. Prometheus' conventions:
+//! base units (seconds, bytes), counters end in `_total`, labels by core and partition. Never a
+//! key, a client or anything else that has no bound.
+
+use std::fmt::Write as _;
+
+/// How a metric behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Only rises, from 0 at the start.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts by size, with `_bucket`, `_sum` and `_count`.
+    Histogram,
+}
+
+/// A metric.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Family {
+    pub(super) name: &'static str,
+    pub(super) kind: Kind,
+    pub(super) labels: &'static [&'static str],
+    pub(super) help: &'static str,
+}
+
+impl Kind {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+macro_rules! families {
+    ($($constant:ident: $kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {
+        $(pub(super) const $constant: &Family = &Family {
+            name: $name,
+            kind: Kind::$kind,
+            labels: &[$($label),*],
+            help: $help,
+        };)+
+        /// Every metric, in the order in which they are shown.
+        pub(super) const FAMILIES: &[&Family] = &[$($constant,)+];
+    };
+}
+
+families! {
+    REQUESTS: Counter "stateside_requests_total" ["core", "method", "code"] "Calls answered on the data plane, by gRPC status code.";
+    REQUEST_SECONDS: Histogram "stateside_request_duration_seconds" ["core", "method"] "Time from a whole request to its answer.";
+    REFUSED: Counter "stateside_refused_total" ["core", "reason"] "Refusals, of calls or of entries of a batch over several partitions, by reason.";
+    RECEIVED: Counter "stateside_received_bytes_total" ["core"] "Bytes received on data plane connections.";
+    SENT: Counter "stateside_sent_bytes_total" ["core"] "Bytes sent on data plane connections.";
+    CONNECTIONS: Gauge "stateside_connections" ["core"] "Open data plane connections.";
+    ACCEPTED: Counter "stateside_connections_accepted_total" ["core"] "Data plane connections accepted.";
+    ACCEPT_ERRORS: Counter "stateside_accept_errors_total" ["core"] "Failed accepts: descriptors used up, or too many connections.";
+    PROTOCOL_ERRORS: Counter "stateside_protocol_errors_total" ["core"] "Connections ended for what the peer sent: no HTTP/2, or broken frames.";
+    HOPS_SENT: Counter "stateside_hops_sent_total" ["core"] "Parts of calls that this core sent to the core that owns the partition. Clients that route for themselves cause none.";
+    HOPS_RECEIVED: Counter "stateside_hops_received_total" ["core"] "Parts of calls that other cores sent to this core.";
+    HOPS_PENDING: Gauge "stateside_hops_pending" ["core"] "Parts of calls out at other cores.";
+    CALLS: Gauge "stateside_calls_pending" ["core"] "Calls under way.";
+    WINDOW: Gauge "stateside_window_writes" ["core"] "Writes accepted and not yet applied, over all partitions of the core.";
+    HELD_READS: Gauge "stateside_held_reads" ["core"] "Reads that wait until what they saw is durable.";
+    LOG_PENDING: Gauge "stateside_log_pending_bytes" ["core"] "Bytes accepted and not yet written to the log.";
+    LOG_RECORDS: Counter "stateside_log_records_total" ["core"] "Records written to the log.";
+    LOG_WRITTEN: Counter "stateside_log_written_bytes_total" ["core"] "Bytes written to the log, padding included.";
+    LOG_SECONDS: Histogram "stateside_log_write_duration_seconds" ["core"] "Time of one durable write to the log; its count is the number of writes.";
+    LOG_GROUP: Histogram "stateside_log_group_records" ["core"] "Records that one durable write covers.";
+    LOG_USED: Gauge "stateside_log_used_bytes" ["core"] "Bytes of log segments in use.";
+    LOG_SEGMENTS: Gauge "stateside_log_segments" ["core"] "Log segments in use.";
+    LOG_PROBLEM: Gauge "stateside_log_problem" ["core"] "1 while the log of the core takes no writes: disk full, or failed.";
+    SNAPSHOTS: Counter "stateside_snapshots_total" ["core"] "Snapshots finished, in the background and on request.";
+    SNAPSHOT_FAILURES: Counter "stateside_snapshot_failures_total" ["core"] "Snapshots that failed.";
+    SNAPSHOT_BYTES: Counter "stateside_snapshot_written_bytes_total" ["core"] "Bytes of snapshots written.";
+    STORE_WORK: Histogram "stateside_store_work_duration_seconds" ["core"] "Time of one piece of blocking work of a store on disk.";
+    STORE_MEMORY: Gauge "stateside_store_memory_bytes" ["core"] "Memory of the state stores of the core.";
+    PARTITION_STATE: Gauge "stateside_partition_state" ["core", "partition", "state"] "1 for the state that the partition is in: init, primary, stopped, damaged or retired.";
+    PARTITION_RECORDS: Gauge "stateside_partition_records" ["core", "partition"] "Records held.";
+    PARTITION_PAYLOAD: Gauge "stateside_partition_payload_bytes" ["core", "partition"] "Bytes of keys and values held.";
+    PARTITION_MEMORY: Gauge "stateside_partition_memory_bytes" ["core", "partition"] "Memory of the partition, everything included.";
+    PARTITION_SEQUENCE: Gauge "stateside_partition_sequence" ["core", "partition"] "Sequence of the last batch applied.";
+    PARTITION_DURABLE: Gauge "stateside_partition_durable_sequence" ["core", "partition"] "Sequence up to which the partition is durable.";
+    PARTITION_SNAPSHOT: Gauge "stateside_partition_snapshot_sequence" ["core", "partition"] "Sequence that the newest snapshot, or the store itself, covers.";
+    PARTITION_SNAPSHOT_AGE: Gauge "stateside_partition_snapshot_age_seconds" ["core", "partition"] "Age of the newest snapshot; absent while there is none.";
+    NODE_STATE: Gauge "stateside_node_state" ["state"] "1 for the state that the node is in: recovering, serving or draining.";
+    RECOVERY_READ: Gauge "stateside_recovery_read_bytes" [] "Bytes of log and snapshots read by the recovery at the start.";
+    RECOVERY_TOTAL: Gauge "stateside_recovery_bytes" [] "Bytes of log and snapshots that the recovery at the start reads in all.";
+    CONTROL_CALLS: Counter "stateside_control_calls_total" ["outcome"] "Control plane calls, by outcome: ok or refused.";
+    PENDING_CHANGES: Gauge "stateside_pending_changes" [] "Changes of the desired partition set that are not carried out; Status names them.";
+    CHANGES: Counter "stateside_partition_changes_total" ["outcome"] "Changes of the partition set, by outcome: done, or failed and repeated.";
+    REGISTRY_BROKEN: Gauge "stateside_registry_broken" [] "1 while the registry file cannot be used and the last good set stays in force.";
+    UNREPORTED: Gauge "stateside_cores_unreported" [] "Cores that did not describe themselves for this scrape: their gauges are missing.";
+    BUILD: Gauge "stateside_build_info" ["version"] "1; the label tells the release.";
+    UPTIME: Gauge "stateside_uptime_seconds" [] "Time since the node was started.";
+    PROCESS_RESIDENT: Gauge "process_resident_memory_bytes" [] "Resident memory of the process.";
+    PROCESS_VIRTUAL: Gauge "process_virtual_memory_bytes" [] "Virtual memory of the process.";
+    PROCESS_CPU: Counter "process_cpu_seconds_total" [] "User and system CPU time of the process.";
+    PROCESS_FDS: Gauge "process_open_fds" [] "Open file descriptors.";
+    PROCESS_FDS_MAX: Gauge "process_max_fds" [] "Most file descriptors that the process may open.";
+    PROCESS_THREADS: Gauge "process_threads" [] "Threads of the process.";
+    PROCESS_START: Gauge "process_start_time_seconds" [] "When the process started, seconds since 1970.";
+}
+
+/// The page `docs/metrics.md`.
+pub fn documentation() -> String {
+    let mut out = String::from(
+        "# Metrics\n\n\
+         `http://127.0.0.1:7402/metrics` (`metrics.listen`) answers in the Prometheus text format 0.0.4. The same address\n\
+         answers `/healthz` (200 while the process lives) and `/readyz` (200 while the node serves, else 503 with the reason).\n\
+         Labels go by core and partition, never by key. Durations are in seconds; their buckets double every two steps,\n\
+         from 1 µs to 16.8 s.\n\n\
+         This page is made from the list that the node itself uses: `UPDATE_DOCS=1 cargo test -p stateside-node documentation`.\n\n\
+         | metric | kind | labels | meaning |\n|---|---|---|---|\n",
+    );
+    for family in FAMILIES {
+        let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
+        let (name, kind, help) = (family.name, family.kind.as_str(), family.help);
+        let _ = writeln!(out, "| `{name}` | {kind} | {} | {help} |", labels.join(", "));
+    }
+    out
+}
