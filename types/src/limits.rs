@@ -119,3 +119,19 @@ pub const RETRY_OVERLOADED_MS: u32 = 20;
 pub const RETRY_STARTING_MS: u32 = 200;
 /// Retry hint on a full disk or full memory, milliseconds.
 pub const RETRY_FULL_MS: u32 = 1_000;
+
+/// Calls a client has under way by default, over all its connections; more wait their turn.
+pub const CLIENT_CALLS_MAX: usize = 256;
+/// HTTP/2 window a server may fill on one stream of a client.
+pub const CLIENT_STREAM_WINDOW_BYTES: u32 = 4 << 20;
+/// HTTP/2 window a server may fill on one connection of a client.
+pub const CLIENT_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Times a client looks up a new owner for the same key in one call after `BAD_NODE`.
+pub const CLIENT_REROUTES_MAX: u32 = 2;
+
+/// Longest record of an import's input, bytes: anything longer could not be stored anyway.
+pub const IMPORT_RECORD_BYTES_MAX: usize = BATCH_BYTES_MAX;
+/// Lanes of an import: batches under way at once. Records of one key always share a lane.
+pub const IMPORT_LANES_MAX: usize = 64;
+/// Distinct key hashes that a dry run of an import remembers (8 bytes each).
+pub const IMPORT_DISTINCT_KEYS_MAX: usize = 64 << 20;
