@@ -195,7 +195,16 @@ fn one<T>(results: Results<T>) -> Result<T, Error> {
     results.into_iter().next().expect("a batch of one entry has one result")
 }
 
-/// What one call brought.
+/// What the requests of one round share.
+struct Call {
+    /// What they were planned by: indexes of homes are its own.
+    topology: Option<Arc<Topology>>,
+    until: Instant,
+    /// For the error message: `until` as the caller gave it.
+    deadline: Duration,
+}
+
+/// What one request brought.
 struct Ended<T> {
     request: Request,
     effect: Effect,
@@ -220,11 +229,13 @@ impl Shared {
 
     /// Reads the topology, unless another caller has done so since generation `seen`.
     async fn refresh(&self, seen: u64, until: Instant) -> Result<(), Error> {
-        let _one_at_a_time = self.refreshing.lock().await;
+        let deadline = self.options.deadline;
+        let Ok(_one_at_a_time) = timeout_at(until, self.refreshing.lock()).await else {
+            return Err(Error::DeadlineExceeded { deadline });
+        };
         if self.generation.load(Ordering::Acquire) != seen {
             return Ok(());
         }
-        let deadline = self.options.deadline;
         let asked = async |link: Link| {
             link.call(TOPOLOGY_PATH, Bytes::new(), Effect::Read, until, deadline).await
         };
@@ -270,11 +281,12 @@ impl Shared {
                 // Only a hint: without a new topology the shared endpoint still works.
                 drop(self.refresh(seen, until).await);
             }
-            let requests = self.requests(batch, &pending, request_limits)?;
+            let topology = self.topology();
+            let requests = requests(batch, &pending, topology.as_deref(), request_limits)?;
             if attempt == 0 && requests.len() > 1 && !batch.effect(0).is_read() {
                 refuse_duplicates(batch)?;
             }
-            let ended = self.round(batch, requests, until, deadline).await;
+            let ended = self.round(batch, requests, &Call { topology, until, deadline }).await;
             let next = self.sort_out(ended, attempt, &mut progress);
             if next.pending.is_empty() {
                 break;
@@ -301,77 +313,25 @@ impl Shared {
         progress.finish()
     }
 
-    /// Places the pending entries and cuts them into requests.
-    fn requests<B: Batch>(
-        &self,
-        batch: &B,
-        pending: &[u32],
-        limits: RequestLimits,
-    ) -> Result<Vec<Request>, Error> {
-        const NOWHERE: (Target, u32) = (Target::Shared, u32::MAX);
-        let topology = self.topology();
-        let routing_key = batch.head().routing_key;
-        let place_of = |hash: KeyHash| match &topology {
-            None => NOWHERE,
-            Some(topology) => topology
-                .find_index(hash)
-                .map_or(NOWHERE, |route| (Target::Home(topology.home_of(route)), route as u32)),
-        };
-        let together = (!routing_key.is_empty()).then(|| place_of(key_hash(routing_key)));
-        let mut placed: Vec<Placed> = pending
-            .iter()
-            .map(|&index| {
-                let (target, partition) =
-                    together.unwrap_or_else(|| place_of(key_hash(batch.key(index as usize))));
-                let bytes = batch.entry_length(index as usize) as u32; // at most 1 MiB, checked
-                Placed { index, target, partition, bytes }
-            })
-            .collect();
-        if !batch.head().atomic {
-            return Ok(plan(&mut placed, limits));
-        }
-        // Never split. Whether the keys share a partition is for the node to say; unless they
-        // seem to, it is asked through the shared endpoint.
-        let bytes = placed.iter().map(|entry| entry.bytes as usize).sum();
-        if bytes > limits.bytes || placed.len() > limits.entries {
-            let message = format!(
-                "an atomic batch is never split, and this one has {bytes} bytes in {} entries",
-                placed.len()
-            );
-            return Err(Error::refused(Reason::BatchTooLarge, message));
-        }
-        let first = placed[0];
-        let share = placed.iter().all(|entry| entry.partition == first.partition);
-        let target = if share { first.target } else { Target::Shared };
-        Ok(vec![Request { target, picks: pending.to_vec(), bytes }])
-    }
-
     async fn round<B: Batch>(
         &self,
         batch: &B,
         mut requests: Vec<Request>,
-        until: Instant,
-        deadline: Duration,
+        call: &Call,
     ) -> Vec<Ended<B::Output>> {
         if requests.len() == 1 {
             let request = requests.swap_remove(0);
-            return vec![self.send(batch, request, until, deadline).await];
+            return vec![self.send(batch, request, call).await];
         }
         requests
             .into_iter()
-            .map(|request| self.send(batch, request, until, deadline))
+            .map(|request| self.send(batch, request, call))
             .collect::<FuturesUnordered<_>>()
             .collect()
             .await
     }
 
-    async fn send<B: Batch>(
-        &self,
-        batch: &B,
-        request: Request,
-        until: Instant,
-        deadline: Duration,
-    ) -> Ended<B::Output> {
+    async fn send<B: Batch>(&self, batch: &B, request: Request, call: &Call) -> Ended<B::Output> {
         let mut effect = batch.effect(request.picks[0] as usize);
         if !effect.is_read() {
             let conditional = Effect::Write { conditional: true };
@@ -380,12 +340,12 @@ impl Shared {
             }
         }
         let answer = async {
-            let Ok(turn) = timeout_at(until, self.turns.acquire()).await else {
-                return Err(Error::DeadlineExceeded { deadline });
+            let Ok(turn) = timeout_at(call.until, self.turns.acquire()).await else {
+                return Err(Error::DeadlineExceeded { deadline: call.deadline });
             };
             let _turn = turn.expect("the semaphore is never closed");
             let message = Bytes::from(batch.encode(&request.picks, request.bytes));
-            let answer = self.call::<B>(request.target, message, effect, until, deadline).await?;
+            let answer = self.call::<B>(request.target, message, effect, call).await?;
             let results = B::unpack(answer);
             if results.len() == request.picks.len() {
                 return Ok(results);
@@ -407,13 +367,13 @@ impl Shared {
         target: Target,
         message: Bytes,
         effect: Effect,
-        until: Instant,
-        deadline: Duration,
+        call: &Call,
     ) -> Result<B::Answer, Error> {
         let mut remade = false;
         loop {
-            let (endpoint, link) = self.link(target, until).await?;
-            let answer = link.call(B::PATH, message.clone(), effect, until, deadline).await;
+            let (endpoint, link) = self.link(target, call).await?;
+            let answer =
+                link.call(B::PATH, message.clone(), effect, call.until, call.deadline).await;
             match answer {
                 Err(Error::Unreachable { .. }) if !remade => {
                     // It was not sent: the connection had died unnoticed. A new one, at once.
@@ -427,17 +387,15 @@ impl Shared {
 
     /// The link that leads to `target`, or to the shared endpoint when the core's own address does
     /// not work.
-    async fn link(&self, target: Target, until: Instant) -> Result<(Endpoint, Link), Error> {
-        if let (Target::Home(index), Some(topology)) = (target, self.topology()) {
-            // A refresh since the plan may have fewer homes; the shared endpoint serves any key.
-            if let Some(home) = topology.homes().get(index as usize) {
-                if let Some(link) = self.links.home(home, until).await {
-                    return Ok((home.endpoint.clone(), link));
-                }
-                self.stale.store(true, Ordering::Release);
+    async fn link(&self, target: Target, call: &Call) -> Result<(Endpoint, Link), Error> {
+        if let (Target::Home(index), Some(topology)) = (target, &call.topology) {
+            let home = &topology.homes()[index as usize];
+            if let Some(link) = self.links.home(home, call.until).await {
+                return Ok((home.endpoint.clone(), link));
             }
+            self.stale.store(true, Ordering::Release);
         }
-        Ok((self.endpoint.clone(), self.links.shared(&self.endpoint, until).await?))
+        Ok((self.endpoint.clone(), self.links.shared(&self.endpoint, call.until).await?))
     }
 
     /// Books what a round brought and collects what is worth another try.
@@ -495,6 +453,50 @@ impl Shared {
         }
         next
     }
+}
+
+/// Places the pending entries and cuts them into requests.
+fn requests<B: Batch>(
+    batch: &B,
+    pending: &[u32],
+    topology: Option<&Topology>,
+    limits: RequestLimits,
+) -> Result<Vec<Request>, Error> {
+    const NOWHERE: (Target, u32) = (Target::Shared, u32::MAX);
+    let routing_key = batch.head().routing_key;
+    let place_of = |hash: KeyHash| match topology {
+        None => NOWHERE,
+        Some(topology) => topology
+            .find_index(hash)
+            .map_or(NOWHERE, |route| (Target::Home(topology.home_of(route)), route as u32)),
+    };
+    let together = (!routing_key.is_empty()).then(|| place_of(key_hash(routing_key)));
+    let mut placed: Vec<Placed> = pending
+        .iter()
+        .map(|&index| {
+            let (target, partition) =
+                together.unwrap_or_else(|| place_of(key_hash(batch.key(index as usize))));
+            let bytes = batch.entry_length(index as usize) as u32; // at most 1 MiB, checked
+            Placed { index, target, partition, bytes }
+        })
+        .collect();
+    if !batch.head().atomic {
+        return Ok(plan(&mut placed, limits));
+    }
+    // Never split. Whether the keys share a partition is for the node to say; unless they
+    // seem to, it is asked through the shared endpoint.
+    let bytes = placed.iter().map(|entry| entry.bytes as usize).sum();
+    if bytes > limits.bytes || placed.len() > limits.entries {
+        let message = format!(
+            "an atomic batch is never split, and this one has {bytes} bytes in {} entries",
+            placed.len()
+        );
+        return Err(Error::refused(Reason::BatchTooLarge, message));
+    }
+    let first = placed[0];
+    let share = placed.iter().all(|entry| entry.partition == first.partition);
+    let target = if share { first.target } else { Target::Shared };
+    Ok(vec![Request { target, picks: pending.to_vec(), bytes }])
 }
 
 /// What the next round has to do.

@@ -14,9 +14,14 @@ use std::{
 
 use bytes::Bytes;
 use stateside_proto::v1;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
-use crate::{Endpoint, Error, error::Effect, link::Link, topology::Home};
+use crate::{
+    Endpoint, Error,
+    error::{self, Effect},
+    link::Link,
+    topology::Home,
+};
 
 /// Path of the method that tells who a node is.
 pub(crate) const TOPOLOGY_PATH: &str = "/stateside.v1.DataPlane/Topology";
@@ -65,7 +70,9 @@ impl Links {
         if let Some(link) = slot.usable() {
             return Ok(link);
         }
-        let _one_at_a_time = slot.connecting.lock().await;
+        let Ok(_one_at_a_time) = timeout_at(until, slot.connecting.lock()).await else {
+            return Err(error::unreachable(&endpoint.to_string().into(), "no connection in time"));
+        };
         if let Some(link) = slot.usable() {
             return Ok(link);
         }
@@ -86,7 +93,7 @@ impl Links {
         if avoided() {
             return None;
         }
-        let _one_at_a_time = slot.connecting.lock().await;
+        let _one_at_a_time = timeout_at(until, slot.connecting.lock()).await.ok()?;
         if let Some(link) = slot.usable() {
             return Some(link);
         }
