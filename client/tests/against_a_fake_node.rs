@@ -1,5 +1,7 @@
 //! The client against a node that misbehaves on demand.
 
+#![allow(clippy::unwrap_used, reason = "a failed step fails its test")]
+
 mod fake_node;
 
 use std::{sync::atomic::Ordering, time::Duration};
