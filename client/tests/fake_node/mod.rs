@@ -32,9 +32,12 @@ pub enum Script {
     ApplyAndDie,
 }
 
+/// Value and version by key.
+type Records = HashMap<Vec<u8>, (Vec<u8>, u64)>;
+
 #[derive(Default)]
 pub struct State {
-    pub records: Mutex<HashMap<Vec<u8>, (Vec<u8>, u64)>>,
+    pub records: Mutex<Records>,
     pub scripts: Mutex<VecDeque<Script>>,
     pub topology: Mutex<v1::TopologyResponse>,
     pub topology_calls: AtomicUsize,
