@@ -69,8 +69,6 @@ pub const CALLS_PER_CORE_MAX: usize = 64 << 10;
 /// Calls one core has under way at one other core. Above it: `OVERLOADED`.
 pub const HOPS_PER_CORE_PAIR_MAX: usize = 8 << 10;
 
-/// Commands of the manager that wait for one core.
-pub const COMMANDS_PER_CORE_MAX: usize = 1_024;
 /// Writes one partition holds between acceptance and durability: the line monitor's window.
 pub const WINDOW_WRITES_MAX: usize = 64 << 10;
 /// Reads one partition holds until the write they saw is durable.
@@ -142,3 +140,18 @@ pub const CORE_COMMANDS_MAX: usize = 64;
 pub const ADDS_PER_MANIFEST_WRITE: usize = 64;
 /// Longest path in a control call, bytes.
 pub const PATH_BYTES_MAX: usize = 4_096;
+/// Calls a client has under way by default, over all its connections; more wait their turn.
+pub const CLIENT_CALLS_MAX: usize = 256;
+/// HTTP/2 window a server may fill on one stream of a client.
+pub const CLIENT_STREAM_WINDOW_BYTES: u32 = 4 << 20;
+/// HTTP/2 window a server may fill on one connection of a client.
+pub const CLIENT_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Times a client looks up a new owner for the same key in one call after `BAD_NODE`.
+pub const CLIENT_REROUTES_MAX: u32 = 2;
+
+/// Longest record of an import's input, bytes: anything longer could not be stored anyway.
+pub const IMPORT_RECORD_BYTES_MAX: usize = BATCH_BYTES_MAX;
+/// Lanes of an import: batches under way at once. Records of one key always share a lane.
+pub const IMPORT_LANES_MAX: usize = 64;
+/// Distinct key hashes that a dry run of an import remembers (8 bytes each).
+pub const IMPORT_DISTINCT_KEYS_MAX: usize = 64 << 20;

@@ -12,7 +12,7 @@ use std::{
 use stateside_partition::Input;
 use stateside_types::{
     CoreId, Reason, Refusal, WallClock,
-    limits::{COMMANDS_PER_CORE_MAX, HOPS_PER_CORE_PAIR_MAX},
+    limits::{CORE_COMMANDS_MAX, HOPS_PER_CORE_PAIR_MAX},
 };
 use stateside_wire::{Endpoint, SessionConfig};
 
@@ -73,7 +73,7 @@ pub fn peers(cores: usize) -> (Arc<[Peer]>, Vec<Mailboxes>) {
     let mut peers = Vec::new();
     let mut mailboxes = Vec::new();
     for _ in 0..cores {
-        let (commands, commands_in) = flume::bounded(COMMANDS_PER_CORE_MAX);
+        let (commands, commands_in) = flume::bounded(CORE_COMMANDS_MAX);
         let (requests, requests_in) = flume::bounded(hops);
         let (answers, answers_in) = flume::bounded(hops);
         peers.push(Peer {
