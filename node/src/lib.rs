@@ -2,8 +2,8 @@
 //! `stateside` binary.
 
 pub mod config;
-pub mod control;
-pub mod core;
+//pub mod control;
+//pub mod core;
 pub mod data_dir;
 pub mod metrics;
 pub mod reactor;

@@ -17,7 +17,8 @@ use rustix::{
     net::{AddressFamily, SocketType, connect, socket},
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
-use stateside_node::reactor::{AlignedBuffer, BLOCK_BYTES, Closing};
+use stateside_node::reactor::Closing;
+use stateside_pipeline::log::{AlignedBuffer, BLOCK_BYTES};
 
 fn set_soft(resource: Resource, current: Option<u64>) {
     setrlimit(resource, Rlimit { current, ..getrlimit(resource) }).unwrap();
@@ -106,12 +107,12 @@ fn short_writes() {
     let before = getrlimit(Resource::Fsize).current;
     set_soft(Resource::Fsize, Some(3 * BLOCK_BYTES as u64));
     let bytes = pattern(8 * BLOCK_BYTES, 1);
-    let mut buffer = AlignedBuffer::with_capacity(bytes.len());
-    buffer.extend_from_slice(&bytes);
-    driver.ring.write_file(&file, 0, buffer, 9);
+    let mut buffer = AlignedBuffer::zeroed(bytes.len());
+    buffer.copy_from_slice(&bytes);
+    driver.ring.write_file(&file, 0, Rc::new(buffer), 9);
     driver.until("the end", |driver| driver.written.len() == 1);
     set_soft(Resource::Fsize, before);
-    let error = driver.written[0].2.as_ref().unwrap_err();
+    let error = driver.written[0].1.as_ref().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EFBIG));
     let mut written = Vec::new();
     File::open(&path).unwrap().read_to_end(&mut written).unwrap();

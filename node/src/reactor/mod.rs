@@ -18,7 +18,6 @@
 //!   belong on a core.
 //! - A [`ReceivedBuffer`] that is not given back is lost to the core until it stops.
 
-mod aligned;
 mod blocking;
 mod cores;
 mod cpus;
@@ -28,7 +27,6 @@ mod probe;
 mod ring;
 mod waker;
 
-pub use aligned::{AlignedBuffer, BLOCK_BYTES};
 pub use blocking::{BlockingPool, Job};
 pub use cores::{CoreConfig, CoreExecutor, FailureHook, LocalTask, sleep, spawn_local, yield_now};
 pub use cpus::{cpus_allowed, place_cores};
@@ -37,6 +35,6 @@ pub use listen::{bind_shared, bind_tcp, bind_unix};
 pub use probe::{probe, raise_limits};
 pub use ring::{
     Closing, ConnectionId, CoreRing, Event, ListenerId, ReceivedBuffer, RingConfig, RingCounters,
-    Turn,
+    StableBytes, Turn,
 };
 pub use waker::Waker;

@@ -45,7 +45,7 @@ pub(crate) struct Driver {
     pub(crate) failed: Vec<(ConnectionId, std::io::Error)>,
     pub(crate) sent: Vec<ConnectionId>,
     pub(crate) accept_failed: Vec<std::io::Error>,
-    pub(crate) written: Vec<(u64, usize, std::io::Result<()>)>,
+    pub(crate) written: Vec<(u64, std::io::Result<()>)>,
     pub(crate) last_turn: Turn,
     /// Added to the clock: lets a test pass time without waiting.
     pub(crate) time_shift: Duration,
@@ -120,8 +120,8 @@ impl Driver {
             }
             Event::Sent { connection } => self.sent.push(connection),
             Event::AcceptFailed { error, .. } => self.accept_failed.push(error),
-            Event::FileWritten { token, buffer, result } => {
-                self.written.push((token, buffer.len(), result));
+            Event::FileWritten { token, result } => {
+                self.written.push((token, result));
             }
         }
     }

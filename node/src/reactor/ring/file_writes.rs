@@ -2,9 +2,10 @@
 //! until the kernel is done, and goes on after a short write.
 //!
 //! # Safety
-//! The kernel (and a disk's DMA) reads the buffer until the completion has been taken. So the
-//! buffer lives in a slot here, is not touched there, and [`CoreRing`](super::CoreRing) empties
-//! these slots before it drops: memory reused too early would put foreign bytes on the disk.
+//! The kernel (and a disk's DMA) reads the bytes until the completion has been taken. So a slot
+//! here holds a share of them, which keeps them where they are and as they are
+//! ([`StableBytes`]), and [`CoreRing`](super::CoreRing) empties these slots before it drops:
+//! memory reused too early would put foreign bytes on the disk.
 
 use std::{
     io,
@@ -13,12 +14,36 @@ use std::{
 };
 
 use rustix::io::Errno;
+use stateside_pipeline::log::{AlignedBuffer, PendingWrite};
 
 use super::{
     token::{Kind, Token},
     uring::{Completion, Uring},
 };
-use crate::reactor::aligned::AlignedBuffer;
+
+/// Bytes that the kernel may read while they are shared.
+///
+/// # Safety
+/// While an `Rc` of the value exists, `stable_bytes` returns the same memory with the same content,
+/// whatever is done with other shares of it.
+pub unsafe trait StableBytes {
+    /// The bytes.
+    fn stable_bytes(&self) -> &[u8];
+}
+
+// SAFETY: the buffer owns its memory, and nothing changes it through a shared reference.
+unsafe impl StableBytes for AlignedBuffer {
+    fn stable_bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+// SAFETY: the write owns its group's memory, and nothing changes it through a shared reference.
+unsafe impl StableBytes for PendingWrite {
+    fn stable_bytes(&self) -> &[u8] {
+        self.bytes()
+    }
+}
 
 /// One write.
 struct FileWrite {
@@ -26,14 +51,13 @@ struct FileWrite {
     offset: u64,
     /// Bytes written so far.
     done: usize,
-    buffer: AlignedBuffer,
+    bytes: Rc<dyn StableBytes>,
     token: u64,
 }
 
 /// A write that has ended.
 pub(super) struct EndedWrite {
     pub(super) token: u64,
-    pub(super) buffer: AlignedBuffer,
     pub(super) result: io::Result<()>,
 }
 
@@ -50,16 +74,16 @@ impl FileWrites {
         self.slots.len() - self.free.len()
     }
 
-    /// Starts to write all of `buffer`.
+    /// Starts to write all of `bytes`.
     pub(super) fn start(
         &mut self,
         uring: &mut Uring,
         file: Rc<OwnedFd>,
         offset: u64,
-        buffer: AlignedBuffer,
+        bytes: Rc<dyn StableBytes>,
         token: u64,
     ) {
-        let write = FileWrite { file, offset, done: 0, buffer, token };
+        let write = FileWrite { file, offset, done: 0, bytes, token };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() as u32 - 1
@@ -79,11 +103,11 @@ impl FileWrites {
         let slot = &mut self.slots[index as usize];
         let write = slot.as_mut().expect("a write's slot is kept until its completion");
         let result = match completion.outcome() {
-            Ok(0) if write.done < write.buffer.len() => Err(io::ErrorKind::WriteZero.into()),
+            Ok(0) if write.done < write.bytes.stable_bytes().len() => Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => {
                 write.done += count as usize;
-                assert!(write.done <= write.buffer.len(), "the kernel writes what it was given");
-                if write.done < write.buffer.len() {
+                assert!(write.done <= write.bytes.stable_bytes().len(), "the kernel writes what it was given");
+                if write.done < write.bytes.stable_bytes().len() {
                     submit(uring, index, write);
                     return None;
                 }
@@ -100,18 +124,17 @@ impl FileWrites {
         };
         let write = slot.take().expect("it was there a moment ago");
         self.free.push(index);
-        Some(EndedWrite { token: write.token, buffer: write.buffer, result })
+        Some(EndedWrite { token: write.token, result })
     }
 }
 
 fn submit(uring: &mut Uring, index: u32, write: &FileWrite) {
-    let rest = &write.buffer[write.done..];
+    let rest = &write.bytes.stable_bytes()[write.done..];
     // The kernel takes at most 2 GiB a write; the rest follows as after any short write.
     let len = rest.len().min(1 << 30) as u32;
     let token = Token::new(Kind::FileWrite, index, 0);
-    // SAFETY: the buffer stays in its slot, unchanged, until `complete` has the completion (the
-    // slot may move within the Vec, the buffer's memory does not), and CoreRing's drop waits for
-    // all completions.
+    // SAFETY: the slot's share keeps the bytes until `complete` has the completion (the slot may
+    // move within the Vec, the bytes do not), and CoreRing's drop waits for all completions.
     unsafe {
         uring.write_file(
             write.file.as_fd(),

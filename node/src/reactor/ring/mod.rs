@@ -40,6 +40,7 @@ use stateside_types::limits;
 pub use accepting::ListenerId;
 pub use buffers::ReceivedBuffer;
 pub use connection::ConnectionId;
+pub use file_writes::StableBytes;
 pub use sockets::Closing;
 pub(super) use uring::probe_ring;
 
@@ -53,7 +54,6 @@ use self::{
     waiting::Sleep,
 };
 use super::{
-    aligned::AlignedBuffer,
     error::ReactorError,
     waker::{CoreWaker, Waker},
 };
@@ -152,8 +152,6 @@ pub enum Event {
     FileWritten {
         /// As given.
         token: u64,
-        /// As given.
-        buffer: AlignedBuffer,
         /// Ok: every byte was written (and is durable, if the file was opened `O_DSYNC`).
         result: io::Result<()>,
     },
@@ -277,17 +275,17 @@ impl CoreRing {
         self.uring.give_back(buffer);
     }
 
-    /// Writes all of `buffer` at `offset` of `file`; the end comes as [`Event::FileWritten`] with
+    /// Writes all of `bytes` at `offset` of `file`; the end comes as [`Event::FileWritten`] with
     /// `token`. Submitted with the next turn or wait. For a file opened `O_DIRECT` the length and
-    /// offset are multiples of [`BLOCK_BYTES`](super::BLOCK_BYTES). Writes may end in any order.
+    /// offset are multiples of [`BLOCK_BYTES`](stateside_pipeline::log::BLOCK_BYTES). Writes may end in any order.
     pub fn write_file(
         &mut self,
         file: &Rc<OwnedFd>,
         offset: u64,
-        buffer: AlignedBuffer,
+        bytes: Rc<dyn StableBytes>,
         token: u64,
     ) {
-        self.file_writes.start(&mut self.uring, Rc::clone(file), offset, buffer, token);
+        self.file_writes.start(&mut self.uring, Rc::clone(file), offset, bytes, token);
     }
 
     /// File writes that have not ended.
@@ -329,8 +327,8 @@ impl CoreRing {
                 Kind::Accept => self.on_accepted(completion, events),
                 Kind::FileWrite => {
                     let ended = self.file_writes.complete(&mut self.uring, &completion);
-                    if let Some(EndedWrite { token, buffer, result }) = ended {
-                        events.push(Event::FileWritten { token, buffer, result });
+                    if let Some(EndedWrite { token, result }) = ended {
+                        events.push(Event::FileWritten { token, result });
                     }
                 }
                 Kind::Wake => self.on_wake(&completion),

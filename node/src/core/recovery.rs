@@ -1,0 +1,205 @@
+//! A core's start: stores from their snapshots, then what the logs have beyond them.
+//!
+//! ```text
+//!  snapshots ─► stores ─► replay ─┬─ whole ───► served
+//!                                 └─ damaged ─► says so, keeps its log, serves nothing
+//! ```
+//! Blocks: a core has nothing else to do before it serves. All cores of a node recover before any
+//! of them opens its log, because opening deletes files that another may still have to read.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use stateside_partition::Partition;
+use stateside_pipeline::log::{GroupNumber, PartitionBase, Retention};
+use stateside_statestore::StateStore;
+use stateside_types::{
+    CoreId, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
+};
+
+use super::{
+    executor::Hosted,
+    partition_files::{PartitionFiles, SnapshotInfo, work},
+};
+use crate::log_files::{self, CoreRecovery, LogCatalog, LogConfig, LogError, RecoveringCore};
+
+/// How far the recovery of a node is. Written by the recovering cores, read by the control plane.
+#[derive(Debug, Default)]
+pub struct RecoveryProgress {
+    /// Bytes of log read, by all cores.
+    pub bytes_read: AtomicU64,
+    /// Bytes of log to be read, by all cores.
+    pub bytes_total: AtomicU64,
+    /// Records replayed.
+    pub records: AtomicU64,
+}
+
+/// What a core's recovery found.
+pub(crate) struct Recovered {
+    pub(crate) hosted: Vec<Hosted>,
+    pub(crate) newest: HashMap<PartitionId, SnapshotInfo>,
+    pub(crate) first_group: GroupNumber,
+    pub(crate) retentions: BTreeMap<CoreId, Retention>,
+}
+
+/// Recovers the partitions of a core.
+///
+/// # Errors
+/// [`LogError`]: the logs are from another release or another node's. Damage is no error: it is
+/// told of each partition.
+pub(crate) fn recover(
+    who: RecoveringCore,
+    catalog: &LogCatalog,
+    config: &LogConfig,
+    files: &PartitionFiles,
+    specs: Vec<PartitionSpec>,
+    progress: &RecoveryProgress,
+) -> Result<Recovered, LogError> {
+    let mut newest = HashMap::new();
+    let mut down = Vec::new();
+    let mut open = HashMap::new();
+    for spec in specs {
+        match files.open_store(&spec) {
+            Ok((store, info)) => {
+                if let Some(info) = info {
+                    newest.insert(spec.id, info);
+                }
+                open.insert(spec.id, Open { spec, store, failed: None });
+            }
+            Err(refusal) => {
+                tracing::error!(partition = spec.id.0, %refusal, "a partition cannot serve");
+                down.push((spec, refusal));
+            }
+        }
+    }
+    let bases: Vec<PartitionBase> = open
+        .values()
+        .map(|open| PartitionBase {
+            partition: open.spec.id,
+            epoch: open.spec.first_epoch,
+            covered: open.store.applied(),
+        })
+        .collect();
+    let open = RefCell::new(open);
+    let mut told = log_files::Progress::default();
+    let recovery = log_files::recover(
+        catalog,
+        who,
+        bases,
+        |head, entries| {
+            if let Some(open) = open.borrow_mut().get_mut(&head.partition) {
+                open.apply(head.sequence, head.timestamp, entries);
+            }
+        },
+        |now| {
+            add(&progress.bytes_read, told.bytes_done, now.bytes_done);
+            add(&progress.bytes_total, told.bytes_total, now.bytes_total);
+            add(&progress.records, told.records, now.records);
+            told = now;
+        },
+    )?;
+    report(who.core, &recovery);
+    let mut open = open.into_inner();
+    let mut retentions = recovery.retentions;
+    for damage in &recovery.damaged {
+        let Some(Open { spec, .. }) = open.remove(&damage.partition) else { continue };
+        // The evidence stays until the partition is restored: else it would look whole after
+        // the segment is gone. (For another core's log the catalog is read again at each start.)
+        if let Some(retention) = retentions.get_mut(&damage.core) {
+            retention.hold(damage.generation, damage.partition, damage.epoch);
+        }
+        let file = config.segment_path(damage.core, damage.generation);
+        let what = damage.kind.map_or_else(|| "records are missing".to_owned(), |k| k.to_string());
+        let text = format!(
+            "{} at byte {}: {what}; lost: {}",
+            file.display(),
+            damage.offset,
+            damage.lost
+        );
+        tracing::error!(partition = spec.id.0, %text, "a partition is damaged");
+        down.push((spec, Refusal::new(Reason::PartitionDamaged, text)));
+    }
+    let mut hosted: Vec<Hosted> = open.into_values().map(Open::into_hosted).collect();
+    hosted.extend(down.into_iter().map(|(spec, refusal)| {
+        let state = match refusal.reason {
+            Reason::PartitionDamaged => PartitionState::Damaged,
+            _ => PartitionState::Stopped,
+        };
+        Hosted::Down(spec, state, refusal)
+    }));
+    Ok(Recovered { hosted, newest, first_group: recovery.first_group, retentions })
+}
+
+/// A partition whose log is being replayed.
+struct Open {
+    spec: PartitionSpec,
+    store: Box<dyn StateStore>,
+    failed: Option<Refusal>,
+}
+
+impl Open {
+    fn apply(
+        &mut self,
+        sequence: Sequence,
+        timestamp: stateside_types::Timestamp,
+        entries: &[stateside_types::WriteEntry<'_>],
+    ) {
+        if self.failed.is_some() {
+            return;
+        }
+        self.store.apply(sequence, timestamp, entries);
+        // A store on disk holds what it has not written in memory, up to a limit.
+        while self.store.is_saturated() {
+            if let Err(refusal) = work(self.store.as_mut()) {
+                self.failed = Some(refusal);
+                return;
+            }
+        }
+    }
+
+    fn into_hosted(self) -> Hosted {
+        let Self { spec, store, failed } = self;
+        if let Some(refusal) = failed {
+            return Hosted::Down(spec, PartitionState::Stopped, refusal);
+        }
+        match Partition::new(spec.clone(), store) {
+            Ok(partition) => Hosted::Here(Box::new(partition)),
+            Err(error) => {
+                let refusal = Refusal::new(Reason::PartitionStopped, error.to_string());
+                Hosted::Down(spec, PartitionState::Stopped, refusal)
+            }
+        }
+    }
+}
+
+fn add(counter: &AtomicU64, before: u64, now: u64) {
+    counter.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
+}
+
+fn report(core: CoreId, recovery: &CoreRecovery) {
+    for torn in &recovery.torn {
+        tracing::info!(
+            file = %torn.file.display(),
+            offset = torn.tail.offset,
+            "the last write was torn by a crash; it was never acknowledged and is cut"
+        );
+    }
+    for place in &recovery.damages {
+        tracing::error!(
+            file = %place.file.display(),
+            offset = place.damage.offset,
+            bytes = place.damage.bytes,
+            what = %place.damage.kind,
+            "the log is damaged"
+        );
+    }
+    tracing::debug!(
+        core = core.0,
+        records = recovery.stats.records,
+        replayed = recovery.stats.delivered,
+        "log replayed"
+    );
+}
