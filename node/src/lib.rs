@@ -3,7 +3,8 @@
 
 pub mod config;
 //pub mod control;
-//pub mod core;
+pub mod core;
 pub mod data_dir;
+pub mod log_files;
 pub mod metrics;
 pub mod reactor;

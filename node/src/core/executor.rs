@@ -425,9 +425,10 @@ impl Executor {
     pub(crate) fn answer_hop(&mut self, slot: u32, to: CoreId, ticket: Ticket) {
         let part = &mut self.world.calls.get_mut(slot).parts_mut()[0];
         let outcome = match mem::replace(&mut part.outcome, Outcome::Waiting) {
-            Outcome::Read => {
-                HopOutcome::Read { body: mem::take(&mut part.body), ends: mem::take(&mut part.ends) }
-            }
+            Outcome::Read => HopOutcome::Read {
+                body: mem::take(&mut part.body),
+                ends: mem::take(&mut part.ends),
+            },
             Outcome::Written(sequence, timestamp) => HopOutcome::Written(sequence, timestamp),
             Outcome::Refused(refusal) => HopOutcome::Refused(refusal),
             Outcome::Waiting => unreachable!("the call is ready"),
@@ -479,11 +480,7 @@ impl Executor {
 
     /// Adds a part for each distinct route and runs it. All parts are added before the first
     /// runs: a call with one of its parts done must not look complete.
-    fn each_part(
-        &mut self,
-        slot: u32,
-        mut run: impl FnMut(&mut Self, Ticket, u32, usize, usize),
-    ) {
+    fn each_part(&mut self, slot: u32, mut run: impl FnMut(&mut Self, Ticket, u32, usize, usize)) {
         let counts = mem::take(&mut self.parts.counts);
         let routes = mem::take(&mut self.parts.routes);
         let tickets: Vec<Ticket> =

@@ -12,6 +12,7 @@
 pub mod calls;
 pub mod command;
 mod connections;
+mod coverage;
 mod executor;
 pub mod hop;
 mod log;
@@ -24,6 +25,8 @@ mod snapshots;
 mod turn;
 mod world;
 
+pub use coverage::Coverage;
 pub use partition_files::PartitionFiles;
 pub use recovery::RecoveryProgress;
-pub use turn::{CoreSetup, Mailboxes, Peer, peers, run};
+pub use service::Node;
+pub use turn::{CoreError, CoreSetup, Mailboxes, Peer, peers, run};

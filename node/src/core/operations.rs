@@ -1,7 +1,11 @@
 //! What a core does for the manager: adding, changing, removing, snapshotting and restoring its
 //! partitions. Each of these may take a while; requests are served meanwhile.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use stateside_partition::Partition;
 use stateside_types::{
@@ -39,6 +43,8 @@ pub(crate) struct Operations {
     retiring: Vec<(Box<Partition>, Reply<Result<(), Refusal>>)>,
     /// The newest snapshot of each partition of this core.
     newest: HashMap<PartitionId, SnapshotInfo>,
+    /// Partitions to be snapshotted, one after the other.
+    background: VecDeque<PartitionId>,
     /// Something can go on in the next turn without anything happening.
     busy: bool,
 }
@@ -55,6 +61,7 @@ impl Operations {
             snapshots: Vec::new(),
             retiring: Vec::new(),
             newest,
+            background: VecDeque::new(),
             busy: false,
         }
     }
@@ -81,7 +88,11 @@ impl Operations {
     }
 
     /// Puts new settings in force.
-    pub(crate) fn update(&mut self, spec: PartitionSpec, executor: &mut Executor) -> Result<(), Refusal> {
+    pub(crate) fn update(
+        &mut self,
+        spec: PartitionSpec,
+        executor: &mut Executor,
+    ) -> Result<(), Refusal> {
         let id = spec.id;
         match executor.partition(id) {
             Some((partition, _)) => partition.update(spec),
@@ -135,22 +146,39 @@ impl Operations {
         }
     }
 
-    /// Starts a snapshot that lets go of old log segments, unless one is being made.
-    pub(crate) fn background_snapshot(&mut self, id: PartitionId, executor: &mut Executor) {
-        let running = |job: &SnapshotJob| matches!(job.purpose, Purpose::Background);
-        if self.snapshots.iter().any(running) {
+    /// Has a partition snapshotted when its turn comes, to let go of old log segments.
+    pub(crate) fn background_snapshot(&mut self, id: PartitionId) {
+        if !self.background.contains(&id) {
+            self.background.push_back(id);
+        }
+    }
+
+    /// Has every partition snapshotted whose records lie in logs that this core does not write.
+    pub(crate) fn snapshot_all(&mut self, executor: &Executor) {
+        self.background.extend(executor.all().map(|hosted| hosted.spec().id));
+    }
+
+    /// Starts the next background snapshot, unless one is being made.
+    fn next_background(&mut self, executor: &mut Executor) {
+        if self.snapshots.iter().any(|job| matches!(job.purpose, Purpose::Background)) {
             return;
         }
+        let Some(id) = self.background.pop_front() else { return };
         let Some((partition, _)) = executor.partition(id) else { return };
-        let (epoch, sequence) = (partition.spec().epoch, partition.applied());
-        if self.newest.get(&id).is_some_and(|newest| newest.sequence >= sequence) {
+        let (epoch, sequence) = (partition.spec().first_epoch, partition.applied());
+        if self.covered_by(id, executor) >= sequence {
             return;
         }
         match self.files.prepare_snapshot(id, epoch, sequence) {
             Ok(path) => self.snapshot(id, path, Purpose::Background, executor),
-            Err(error) => {
-                tracing::warn!(partition = id.0, %error, "no background snapshot");
-            }
+            Err(error) => tracing::warn!(partition = id.0, %error, "no background snapshot"),
+        }
+    }
+
+    fn covered_by(&self, id: PartitionId, executor: &Executor) -> Sequence {
+        match executor.hosted(id) {
+            Some(Hosted::Here(partition)) => self.covered(partition),
+            Some(Hosted::Down(..)) | None => Sequence::ZERO,
         }
     }
 
@@ -267,6 +295,7 @@ impl Operations {
     /// A little of what goes on in the background.
     pub(crate) fn step(&mut self, executor: &mut Executor) {
         self.busy = false;
+        self.next_background(executor);
         let mut at = 0;
         while at < self.snapshots.len() {
             let progress = self.snapshots[at].step(executor);
@@ -329,10 +358,7 @@ impl Operations {
         let number = self.number();
         let files = Arc::clone(&self.files);
         self.pending.insert(number, Pending::Open(spec.clone(), reply));
-        executor
-            .world
-            .pool
-            .submit(move || PoolDone::StoreOpened(number, files.open_store(&spec)));
+        executor.world.pool.submit(move || PoolDone::StoreOpened(number, files.open_store(&spec)));
     }
 
     fn delete_files(
@@ -384,7 +410,6 @@ impl Operations {
                         created_unix_ms: job.created_unix_ms,
                     };
                     self.newest.insert(job.partition, newest);
-                    self.files.forget_older(job.partition, &job.path);
                 }
                 Err(refusal) => {
                     tracing::warn!(partition = job.partition.0, %refusal, "a background snapshot failed");
@@ -418,7 +443,7 @@ fn serve(
     let partition = Partition::new(spec, store)
         .map_err(|error| Refusal::new(Reason::InvalidArgument, error.to_string()))?;
     let spec = partition.spec();
-    executor.world.log.adopt(spec.id, spec.epoch, partition.applied());
+    executor.world.log.adopt(spec.id, spec.first_epoch, partition.applied());
     executor.host(Hosted::Here(Box::new(partition)));
     Ok(())
 }

@@ -22,9 +22,7 @@ use stateside_statestore::{
     MemoryStore, SledEngine, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord,
     StateStore, StoreError,
 };
-use stateside_types::{
-    Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, StoreKind,
-};
+use stateside_types::{Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, StoreKind};
 
 use super::command::RestoreReport;
 
@@ -65,7 +63,9 @@ impl PartitionFiles {
         let mut store: Box<dyn StateStore> = match spec.store {
             StoreKind::Memory => Box::new(MemoryStore::new(self.hash_seed)),
             StoreKind::Sled => Box::new(
-                self.sled.partition(spec.id, spec.first_epoch).map_err(|error| store_failed(&error))?,
+                self.sled
+                    .partition(spec.id, spec.first_epoch)
+                    .map_err(|error| store_failed(&error))?,
             ),
         };
         let newest = self.newest_snapshot(spec)?;
@@ -74,7 +74,7 @@ impl PartitionFiles {
             let created_unix_ms = if sequence > store.applied() {
                 load(&path, sequence, store.as_mut())?
             } else {
-                read_header(&path)?.created_unix_ms
+                read_header(&path)?.created.0
             };
             info = Some(SnapshotInfo { sequence, created_unix_ms });
         }
@@ -138,14 +138,13 @@ impl PartitionFiles {
         let sequence = header.sequence.max(own);
         let target = self.copy(source, spec.id, epoch, sequence).map_err(|error| {
             let text = format!("copying {} to the data directory: {error}", source.display());
-            let full = matches!(
-                error.kind(),
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-            );
+            let full =
+                matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
             Refusal::new(if full { Reason::DiskFull } else { Reason::SnapshotUnwritable }, text)
         })?;
         // What was verified must be what was copied, also when someone writes to the source.
-        let copied = File::open(&target).map_err(unreadable).and_then(|mut file| verify(&mut file, &target));
+        let copied =
+            File::open(&target).map_err(unreadable).and_then(|mut file| verify(&mut file, &target));
         if let Err(refusal) = copied {
             let _ = fs::remove_file(&target);
             return Err(refusal);
@@ -179,7 +178,8 @@ impl PartitionFiles {
         };
         for entry in entries {
             let entry = entry?;
-            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
+            else {
                 tracing::warn!(path = %entry.path().display(), "unknown file, left alone");
                 continue;
             };
@@ -204,7 +204,10 @@ impl PartitionFiles {
     }
 
     /// The newest snapshot of the partition's present content.
-    fn newest_snapshot(&self, spec: &PartitionSpec) -> Result<Option<(Sequence, PathBuf)>, Refusal> {
+    fn newest_snapshot(
+        &self,
+        spec: &PartitionSpec,
+    ) -> Result<Option<(Sequence, PathBuf)>, Refusal> {
         let directory = self.of(spec.id);
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
@@ -263,8 +266,7 @@ pub(crate) fn remove_older(newest: &Path) {
 }
 
 fn parse_name(path: &Path) -> Option<(Epoch, Sequence)> {
-    let (epoch, sequence) =
-        path.file_name()?.to_str()?.strip_suffix(SUFFIX)?.split_once('-')?;
+    let (epoch, sequence) = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?.split_once('-')?;
     Some((Epoch(epoch.parse().ok()?), Sequence(sequence.parse().ok()?)))
 }
 
@@ -296,7 +298,7 @@ fn load(path: &Path, sequence: Sequence, store: &mut dyn StateStore) -> Result<u
     while store.kind() != StoreKind::Memory.as_str() && store.covered() < sequence {
         work(store)?;
     }
-    Ok(header.created_unix_ms)
+    Ok(header.created.0)
 }
 
 /// Runs the next piece of a store's work here and now.

@@ -113,12 +113,8 @@ pub(crate) fn recover(
         }
         let file = config.segment_path(damage.core, damage.generation);
         let what = damage.kind.map_or_else(|| "records are missing".to_owned(), |k| k.to_string());
-        let text = format!(
-            "{} at byte {}: {what}; lost: {}",
-            file.display(),
-            damage.offset,
-            damage.lost
-        );
+        let text =
+            format!("{} at byte {}: {what}; lost: {}", file.display(), damage.offset, damage.lost);
         tracing::error!(partition = spec.id.0, %text, "a partition is damaged");
         down.push((spec, Refusal::new(Reason::PartitionDamaged, text)));
     }

@@ -29,6 +29,7 @@ use stateside_types::{PartitionId, Reason, Refusal};
 use super::{
     command::{Reply, SnapshotReport},
     executor::Executor,
+    partition_files::remove_older,
     pool::PoolDone,
 };
 
@@ -112,16 +113,17 @@ impl SnapshotJob {
             epoch: spec.epoch,
             sequence: head.sequence,
             timestamp: head.timestamp,
-            created_unix_ms: executor.world.wall.0,
-            store: spec.store,
+            created: executor.world.wall,
+            store_kind: spec.store.as_str().to_owned(),
         };
         let mut chunk = Vec::with_capacity(CHUNK_BYTES + STEP_BYTES);
         let writer = Some(SnapshotWriter::new(&header, &mut chunk));
         let open = path.clone();
-        executor.world.pool.submit(move || {
-            PoolDone::SnapshotFile(number, SnapshotFile::create(&open, chunk))
-        });
-        let created_unix_ms = header.created_unix_ms;
+        executor
+            .world
+            .pool
+            .submit(move || PoolDone::SnapshotFile(number, SnapshotFile::create(&open, chunk)));
+        let created_unix_ms = header.created.0;
         let phase = Phase::Opening;
         Ok(Self {
             number,
@@ -176,8 +178,9 @@ impl SnapshotJob {
                         self.phase = Phase::Finishing;
                         let path = self.path.clone();
                         let number = self.number;
+                        let supersedes = matches!(self.purpose, Purpose::Background);
                         executor.world.pool.submit(move || {
-                            PoolDone::SnapshotFile(number, file.publish(&path))
+                            PoolDone::SnapshotFile(number, file.publish(&path, supersedes))
                         });
                         Progress::Waiting
                     }
@@ -229,10 +232,7 @@ impl SnapshotJob {
         self.bytes += file.chunk.len() as u64;
         self.phase = Phase::Writing { last };
         let number = self.number;
-        executor
-            .world
-            .pool
-            .submit(move || PoolDone::SnapshotFile(number, file.write()));
+        executor.world.pool.submit(move || PoolDone::SnapshotFile(number, file.write()));
         Progress::Waiting
     }
 
@@ -290,14 +290,16 @@ impl SnapshotFile {
         Ok(self)
     }
 
-    /// Makes the file durable, then gives it its name.
-    fn publish(self, path: &Path) -> io::Result<Self> {
+    /// Makes the file durable, then gives it its name. A background snapshot supersedes the
+    /// partition's older ones.
+    fn publish(self, path: &Path, supersedes: bool) -> io::Result<Self> {
         let published = self.file.sync_all().and_then(|()| {
             // Fails when the name exists, where a plain rename would overwrite.
             match renameat_with(CWD, &self.partial, CWD, path, RenameFlags::NOREPLACE) {
                 // Some file systems cannot; a link refuses to overwrite too.
-                Err(Errno::INVAL | Errno::NOSYS) => fs::hard_link(&self.partial, path)
-                    .and_then(|()| fs::remove_file(&self.partial)),
+                Err(Errno::INVAL | Errno::NOSYS) => {
+                    fs::hard_link(&self.partial, path).and_then(|()| fs::remove_file(&self.partial))
+                }
                 done => done.map_err(io::Error::from),
             }
         });
@@ -307,6 +309,9 @@ impl SnapshotFile {
         }
         if let Some(directory) = path.parent() {
             File::open(directory)?.sync_all()?;
+        }
+        if supersedes {
+            remove_older(path);
         }
         Ok(self)
     }

@@ -1,6 +1,8 @@
 //! The turns of a core. See the module's drawing.
 
 use std::{
+    collections::BTreeMap,
+    io,
     os::fd::OwnedFd,
     sync::{
         Arc, OnceLock,
@@ -10,6 +12,7 @@ use std::{
 };
 
 use stateside_partition::Input;
+use stateside_pipeline::log::{LogFailed, Placement, Retention, WriterLimits};
 use stateside_types::{
     CoreId, Reason, Refusal, WallClock,
     limits::{CORE_COMMANDS_MAX, HOPS_PER_CORE_PAIR_MAX},
@@ -19,8 +22,10 @@ use stateside_wire::{Endpoint, SessionConfig};
 use super::{
     command::{CoreCommand, CoreReport},
     connections::{Connections, millis},
+    coverage::Coverage,
     executor::{Executor, Hosted},
     hop::{HopAnswers, HopRequests},
+    log::{CoreLog, LOG_WRITE},
     operations::Operations,
     partition_files::PartitionFiles,
     pool::{PoolDone, PoolHandle},
@@ -30,11 +35,13 @@ use super::{
     world::{MemoryBudget, World},
 };
 use crate::{
-    log_files::LogSetup,
+    log_files::{LogCatalog, LogConfig, LogError, OrphanedLog, RecoveringCore, SegmentKeeper},
     metrics::CoreMetrics,
     reactor::{BlockingPool, CoreRing, Event, ReactorError, RingConfig, Turn, Waker},
 };
 
+/// How long a start waits for the log's first segment.
+const SEGMENT_PATIENCE: Duration = Duration::from_secs(60);
 /// How often the log is looked at for segments that can go.
 const RETENTION_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -102,8 +109,20 @@ pub struct CoreSetup {
     pub mailboxes: Mailboxes,
     /// What every core answers alike.
     pub node: Arc<Node>,
-    /// The core's log.
-    pub log: LogSetup,
+    /// The logs that this start found.
+    pub catalog: Arc<LogCatalog>,
+    /// Where the logs are.
+    pub log: LogConfig,
+    /// Makes segments.
+    pub keeper: Arc<SegmentKeeper>,
+    /// The manifest's placement.
+    pub placement: Placement,
+    /// Bytes of one core's log above which partitions are snapshotted.
+    pub log_target_bytes: u64,
+    /// How long records wait when no answer waits for them.
+    pub log_lazy_delay: Duration,
+    /// What every core's partitions have without the log.
+    pub coverage: Arc<Coverage>,
     /// Files of partitions.
     pub files: Arc<PartitionFiles>,
     /// Partitions to recover and serve.
@@ -120,10 +139,10 @@ pub struct CoreSetup {
     pub hash_seed: u64,
     /// Told about as recovery goes.
     pub progress: Arc<RecoveryProgress>,
-    /// Told once, when recovery has ended; the answer is what to listen on.
-    pub recovered: flume::Sender<CoreId>,
-    /// The sockets to serve, once every core has recovered.
-    pub listeners: flume::Receiver<Vec<OwnedFd>>,
+    /// Told when recovery has ended, and again when the core is ready to serve.
+    pub reached: flume::Sender<CoreId>,
+    /// Says that every core has recovered; then, what to listen on.
+    pub proceed: flume::Receiver<Vec<OwnedFd>>,
 }
 
 /// Why a core cannot start or go on: the process ends.
@@ -132,9 +151,17 @@ pub enum CoreError {
     /// The kernel or a ring.
     #[error(transparent)]
     Reactor(#[from] ReactorError),
-    /// Recovery.
+    /// The log's files.
     #[error(transparent)]
-    Recovery(#[from] recovery::RecoveryError),
+    Log(#[from] LogError),
+    /// No segment could be made for the log.
+    #[error(
+        "the log of core {0} has no room: no segment could be made on the data directory's disk within {1:?}"
+    )]
+    NoSegment(CoreId, Duration),
+    /// The node gave up while the core was starting.
+    #[error("the start was abandoned")]
+    Abandoned,
     /// Sessions.
     #[error(transparent)]
     Session(#[from] stateside_wire::Closed),
@@ -154,7 +181,7 @@ struct Core {
     peers: Arc<[Peer]>,
     mailboxes: Mailboxes,
     pool_done: flume::Receiver<PoolDone>,
-    listeners: flume::Receiver<Vec<OwnedFd>>,
+    proceed: flume::Receiver<Vec<OwnedFd>>,
     listening: Vec<crate::reactor::ListenerId>,
     executor: Executor,
     connections: Connections,
@@ -166,6 +193,8 @@ struct Core {
     start: Instant,
     next_retention: Instant,
     log_failed: bool,
+    coverage: Arc<Coverage>,
+    orphans: Vec<OrphanedLog>,
 }
 
 /// Recovers a core and runs it until it is drained. The core's one task.
@@ -179,17 +208,42 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
     // Whoever finds no waker relies on the first turn, which looks into every mailbox.
     let _ = peer.waker.set(ring.waker());
     let (pool, pool_done) = PoolHandle::new(setup.pool, ring.waker());
-    let recovered = recovery::recover(
-        setup.core,
-        setup.log,
+    let who = RecoveringCore {
+        core: setup.core,
+        cores: setup.peers.len() as u16,
+        placement: setup.placement,
+    };
+    let mut recovered = recovery::recover(
+        who,
+        &setup.catalog,
+        &setup.log,
         &setup.files,
         setup.partitions,
         &setup.progress,
-        ring.waker(),
     )?;
+    setup.reached.send(setup.core).map_err(|_| CoreError::Abandoned)?;
+    setup.proceed.recv().map_err(|_| CoreError::Abandoned)?;
+
+    let retention = recovered.retentions.remove(&setup.core).unwrap_or_default();
+    let limits = WriterLimits { lazy_delay: setup.log_lazy_delay, ..WriterLimits::default() };
+    let first_group = recovered.first_group;
+    let (mut writer, mut files) =
+        setup.keeper.open(&setup.catalog, who, limits, first_group, retention)?;
+    if !files.wait_ready(&mut writer, Instant::now() + SEGMENT_PATIENCE) {
+        return Err(CoreError::NoSegment(setup.core, SEGMENT_PATIENCE));
+    }
+    let orphans = orphans(&setup.keeper, &setup.catalog, who, recovered.retentions);
+    let mut log =
+        CoreLog::new(writer, files, setup.log.segment_bytes, setup.log_target_bytes, start);
+    for hosted in &recovered.hosted {
+        if let Hosted::Here(partition) = hosted {
+            let spec = partition.spec();
+            log.adopt(spec.id, spec.first_epoch, partition.applied());
+        }
+    }
     let world = World {
         calls: Default::default(),
-        log: recovered.log,
+        log,
         pool,
         memory: MemoryBudget { limit_bytes: setup.memory_limit_bytes, ..MemoryBudget::default() },
         wall: wall_clock(),
@@ -207,7 +261,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         peers: setup.peers,
         mailboxes: setup.mailboxes,
         pool_done,
-        listeners: setup.listeners,
+        proceed: setup.proceed,
         listening: Vec::new(),
         executor,
         connections: Connections::new(Endpoint::new(SessionConfig::new(METHODS))?),
@@ -219,10 +273,36 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         start,
         next_retention: start,
         log_failed: false,
+        coverage: setup.coverage,
+        orphans,
     };
-    // The main thread has gone only when the process ends.
-    let _ = setup.recovered.send(setup.core);
-    core.take_turns().await
+    if setup.catalog.has_moved(who) {
+        core.operations.snapshot_all(&core.executor);
+    }
+    setup.reached.send(setup.core).map_err(|_| CoreError::Abandoned)?;
+    core.take_turns().await?;
+    core.executor.world.log.close();
+    Ok(())
+}
+
+/// The logs of cores that are no more: the first core sees to it that they go.
+fn orphans(
+    keeper: &SegmentKeeper,
+    catalog: &LogCatalog,
+    who: RecoveringCore,
+    mut retentions: BTreeMap<CoreId, Retention>,
+) -> Vec<OrphanedLog> {
+    if who.core != CoreId(0) {
+        return Vec::new();
+    }
+    catalog
+        .cores()
+        .filter(|core| core.0 >= who.cores)
+        .map(|core| {
+            let retention = retentions.remove(&core).unwrap_or_default();
+            keeper.adopt_orphan(catalog, core, retention)
+        })
+        .collect()
 }
 
 impl Core {
@@ -232,6 +312,7 @@ impl Core {
         loop {
             let now = Instant::now();
             self.executor.world.wall = wall_clock();
+            self.executor.world.log.set_now(now);
             self.executor.world.turn_ns = (now - self.start).as_nanos() as u64;
             let Turn { woken, tick, .. } = self.ring.turn(now, &mut events)?;
             for event in events.drain(..) {
@@ -278,34 +359,37 @@ impl Core {
                 connections.failed(connection);
             }
             Event::Sent { connection } => connections.sent(connection),
-            Event::FileWritten { write, result, .. } => self.log_written(write, result),
+            Event::FileWritten { token, result } => {
+                assert_eq!(token, LOG_WRITE, "nothing else is written on the ring");
+                self.log_written(result);
+            }
         }
     }
 
-    fn log_written(
-        &mut self,
-        write: stateside_pipeline::log::PendingWrite,
-        result: std::io::Result<usize>,
-    ) {
-        match self.executor.world.log.written(write, result, &self.metrics) {
+    fn log_written(&mut self, result: io::Result<()>) {
+        match self.executor.world.log.written(result, &self.metrics) {
             Ok(durable) => {
                 for durable in &durable {
-                    if let Some((partition, mut effects)) = self.executor.partition(durable.partition)
-                    {
-                        if partition.spec().first_epoch == durable.epoch {
-                            partition.step(Input::LogDurable(durable.sequence), &mut effects);
-                        }
+                    let Some((partition, mut effects)) = self.executor.partition(durable.partition)
+                    else {
+                        continue;
+                    };
+                    if partition.spec().first_epoch == durable.epoch {
+                        partition.step(Input::LogDurable(durable.sequence), &mut effects);
                     }
                 }
                 self.executor.world.log.take_back(durable);
             }
-            Err(failed) => {
-                tracing::error!(core = self.id.0, %failed, "the log failed: its partitions stop");
-                self.log_failed = true;
-                let refusal = Refusal::new(Reason::PartitionStopped, failed.to_string());
-                self.executor.halt_all(&refusal);
-            }
+            Err(failed) => self.log_failed(&failed),
         }
+    }
+
+    /// The log is over: nothing of this core is acknowledged any more.
+    fn log_failed(&mut self, failed: &LogFailed) {
+        tracing::error!(core = self.id.0, %failed, "the log failed: its partitions stop");
+        self.log_failed = true;
+        let refusal = Refusal::new(Reason::PartitionStopped, failed.to_string());
+        self.executor.halt_all(&refusal);
     }
 
     fn read_mailboxes(&mut self, now: Instant) {
@@ -322,11 +406,10 @@ impl Core {
         while let Ok(command) = self.mailboxes.commands.try_recv() {
             self.on_command(command, now);
         }
-        while let Ok(sockets) = self.listeners.try_recv() {
+        while let Ok(sockets) = self.proceed.try_recv() {
             let Self { ring, listening, .. } = self;
             listening.extend(sockets.into_iter().map(|socket| ring.listen(socket)));
         }
-        self.executor.world.log.take_segments();
     }
 
     fn on_command(&mut self, command: CoreCommand, now: Instant) {
@@ -386,6 +469,10 @@ impl Core {
             service::on_event(executor, node, metrics, id, session, event);
         });
         self.executor.world.pool.retry();
+        self.executor.world.log.poll_keeper();
+        if let Some(failed) = self.executor.world.log.take_open_failure() {
+            self.log_failed(&failed);
+        }
         self.executor.step_all(|| Input::Tick);
         self.count_memory();
         self.count_levels();
@@ -415,16 +502,21 @@ impl Core {
         metrics.calls.set(world.calls.len() as u64);
         metrics.hops_sent.set(world.hops);
         metrics.hops_pending.set(self.executor.hops_pending() as u64);
+        metrics.log_pending_bytes.set(world.log.staged_bytes() as u64);
     }
 
-    /// Segments that nothing needs any more go; when the log has grown long, the partition that
-    /// holds the oldest one is snapshotted.
+    /// Segments that nothing needs any more go; when the log has grown long, the partitions that
+    /// hold the oldest one are snapshotted.
     fn let_go_of_log(&mut self) {
-        let Self { executor, operations, .. } = self;
-        let covered = executor.coverage(|partition| operations.covered(partition));
-        executor.world.log.release(|partition, epoch| covered.get(&(partition, epoch)).copied());
-        if let Some(blocker) = executor.world.log.blocker(&covered) {
-            operations.background_snapshot(blocker, executor);
+        let Self { executor, operations, orphans, .. } = self;
+        self.coverage
+            .publish(self.id, executor.coverage(|partition| operations.covered(partition)));
+        let Some(all) = self.coverage.all() else { return };
+        let covered = |partition, epoch| all.get(&(partition, epoch)).copied();
+        executor.world.log.release(covered);
+        orphans.retain_mut(|orphan| !orphan.release(covered));
+        for holding in executor.world.log.blockers(covered) {
+            operations.background_snapshot(holding.partition);
         }
     }
 
@@ -434,7 +526,7 @@ impl Core {
         let Self { ring, executor, connections, node, metrics, .. } = self;
         loop {
             service::answer_ready(executor, metrics, connections);
-            executor.world.log.pump(ring, now);
+            executor.world.log.pump(ring);
             for (peer, requests) in self.peers.iter().zip(&mut executor.requests_out) {
                 if !requests.is_empty() {
                     let message = (self.id, std::mem::take(requests));
@@ -478,13 +570,13 @@ impl Core {
                     }
                     self.life = Life::Flushing { until: now + self.drain_timeout };
                     self.executor.world.log.hurry();
-                    self.executor.world.log.pump(&mut self.ring, now);
+                    self.executor.world.log.pump(&mut self.ring);
                 }
                 false
             }
             Life::Flushing { until } => {
                 let log = &mut self.executor.world.log;
-                let written = log.is_empty() || self.log_failed;
+                let written = log.is_idle() || self.log_failed;
                 if !written {
                     log.hurry();
                 }

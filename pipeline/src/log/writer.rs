@@ -282,6 +282,11 @@ impl LogWriter {
         self.is_disk_full = is_full;
     }
 
+    /// Whether segments fail to come for want of disk space.
+    pub fn is_disk_full(&self) -> bool {
+        self.is_disk_full
+    }
+
     /// A partition writes to this log from now on and stands at `sequence`: roll calls name it.
     /// Only for a partition that is whole; a roll call that names a damaged one would attest after
     /// the next restart that nothing is missing.

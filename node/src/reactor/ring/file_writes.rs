@@ -103,10 +103,15 @@ impl FileWrites {
         let slot = &mut self.slots[index as usize];
         let write = slot.as_mut().expect("a write's slot is kept until its completion");
         let result = match completion.outcome() {
-            Ok(0) if write.done < write.bytes.stable_bytes().len() => Err(io::ErrorKind::WriteZero.into()),
+            Ok(0) if write.done < write.bytes.stable_bytes().len() => {
+                Err(io::ErrorKind::WriteZero.into())
+            }
             Ok(count) => {
                 write.done += count as usize;
-                assert!(write.done <= write.bytes.stable_bytes().len(), "the kernel writes what it was given");
+                assert!(
+                    write.done <= write.bytes.stable_bytes().len(),
+                    "the kernel writes what it was given"
+                );
                 if write.done < write.bytes.stable_bytes().len() {
                     submit(uring, index, write);
                     return None;
