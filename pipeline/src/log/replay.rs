@@ -163,23 +163,12 @@ impl<D: FnMut(&RecordHead, &[WriteEntry<'_>])> Replay<D> {
         }
     }
 
-    /// What comes next is a run of this log, consisting of these segments.
-    ///
-    /// # Panics
-    /// When generations of one log do not rise from run to run.
-    pub fn begin_run(
-        &mut self,
-        core: CoreId,
-        placement: Placement,
-        segments: impl IntoIterator<Item = Generation>,
-    ) {
+    /// What comes next is a run of this log.
+    pub fn begin_run(&mut self, core: CoreId, placement: Placement) {
         self.put_retention_away();
         self.core = core;
         self.placement = placement;
         self.retention = self.retentions.remove(&core).unwrap_or_default();
-        for generation in segments {
-            self.retention.begin(generation);
-        }
     }
 
     fn put_retention_away(&mut self) {
@@ -296,6 +285,7 @@ impl<D: FnMut(&RecordHead, &[WriteEntry<'_>])> ReplaySink for Replay<D> {
             offset: damage.offset,
             kind: Some(damage.kind),
         };
+        self.retention.note_damage(damage.generation);
         match damage.scope {
             DamageScope::Nobody => {}
             DamageScope::Record(head) => {
