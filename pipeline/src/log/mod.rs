@@ -33,17 +33,17 @@
 
 mod aligned_buffer;
 mod block;
+#[cfg(test)]
+mod crash_tests;
 mod group;
 mod partition_map;
 mod reader;
+#[cfg(test)]
+mod reader_tests;
 mod record;
 mod replay;
 mod retention;
 mod runs;
-#[cfg(test)]
-mod crash_tests;
-#[cfg(test)]
-mod reader_tests;
 mod segment_header;
 #[cfg(test)]
 mod simulated_disk;

@@ -42,9 +42,8 @@ fn sample(seed: u64) -> Sample {
 }
 
 fn fresh_blocks(file: &[u8], generation: u32) -> usize {
-    let is_fresh = |block: &&[u8]| {
-        matches!(judge(block, Generation(generation)), BlockState::Fresh(_))
-    };
+    let is_fresh =
+        |block: &&[u8]| matches!(judge(block, Generation(generation)), BlockState::Fresh(_));
     file.chunks_exact(BLOCK_BYTES).skip(1).take_while(is_fresh).count()
 }
 
@@ -184,7 +183,8 @@ fn a_group_that_a_lying_disk_never_wrote_is_named() {
         for block in 1..=fresh_blocks {
             // Not the last group: nothing is left on disk that knew of it.
             let at = |block: usize| block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES;
-            let BlockState::Fresh(last) = judge(&files[&newest][at(fresh_blocks)], Generation(newest))
+            let BlockState::Fresh(last) =
+                judge(&files[&newest][at(fresh_blocks)], Generation(newest))
             else {
                 unreachable!("fresh_blocks counted it");
             };

@@ -141,7 +141,10 @@ mod tests {
             found(8, 7, 1, 180),
         ]);
         let runs = runs.unwrap();
-        assert_eq!(runs.iter().map(generations).collect::<Vec<_>>(), [vec![4, 5], vec![7, 8], vec![9]]);
+        assert_eq!(
+            runs.iter().map(generations).collect::<Vec<_>>(),
+            [vec![4, 5], vec![7, 8], vec![9]]
+        );
         let cuts: Vec<_> = runs.iter().map(|run| run.range.cut.map(|group| group.0)).collect();
         assert_eq!(cuts, [Some(180), Some(205), None]);
         assert!(!runs[0].range.has_first_segment && runs[1].range.has_first_segment);

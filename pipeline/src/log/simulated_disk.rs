@@ -13,9 +13,8 @@ use stateside_types::{
 use super::{
     BLOCK_BYTES, FoundSegment, Generation, GroupNumber, LogWriter, PartitionBase, PendingWrite,
     Placement, ReadBuffers, RecordHead, Refused, Replay, ReplayOutcome, Retention, RunEnd,
-    SegmentHeader, SegmentInput, SegmentSource, WriterLimits,
-    block::SECTOR_BYTES,
-    plan_runs, read_run,
+    SegmentHeader, SegmentInput, SegmentSource, WriterLimits, block::SECTOR_BYTES, plan_runs,
+    read_run,
 };
 
 /// Small enough that a segment holds a few groups and a group a few blocks.
@@ -131,7 +130,8 @@ pub(super) fn recover(files: &Files, models: &[Model], buffers: &mut Buffers) ->
     let mut delivered: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
     let mut replay = Replay::new(bases, |head: &RecordHead, entries: &[WriteEntry<'_>]| {
         // Making the content is what takes longest when a test recovers a log 50,000 times.
-        let content = contents.entry(head.timestamp.0).or_insert_with(|| Content::of(head.timestamp.0));
+        let content =
+            contents.entry(head.timestamp.0).or_insert_with(|| Content::of(head.timestamp.0));
         assert_eq!(entries, content.entries(), "a wrong record was returned: {head:?}");
         let nonces = delivered.entry(head.partition.0).or_default();
         let model = &models[head.partition.0 as usize];
