@@ -104,7 +104,7 @@ fn append(criterion: &mut Criterion) {
             let mut replay = Replay::new(bases, |_: &RecordHead, entries: &[WriteEntry<'_>]| {
                 bytes += entries.iter().map(|entry| entry.key.len()).sum::<usize>();
             });
-            replay.begin_run(CoreId(0), Placement(1), [Generation(1)]);
+            replay.begin_run(CoreId(0), Placement(1));
             let mut segments = [SegmentInput {
                 generation: Generation(1),
                 blocks: (SEGMENT_BYTES / 4096) as u32,

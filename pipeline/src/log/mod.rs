@@ -25,6 +25,7 @@
 //! | `group` | a group being encoded into the memory that will be written |
 //! | `writer` | group commit, admission, durable watermarks |
 //! | `retention` | which segments are still needed |
+//! | `runs` | which segments one process wrote, and where its run is cut |
 //! | `reader` | one run of segments back into records: torn, damaged, or whole |
 //! | `replay` | which records to apply, and whose records were lost |
 //!
@@ -32,14 +33,23 @@
 
 mod aligned_buffer;
 mod block;
+#[cfg(test)]
+mod crash_tests;
 mod group;
 mod partition_map;
 mod reader;
+#[cfg(test)]
+mod reader_tests;
 mod record;
 mod replay;
 mod retention;
+mod runs;
 mod segment_header;
+#[cfg(test)]
+mod simulated_disk;
 mod writer;
+#[cfg(test)]
+mod writer_tests;
 
 use std::fmt;
 
@@ -52,6 +62,7 @@ pub use reader::{
 pub use record::{RECORD_BYTES_MAX, RecordHead, RollCallEntry, record_bytes};
 pub use replay::{Lost, PartitionBase, PartitionDamage, Replay, ReplayOutcome, ReplayStats};
 pub use retention::{Holding, Retention};
+pub use runs::{ContradictingSegments, FoundSegment, RunPlan, plan_runs};
 pub use segment_header::{FORMAT_VERSION, HeaderError, SegmentHeader};
 pub use writer::{
     Durable, LogFailed, LogWriter, PendingWrite, Refused, Reservation, WriterLimits, WriterStats,

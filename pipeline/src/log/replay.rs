@@ -163,23 +163,12 @@ impl<D: FnMut(&RecordHead, &[WriteEntry<'_>])> Replay<D> {
         }
     }
 
-    /// What comes next is a run of this log, consisting of these segments.
-    ///
-    /// # Panics
-    /// When generations of one log do not rise from run to run.
-    pub fn begin_run(
-        &mut self,
-        core: CoreId,
-        placement: Placement,
-        segments: impl IntoIterator<Item = Generation>,
-    ) {
+    /// What comes next is a run of this log.
+    pub fn begin_run(&mut self, core: CoreId, placement: Placement) {
         self.put_retention_away();
         self.core = core;
         self.placement = placement;
         self.retention = self.retentions.remove(&core).unwrap_or_default();
-        for generation in segments {
-            self.retention.begin(generation);
-        }
     }
 
     fn put_retention_away(&mut self) {
@@ -296,6 +285,7 @@ impl<D: FnMut(&RecordHead, &[WriteEntry<'_>])> ReplaySink for Replay<D> {
             offset: damage.offset,
             kind: Some(damage.kind),
         };
+        self.retention.note_damage(damage.generation);
         match damage.scope {
             DamageScope::Nobody => {}
             DamageScope::Record(head) => {
@@ -328,5 +318,163 @@ impl<D: FnMut(&RecordHead, &[WriteEntry<'_>])> ReplaySink for Replay<D> {
         if self.damages.len() < FINDINGS_MAX {
             self.damages.push((self.core, damage));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use stateside_types::Timestamp;
+
+    use super::*;
+
+    type Delivered = Vec<(u32, u64)>;
+
+    fn head(partition: u32, sequence: u64) -> RecordHead {
+        RecordHead {
+            partition: PartitionId(partition),
+            epoch: Epoch(1),
+            sequence: Sequence(sequence),
+            timestamp: Timestamp(0),
+        }
+    }
+
+    fn lost_something() -> Damage {
+        Damage {
+            generation: Generation(4),
+            offset: 8_192,
+            bytes: 4_096,
+            kind: DamageKind::Block,
+            scope: DamageScope::Unknown,
+        }
+    }
+
+    enum Event {
+        Run(u16, u64),
+        Record(u32, u64),
+        Damage,
+        DamagedRecord(u32, u64),
+        RollCall(u32, u64),
+    }
+    use Event::{Damage as Hole, DamagedRecord, Record, RollCall, Run};
+
+    /// Partitions 1 and 2, covered up to 10 and 20.
+    fn replay(events: &[Event]) -> (Delivered, ReplayOutcome) {
+        let base = |(id, covered)| PartitionBase {
+            partition: PartitionId(id),
+            epoch: Epoch(1),
+            covered: Sequence(covered),
+        };
+        let mut delivered = Delivered::new();
+        let mut replay = Replay::new([(1, 10), (2, 20)].map(base), |head: &RecordHead, _: &[_]| {
+            delivered.push((head.partition.0, head.sequence.0));
+        });
+        let generation = Generation(4);
+        for event in events {
+            match *event {
+                Run(core, placement) => replay.begin_run(CoreId(core), Placement(placement)),
+                Record(partition, sequence) => {
+                    if replay.wants(generation, 0, &head(partition, sequence)) {
+                        replay.write(&head(partition, sequence), &[]);
+                    }
+                }
+                Hole => replay.damage(lost_something()),
+                DamagedRecord(partition, sequence) => {
+                    let scope = DamageScope::Record(head(partition, sequence));
+                    replay.damage(Damage { scope, ..lost_something() });
+                }
+                RollCall(partition, sequence) => {
+                    let RecordHead { partition, epoch, sequence, .. } = head(partition, sequence);
+                    replay.roll_call(generation, 0, RollCallEntry { partition, epoch, sequence });
+                }
+            }
+        }
+        let outcome = replay.finish();
+        (delivered, outcome)
+    }
+
+    fn damaged(events: &[Event]) -> Vec<(u32, Lost)> {
+        let (_, outcome) = replay(events);
+        outcome.damaged.iter().map(|damage| (damage.partition.0, damage.lost)).collect()
+    }
+
+    fn sequences(first: u64, last: u64) -> Lost {
+        Lost::Sequences { first: Sequence(first), last: Sequence(last) }
+    }
+
+    #[test]
+    fn a_partition_gets_what_its_snapshot_does_not_cover() {
+        let events = [
+            Record(1, 9),
+            Record(2, 20),
+            Record(1, 10),
+            Record(1, 11),
+            Record(7, 1),
+            Record(2, 21),
+        ];
+        let (delivered, outcome) = replay(&events);
+        assert_eq!(delivered, [(1, 11), (2, 21)]);
+        assert_eq!(outcome.damaged, []);
+        assert_eq!((outcome.stats.records, outcome.stats.delivered), (6, 2));
+    }
+
+    #[test]
+    fn a_gap_stops_a_partition_and_names_what_is_missing() {
+        let (delivered, outcome) = replay(&[Record(1, 11), Record(1, 14), Record(1, 15)]);
+        assert_eq!(delivered, [(1, 11)]);
+        assert_eq!(outcome.damaged[0].lost, sequences(12, 13));
+        assert_eq!(outcome.damaged[0].kind, None);
+        assert_eq!(outcome.damaged[0].lost.to_string(), "sequences 12 to 13");
+    }
+
+    #[test]
+    fn after_damage_everyone_is_suspect_until_the_next_record_fits() {
+        let unknown = |sequence| Lost::UnknownAfter(Sequence(sequence));
+        assert_eq!(damaged(&[Record(1, 11), Hole]), [(1, unknown(11)), (2, unknown(20))]);
+        assert_eq!(damaged(&[Record(1, 11), Hole, Record(1, 12)]), [(2, unknown(20))]);
+        assert_eq!(damaged(&[Hole, Record(1, 13), Record(2, 20)]), [(1, sequences(11, 12))]);
+        assert_eq!(
+            damaged(&[Hole, Record(1, 4), Record(2, 21)]),
+            [],
+            "4 is covered: all before is"
+        );
+        assert_eq!(damaged(&[Hole, Record(1, 11), Hole, Record(2, 21)]), [(1, unknown(11))]);
+    }
+
+    #[test]
+    fn a_roll_call_bears_witness_for_the_silent() {
+        assert_eq!(damaged(&[Hole, RollCall(1, 10), RollCall(2, 20)]), []);
+        assert_eq!(damaged(&[Hole, RollCall(1, 12), RollCall(2, 3)]), [(1, sequences(11, 12))]);
+        assert_eq!(damaged(&[RollCall(1, 11)]), [(1, sequences(11, 11))], "even without damage");
+    }
+
+    #[test]
+    fn a_damaged_record_names_its_partition_and_nobody_else() {
+        let (delivered, outcome) =
+            replay(&[Record(1, 11), DamagedRecord(1, 12), Record(1, 13), Record(2, 21)]);
+        assert_eq!(delivered, [(1, 11), (2, 21)]);
+        assert_eq!(outcome.damaged.len(), 1);
+        assert_eq!(outcome.damaged[0].lost.to_string(), "sequence 12");
+        assert_eq!(outcome.damaged[0].offset, 8_192);
+        assert_eq!(damaged(&[DamagedRecord(1, 10)]), [], "the snapshot has it");
+    }
+
+    #[test]
+    fn damage_in_one_log_does_not_touch_partitions_that_lived_in_another() {
+        let events = [Run(0, 1), Record(1, 11), Run(1, 1), Hole];
+        assert_eq!(damaged(&events), [(2, Lost::UnknownAfter(Sequence(20)))]);
+        // Under another placement it may have moved here.
+        let events = [Run(0, 1), Record(1, 11), Run(1, 2), Hole, Record(2, 21)];
+        assert_eq!(damaged(&events), [(1, Lost::UnknownAfter(Sequence(11)))]);
+    }
+
+    #[test]
+    fn the_segment_that_shows_the_loss_is_held() {
+        let (_, mut outcome) = replay(&[Run(3, 1), Hole, Record(2, 20)]);
+        let retention = outcome.retentions.get_mut(&CoreId(3)).unwrap();
+        let all = Some(Sequence(u64::MAX - 1));
+        let blockers: Vec<_> = retention.blockers(|_, _| all).collect();
+        assert_eq!(blockers.len(), 1);
+        assert_eq!(blockers[0].partition, PartitionId(1));
+        assert_eq!(retention.blockers(|id, _| all.filter(|_| id.0 != 1)).count(), 0);
     }
 }

@@ -1,4 +1,5 @@
 //! Which segments are still needed: per segment, the highest sequence of each partition in it.
+//! Segments that hold nothing are not listed.
 //!
 //! Segments go oldest first, and only whole. Were a younger one let go before an older one, the
 //! reader would see groups missing in the middle and have to call it damage.
@@ -52,21 +53,36 @@ impl Retention {
 
     /// Notes that a segment holds a record.
     pub(super) fn note(&mut self, generation: Generation, holding: Holding) {
-        // Nearly always the newest.
-        let Some(segment) = self.segments.iter_mut().rev().find(|s| s.generation == generation)
-        else {
-            panic!("segment {generation} was released while records were on their way to it")
-        };
-        let highest = segment.highest.entry((holding.partition, holding.epoch)).or_default();
+        let highest = self.segment(generation).highest.entry((holding.partition, holding.epoch));
+        let highest = highest.or_default();
         *highest = (*highest).max(holding.sequence);
+    }
+
+    /// Notes that a segment holds something, if only damage.
+    pub(super) fn note_damage(&mut self, generation: Generation) {
+        self.segment(generation);
     }
 
     /// Keeps a segment, until nobody asks for the partition in this epoch any more, because the
     /// partition lost records there. Otherwise the evidence would go, and after the next restart
     /// the partition would look whole.
     pub fn hold(&mut self, generation: Generation, partition: PartitionId, epoch: Epoch) {
-        if self.segments.iter().any(|segment| segment.generation == generation) {
-            self.note(generation, Holding { partition, epoch, sequence: Sequence(u64::MAX) });
+        self.note(generation, Holding { partition, epoch, sequence: Sequence(u64::MAX) });
+    }
+
+    fn segment(&mut self, generation: Generation) -> &mut SegmentUse {
+        // Nearly always the newest.
+        let behind = self.segments.iter().rposition(|segment| segment.generation <= generation);
+        match behind {
+            Some(index) if self.segments[index].generation == generation => {
+                &mut self.segments[index]
+            }
+            other => {
+                let index = other.map_or(0, |index| index + 1);
+                let segment = SegmentUse { generation, highest: EpochMap::default() };
+                self.segments.insert(index, segment);
+                &mut self.segments[index]
+            }
         }
     }
 
