@@ -5,6 +5,19 @@
 //!              │ cannot: start returns the error            │ panic: the hook, at once
 //! ```
 //!
+//! # glommio's stall
+//! glommio runs its queue of tasks only while its *latency ring* holds no completion. When one
+//! arrives just before a round begins, the round ends before any task has run, and glommio takes
+//! that for "nothing to do" and parks: with runnable tasks, until some other event. A timer of
+//! ours cannot be relied on to be that event, for the task that would arm it again may be among
+//! the runnable ones (seen: a core that slept for good). What puts completions there is above all
+//! the preemption timer, when the thread is descheduled for as long as that timer runs. So:
+//! - the preemption timer is set to an hour;
+//! - tasks never stay runnable across a yield: [`yield_now`] waits for a completion that comes at
+//!   once, so that glommio passes by its rings and timers, preempted or not;
+//! - a task that only sleeps keeps a timer armed, for whatever may be left of the problem;
+//! - a core without local tasks does not enter glommio at all (`ring/waiting.rs`).
+//!
 //! glommio is kept small: its own rings carry no sockets and no log writes, so 64 KiB of registered
 //! memory suffice (it locks what it registers, and limits on locked memory can be low). Its
 //! builder's placement is not used: it reads the machine's topology from sysfs, which hardened
@@ -15,15 +28,18 @@ use std::{
     cell::{Cell, RefCell},
     future::Future,
     io,
+    os::fd::OwnedFd,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
+    rc::Rc,
     sync::{Arc, mpsc},
     task::{Context, Poll},
     thread,
     time::Duration,
 };
 
-use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, Placement};
+use glommio::{GlommioError, LocalExecutor, LocalExecutorBuilder, Placement, io::PollableFd};
+use rustix::event::{EventfdFlags, eventfd};
 use stateside_types::{CoreId, limits};
 
 use super::{
@@ -32,9 +48,9 @@ use super::{
     probe::explain_setup,
 };
 
-/// How long glommio stays with its runnable tasks before it looks at its rings and timers: the
-/// delay of a local task's timer while the sockets are busy. Its default is 100 ms.
-const PREEMPT_TIMER: Duration = Duration::from_millis(1);
+/// How long glommio stays with its runnable tasks before it looks at its rings: never that long,
+/// see the head of the file.
+const PREEMPT_TIMER: Duration = Duration::from_secs(3600);
 /// How long a task may stay runnable in a parked executor while there is work.
 const BUSY_STALL_MAX: Duration = Duration::from_millis(limits::TICK_BUSY_MS);
 /// How long a task may stay runnable in a parked executor when nothing goes on.
@@ -148,10 +164,15 @@ where
     M: FnOnce() -> F + 'static,
     F: Future<Output = T> + 'static,
 {
+    let always_readable = eventfd(1, EventfdFlags::CLOEXEC)
+        .map_err(|errno| ReactorError::io("making an eventfd of a core", errno))?;
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         executor.run(async move {
-            // Keeps a timer armed whenever glommio may park: it can park although a task is
-            // runnable, and this bounds how long it stays so.
+            let ready = PollableFd::new(always_readable).map_err(|error| {
+                ReactorError::io("making an eventfd of a core", io::Error::from(error))
+            })?;
+            READY.with(|slot| slot.replace(Some(Rc::new(ready))));
+            // Keeps a timer armed: see the head of the file.
             let ticker = glommio::spawn_local(async {
                 loop {
                     sleep(STALL_MAX.get()).await;
@@ -160,6 +181,7 @@ where
             .detach();
             let result = CatchPanic { future: Box::pin(async move { main().await }) }.await;
             ticker.cancel();
+            READY.with(|slot| slot.replace(None));
             result
         })
     }));
@@ -178,6 +200,8 @@ where
 thread_local! {
     /// This core's hook.
     static FAILED: RefCell<Option<FailureHook>> = const { RefCell::new(None) };
+    /// An eventfd that is always readable: awaiting it takes one pass of glommio's rings.
+    static READY: RefCell<Option<Rc<PollableFd<OwnedFd>>>> = const { RefCell::new(None) };
     /// How often a timer fires in glommio.
     static STALL_MAX: Cell<Duration> = const { Cell::new(BUSY_STALL_MAX) };
     /// Futures of [`spawn_local`] that have not ended.
@@ -272,14 +296,14 @@ pub(super) fn set_quiet(quiet: bool) {
     STALL_MAX.set(if quiet { IDLE_STALL_MAX } else { BUSY_STALL_MAX });
 }
 
-/// Lets the other futures of this core run.
+/// Lets the other futures of this core run, timers fire and glommio's rings move. Costs a few
+/// system calls; for slices of a hundred microseconds or more. Does nothing outside of a core.
 pub async fn yield_now() {
-    glommio::executor().yield_task_queue_now().await;
-}
-
-/// Lets glommio turn to its rings and timers, if it asks for that.
-pub(super) async fn yield_if_asked() {
-    glommio::executor().yield_if_needed().await;
+    let ready = READY.with(|ready| ready.borrow().clone());
+    if let Some(ready) = ready {
+        // An error is as good as the event: the caller goes on.
+        let _ = ready.readable().await;
+    }
 }
 
 /// Waits for `duration` on this core.

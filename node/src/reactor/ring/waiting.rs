@@ -13,9 +13,8 @@
 //!   eventfd must not write another there and then, so the kernel puts it off, and Linux 6.18
 //!   was seen to do so once and then never again.)
 //!
-//! The tick bounds both, and with it glommio's known stall: an executor that was preempted just
-//! when it began its round may park although a task is runnable, until the next event. The
-//! timer of `cores` makes sure that there is always a next event soon.
+//! The tick bounds both. glommio can park although a task is runnable; `cores.rs` tells how that
+//! is kept from happening, and the first way to sleep cannot meet it at all.
 //!
 //! [`Waker`]: crate::reactor::Waker
 
@@ -36,8 +35,6 @@ use crate::reactor::{cores, error::ReactorError};
 
 /// With other futures on the executor, they get their turn at least this often.
 const SHARED_SLICE: Duration = Duration::from_micros(500);
-/// Without, glommio gets to do its housekeeping this often.
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
 
 /// When and how the core sleeps.
 pub(super) struct Sleep {
@@ -123,12 +120,9 @@ impl CoreRing {
     pub async fn wait(&mut self, until: Option<Instant>) -> Result<(), ReactorError> {
         let now = Instant::now();
         let shared = cores::has_local_tasks();
-        let slice = if shared { SHARED_SLICE } else { HOUSEKEEPING };
-        if now.saturating_duration_since(self.sleep.last_yield) >= slice {
+        if shared && now.saturating_duration_since(self.sleep.last_yield) >= SHARED_SLICE {
             cores::yield_now().await;
             self.sleep.last_yield = now;
-        } else if shared {
-            cores::yield_if_asked().await;
         }
         let wake_at = until.map_or(self.sleep.next_tick, |until| until.min(self.sleep.next_tick));
         let patience = wake_at.saturating_duration_since(now);
