@@ -3,8 +3,9 @@
 //!
 //! `cargo run --release -p stateside-statestore --example memory_figures [RECORDS]`
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use stateside_statestore::{Lookup, MemoryStore, SnapshotStep, StateStore};
 use stateside_types::{Change, Condition, Sequence, Timestamp, WriteEntry};
 
@@ -13,6 +14,21 @@ mod counting_allocator;
 
 #[global_allocator]
 static ALLOCATOR: counting_allocator::CountingAllocator = counting_allocator::CountingAllocator;
+
+/// CPU time of this thread: what else runs on the machine does not show.
+#[derive(Clone, Copy)]
+struct Instant(Duration);
+
+impl Instant {
+    fn now() -> Self {
+        let time = clock_gettime(ClockId::ThreadCPUTime);
+        Self(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+    }
+
+    fn elapsed(self) -> Duration {
+        Self::now().0 - self.0
+    }
+}
 
 const PAYLOAD_BYTES: isize = 116;
 
@@ -43,17 +59,36 @@ fn timed(records: u64, calls: u64, mut work: impl FnMut(u64)) -> f64 {
 fn main() {
     let most = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(1_000_000u64);
     let value = [7; 100];
+    let mut store = MemoryStore::new(41);
+    let start = Instant::now();
+    for number in 0..most {
+        put(&mut store, number, &value);
+    }
+    let one_by_one = start.elapsed().as_nanos() as f64 / most as f64;
+    drop(store);
+    let mut store = MemoryStore::new(40);
+    let start = Instant::now();
+    for first in (0..most).step_by(32) {
+        let keys: [[u8; 16]; 32] = std::array::from_fn(|i| key(first + i as u64));
+        let entries = keys.each_ref().map(|key| WriteEntry {
+            key,
+            change: Change::Put(&value),
+            condition: Condition::None,
+        });
+        store.apply(store.applied().next(), Timestamp(1), &entries);
+    }
+    let batched = start.elapsed().as_nanos() as f64 / most as f64;
+    drop(store);
+    println!("insert {one_by_one:.0} ns, in batches of 32 {batched:.0} ns");
     let before = counting_allocator::held_bytes();
     let mut store = MemoryStore::new(42);
     let (mut worst_bytes, mut worst_at, mut worst_pause) = (0.0f64, 0, Duration::ZERO);
     let mut pauses = vec![0u32; 6];
-    let mut filling = Duration::ZERO;
     let mut next_print = 1_000;
     for number in 0..most {
         let start = Instant::now();
         put(&mut store, number, &value);
         let took = start.elapsed();
-        filling += took;
         worst_pause = worst_pause.max(took);
         pauses[(took.as_micros().max(1).ilog10() as usize).min(5)] += 1;
         let records = number + 1;
@@ -75,10 +110,7 @@ fn main() {
         }
     }
     println!("worst fill from 10 K on: {worst_bytes:.1} B a record at {worst_at}");
-    println!(
-        "insert {:.0} ns (clock included), longest {worst_pause:?}",
-        filling.as_nanos() as f64 / most as f64
-    );
+    println!("longest insert {worst_pause:?}");
     println!("pauses <10us, <100us, <1ms, <10ms, <100ms: {pauses:?}");
 
     let calls = most.clamp(1_000_000, 4_000_000);
@@ -87,8 +119,40 @@ fn main() {
         hits += u64::from(matches!(store.get(&key(number)), Lookup::Found(_)));
     });
     assert_eq!(hits, calls);
+    hits = 0;
     let overwrite = timed(most, calls, |number| put(&mut store, number, &value));
     println!("get {get:.0} ns, overwrite in place {overwrite:.0} ns");
+
+    let mut start = 0u64;
+    let batch = timed(most, calls / 32, |_| {
+        let keys: [[u8; 16]; 32] = std::array::from_fn(|_| {
+            start = start
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            key((start >> 33) % most)
+        });
+        let keys: [&[u8]; 32] = keys.each_ref().map(|key| key.as_slice());
+        store.prefetch(&keys);
+        for key in keys {
+            hits +=
+                u64::from(matches!(store.get(key), Lookup::Found(record) if record.value[0] == 7));
+        }
+    });
+    let put_batch = timed(most, calls / 32, |_| {
+        let keys: [[u8; 16]; 32] = std::array::from_fn(|_| {
+            start = start
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            key((start >> 33) % most)
+        });
+        let entries = keys.each_ref().map(|key| WriteEntry {
+            key,
+            change: Change::Put(&value),
+            condition: Condition::None,
+        });
+        store.apply(store.applied().next(), Timestamp(1), &entries);
+    });
+    println!("in batches of 32: get {:.0} ns, overwrite {:.0} ns", batch / 32.0, put_batch / 32.0);
 
     store.snapshot_start();
     let base = store.stats().memory_bytes;
@@ -135,19 +199,19 @@ fn main() {
         "values 100 to 120 B: {shift:.0} ns a write, then {:.1} B over key and value",
         (stats.memory_bytes - stats.payload_bytes) as f64 / stats.records as f64
     );
-    let start = Instant::now();
-    let mut longest = Duration::ZERO;
+    let (mut longest, mut longest_at) = (Duration::ZERO, 0);
     for number in 0..most {
         let key = key(number);
         let entry = WriteEntry { key: &key, change: Change::Remove, condition: Condition::None };
         let at = Instant::now();
         let sequence = Sequence(store.applied().0 + 1);
         store.apply(sequence, Timestamp(1), &[entry]);
-        longest = longest.max(at.elapsed());
+        if at.elapsed() > longest {
+            (longest, longest_at) = (at.elapsed(), most - number);
+        }
     }
     println!(
-        "remove {:.0} ns, longest {longest:?}; empty store {} B, process {} B",
-        start.elapsed().as_nanos() as f64 / most as f64,
+        "removing all: longest {longest:?} with {longest_at} left; empty store {} B, process {} B",
         store.stats().memory_bytes,
         counting_allocator::held_bytes() - before
     );

@@ -4,8 +4,8 @@
 //! holes that nobody can close. Here a record is a block in a page, addressed by a 4-byte handle.
 //!
 //! ```text
-//!  handle   31          17 16            0
-//!          ┌──────────────┬───────────────┐      pages grow with the arena, 4 KiB to 1 MiB,
+//!  handle   31          15 14            0
+//!          ┌──────────────┬───────────────┐      pages grow with the arena, 4 to 256 KiB,
 //!          │ page         │ granule (8 B) │      so that an empty partition costs nothing
 //!          └──────────────┴───────────────┘      and a page is never over 1/64 of the arena
 //!
@@ -18,8 +18,8 @@
 //! ```
 //! Values that do not fit a block live in allocations of their own; the block holds the slot's
 //! number instead. Freed blocks wait in one list per exact size: overwriting and replacing records
-//! of a size wastes nothing. When sizes change for good, free blocks pile up; above one eighth of
-//! the arena the emptiest page is *drained*: its free blocks leave the lists, then its
+//! of a size wastes nothing. When sizes change for good, free blocks pile up; above one sixteenth
+//! of the arena the emptiest page is *drained*: its free blocks leave the lists, then its
 //! records move elsewhere, a few blocks at every write, and the page is given back.
 //!
 //! All multi-byte fields are native-endian: these bytes never leave the process.
@@ -29,7 +29,7 @@ use std::mem::size_of;
 use stateside_types::{Record, Sequence, Timestamp, limits::KEY_BYTES_MAX};
 
 const GRANULE_BYTES: usize = 8;
-const GRANULE_BITS: u32 = 17;
+const GRANULE_BITS: u32 = 15;
 const PAGE_BYTES_MIN: usize = 4 << 10;
 const PAGE_BYTES_MAX: usize = GRANULE_BYTES << GRANULE_BITS;
 const PAGES_MAX: usize = 1 << (32 - GRANULE_BITS);
@@ -39,11 +39,11 @@ const HEADER_BYTES: usize = 24;
 /// Largest block; values that would make a larger one are allocated on their own.
 const BLOCK_BYTES_MAX: usize = 8 << 10;
 /// A drain starts when more than 1/`FREE_SHARE_MAX` of the arena is free.
-const FREE_SHARE_MAX: usize = 8;
+const FREE_SHARE_MAX: usize = 16;
 /// A drain is not worth its copies below this.
 const FREE_BYTES_MIN: usize = 32 << 10;
 
-const _: () = assert!(PAGE_BYTES_MAX == 1 << 20);
+const _: () = assert!(PAGE_BYTES_MAX == 256 << 10);
 const _: () = assert!(HEADER_BYTES + KEY_BYTES_MAX + size_of::<u32>() <= BLOCK_BYTES_MAX);
 const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize);
 
@@ -263,6 +263,13 @@ impl Arena {
         &block[HEADER_BYTES..HEADER_BYTES + key_len]
     }
 
+    /// Reads from each cache line that a small record reaches into.
+    #[inline]
+    pub(super) fn touch(&self, handle: Handle) -> u8 {
+        let block = self.block(handle);
+        block[0] ^ block.get(64).copied().unwrap_or(0) ^ block.get(128).copied().unwrap_or(0)
+    }
+
     pub(super) fn value_len(&self, handle: Handle) -> usize {
         self.header(handle).value_len as usize
     }
@@ -366,10 +373,11 @@ impl Arena {
         self.page_bytes -= page.bytes.capacity();
         *page = Page { bytes: Vec::new(), free_bytes: 0, draining: false };
         self.vacant_pages.push(number as u32);
-        while self.pages.last().is_some_and(|page| page.bytes.capacity() == 0) {
-            self.pages.pop();
-            let end = self.pages.len() as u32;
-            self.vacant_pages.retain(|vacant| *vacant < end);
+        let used =
+            self.pages.iter().rposition(|page| page.bytes.capacity() > 0).map_or(0, |n| n + 1);
+        if used < self.pages.len() {
+            self.pages.truncate(used);
+            self.vacant_pages.retain(|vacant| (*vacant as usize) < used);
         }
     }
 
@@ -430,7 +438,7 @@ impl Arena {
         let capacity = self.next_page_bytes(bytes);
         let mut buffer = Vec::new();
         buffer.reserve_exact(capacity);
-        // What the allocator gave beyond the request is not used: handles end at 1 MiB.
+        // What the allocator gave beyond the request is not used: a handle reaches no farther.
         assert_eq!(buffer.capacity(), capacity, "byte vectors are given exactly what they ask for");
         self.page_bytes += capacity;
         let page = Page { bytes: buffer, free_bytes: 0, draining: false };

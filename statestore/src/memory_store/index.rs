@@ -15,8 +15,8 @@
 //!              │  └───────► segment, depth 2, prefix 01
 //!              └──────────► segment, depth 2, prefix 00
 //! ```
-//! A bucket is 4 bytes and 1 byte of control. Splitting halves a segment of 1,024 buckets into two of
-//! 512 (or 1,024), so the index costs 5.7 to 11.4 bytes a record.
+//! A bucket is 4 bytes and 1 byte of control. A full segment, seven eighths of 1,024 buckets,
+//! splits into two that are half as full, so the index costs 5.7 to 11.4 bytes a record.
 
 use std::mem::size_of;
 
@@ -44,6 +44,8 @@ impl SlotHash {
 /// Buckets of a segment that splits when it is full: 4 KiB of handles, and its 896 records
 /// are rehashed in some tens of microseconds.
 const SEGMENT_BUCKETS_MAX: usize = 1_024;
+/// Below this a half of a split segment gets a table of its size only: hashes came out uneven.
+const SMALL_HALF: usize = SEGMENT_BUCKETS_MAX / 4;
 /// A bound against hashes that do not spread (which a seeded hash prevents): beyond it segments
 /// grow instead of splitting.
 const DEPTH_MAX: u32 = 24;
@@ -222,8 +224,14 @@ impl Index {
         let mut hashed = Vec::with_capacity(old.len());
         hashed.extend(old.iter().map(|handle| (hash_of(*handle), *handle)));
         let upper = hashed.iter().filter(|(hash, _)| side(*hash) == 1).count();
+        // Room to grow to the next split: smaller tables would be rehashed at once, since a split
+        // segment's halves are half full and so is the largest table half its size.
+        let capacity = |len: usize| match len {
+            SMALL_HALF.. => SEGMENT_BUCKETS_MAX / 8 * 7,
+            _ => len,
+        };
         let mut halves =
-            [HashTable::with_capacity(hashed.len() - upper), HashTable::with_capacity(upper)];
+            [hashed.len() - upper, upper].map(|len| HashTable::with_capacity(capacity(len)));
         for (hash, handle) in hashed {
             halves[side(hash)].insert_unique(hash.in_table(), handle, |_| {
                 unreachable!("the table was made large enough")

@@ -2,11 +2,11 @@
 //! can be checked against it. Included by path where it is the global allocator.
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
+    alloc::{GlobalAlloc, Layout},
     sync::atomic::{AtomicIsize, Ordering},
 };
 
-/// The system's allocator, counting bytes asked for and not yet given back.
+/// The node's allocator (mimalloc), counting bytes asked for and not yet given back.
 pub(crate) struct CountingAllocator;
 
 static HELD: AtomicIsize = AtomicIsize::new(0);
@@ -16,24 +16,24 @@ pub(crate) fn held_bytes() -> isize {
     HELD.load(Ordering::Relaxed)
 }
 
-// SAFETY: every call is passed on to the system's allocator unchanged; counting touches no memory
+// SAFETY: every call is passed on to the node's allocator (mimalloc) unchanged; counting touches no memory
 // of the allocation.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         HELD.fetch_add(layout.size() as isize, Ordering::Relaxed);
         // SAFETY: the caller's promise about `layout` is passed on.
-        unsafe { System.alloc(layout) }
+        unsafe { mimalloc::MiMalloc.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
         HELD.fetch_sub(layout.size() as isize, Ordering::Relaxed);
         // SAFETY: the caller's promise about `pointer` and `layout` is passed on.
-        unsafe { System.dealloc(pointer, layout) }
+        unsafe { mimalloc::MiMalloc.dealloc(pointer, layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         HELD.fetch_add(new_size as isize - layout.size() as isize, Ordering::Relaxed);
         // SAFETY: the caller's promise about `pointer`, `layout` and `new_size` is passed on.
-        unsafe { System.realloc(pointer, layout, new_size) }
+        unsafe { mimalloc::MiMalloc.realloc(pointer, layout, new_size) }
     }
 }
