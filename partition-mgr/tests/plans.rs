@@ -16,11 +16,11 @@ fn defaults() -> Defaults {
 }
 
 fn declared(id: u32, start: u64, end: u64) -> DesiredPartition {
-    DesiredPartition::new(PartitionId(id), HashRange::new(start, end).unwrap())
+    DesiredPartition::new(PartitionId(id), HashRange::new(start, end).expect("a range"))
 }
 
 fn desired(partitions: Vec<DesiredPartition>) -> DesiredSet {
-    DesiredSet::new(partitions, vec![]).unwrap()
+    DesiredSet::new(partitions, vec![]).expect("a set")
 }
 
 /// A node of two cores that has this set.

@@ -2,7 +2,11 @@
 //! default, its flag and environment variable, and the field that it sets. The default file, the
 //! documentation, `config show` and every "unknown key" message are made from it.
 
-use std::{fmt, net::SocketAddr, path::PathBuf};
+use std::{
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use stateside_types::{StageKind, limits};
 
@@ -131,7 +135,7 @@ pub(super) const KEYS: &[Key] = &[
         flag: None,
         doc: "Unix socket on which core 0 serves the data plane too, at most 107 bytes long.",
         set: |s, v| path(v).map(|path| s.data.unix_socket = Some(path)),
-        get: |s| s.data.unix_socket.as_ref().map(of_path),
+        get: |s| s.data.unix_socket.as_deref().map(of_path),
     },
     Key {
         path: "data.core_port_base",
@@ -311,7 +315,7 @@ pub(super) const KEYS: &[Key] = &[
         flag: None,
         doc: "TOML file that declares the partitions. Watched for changes; rewritten by partition add and remove.",
         set: |s, v| path(v).map(|path| s.registry.file = Some(path)),
-        get: |s| s.registry.file.as_ref().map(of_path),
+        get: |s| s.registry.file.as_deref().map(of_path),
     },
     Key {
         path: "drain.timeout_ms",
@@ -497,7 +501,7 @@ fn number<T: TryFrom<i64>>(value: Value) -> Result<T, String> {
     }
 }
 
-fn of_path(path: &PathBuf) -> Value {
+fn of_path(path: &Path) -> Value {
     Value::Text(path.display().to_string())
 }
 

@@ -45,12 +45,15 @@ pub struct Overrides {
     pub ack: Option<String>,
 }
 
+/// Reads an environment variable.
+pub type Environment = Box<dyn Fn(&str) -> Option<String>>;
+
 /// What the process finds around it.
 pub struct Surroundings {
     /// CPUs that it may use.
     pub available_cores: u16,
-    /// Reads an environment variable.
-    pub environment: Box<dyn Fn(&str) -> Option<String>>,
+    /// Its environment variables.
+    pub environment: Environment,
 }
 
 /// Where a setting's value came from.
