@@ -1,3 +1,74 @@
-//! Developer commands.
+//! Developer commands: `cargo xtask test` is what CI runs, the others are parts of it for daily
+//! work.
+//!
+//! Every command works from a fresh clone: what it needs beyond Rust and a C compiler it
+//! installs under `target/tools`, after saying so. Versions are pinned in `tools.rs` and in the
+//! files under `e2e/clients`.
 
-fn main() {}
+mod commands;
+mod dependency_direction;
+mod process;
+mod report;
+mod suite;
+mod tidy;
+mod tools;
+mod workspace;
+
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Developer commands of Stateside.
+
+Usage: cargo xtask COMMAND [OPTIONS]
+
+Commands:
+  test          everything that a change has to pass; what CI runs
+                  --only STEP   run this step alone (may be repeated)
+                  --list        name the steps and what each does
+  check         before a commit, in seconds: format, tidy, dependency directions, clippy
+  e2e           the end-to-end tests through the real binary
+                  FILTER        only tests whose name contains it: python, node, tonic, grpcurl,
+                                quick_start, bad_input, lifecycle, …
+  kill-loops    kill -9 under load, restart, compare every record with what was acknowledged
+                  --loops N     kills (default 100)
+                  --store S     memory, sled or both (default both)
+                  --seed N      repeat a run's choices (default: drawn and printed)
+  bench         this build beside a tonic + tokio service, with h2load; see docs/testing.md
+                  --seconds N   length of one measurement (default 5)
+                  --rounds N    rounds of ours and theirs in turn (default 3)
+                  --figures     also replay rate, cold start, snapshot, sizes, build time
+  codegen       write proto/src/generated anew from the .proto files
+  tools         install what the tests need beyond Rust, and nothing else
+
+Logs of the steps: target/xtask/logs. Exit code: 0 passed, 1 failed, 2 wrong usage.
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some((command, rest)) = arguments.split_first() else {
+        print!("{HELP}");
+        return ExitCode::from(2);
+    };
+    let outcome = match command.as_str() {
+        "test" => commands::test(rest),
+        "check" => commands::check(rest),
+        "e2e" => commands::e2e(rest),
+        "kill-loops" => commands::kill_loops(rest),
+        "bench" => commands::bench(rest),
+        "codegen" => commands::codegen(rest),
+        "tools" => commands::install_tools(rest),
+        "help" | "--help" | "-h" => {
+            print!("{HELP}");
+            Ok(true)
+        }
+        other => Err(commands::Usage(format!("there is no command `{other}`"))),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(commands::Usage(problem)) => {
+            eprintln!("cargo xtask: {problem}; `cargo xtask --help` lists what there is");
+            ExitCode::from(2)
+        }
+    }
+}

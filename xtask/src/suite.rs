@@ -1,0 +1,252 @@
+//! The steps of `cargo xtask test`: each a name, a sentence, and what it does.
+//!
+//! Cheap and likely to fail comes first. The unit tests run unoptimised, with every assertion
+//! and overflow check on; the end-to-end tests drive the release binary, the one that people run.
+
+use std::process::Command;
+
+use crate::{
+    dependency_direction,
+    process::{self, Log},
+    report::{Passed, StepResult},
+    tidy,
+    tools::Tool,
+    workspace,
+};
+
+/// How long fetching the advisory database may take, seconds.
+const ADVISORIES_SECONDS_MAX: &str = "60";
+
+/// One step of the suite.
+pub(crate) struct Step {
+    /// For `--only`.
+    pub(crate) name: &'static str,
+    /// What it proves.
+    pub(crate) about: &'static str,
+    /// Does it.
+    pub(crate) run: fn(&mut Log) -> StepResult,
+}
+
+/// All steps, in order.
+pub(crate) const STEPS: &[Step] = &[
+    Step { name: "format", about: "rustfmt agrees with every file", run: format },
+    Step {
+        name: "tidy",
+        about: "pure crates are pure, files short, exceptions explained",
+        run: tidy,
+    },
+    Step {
+        name: "directions",
+        about: "crates import only what the workspace table allows",
+        run: directions,
+    },
+    Step { name: "clippy", about: "no warning in any target", run: clippy },
+    Step { name: "deny", about: "licences, duplicate crates, sources, advisories", run: deny },
+    Step { name: "docs", about: "the documentation builds without warnings", run: docs },
+    Step { name: "unit", about: "unit, property and integration tests of every crate", run: unit },
+    Step {
+        name: "build",
+        about: "the release binary and the end-to-end tests",
+        run: build_release,
+    },
+    Step {
+        name: "e2e",
+        about: "clients in four languages, bad input, kill -9, through the real binary",
+        run: e2e,
+    },
+];
+
+/// Says what will be installed, installs it, and tells what could not be.
+pub(crate) fn install_tools(log: &mut Log) -> StepResult {
+    let missing: Vec<Tool> = Tool::ALL.into_iter().filter(|tool| !tool.installed()).collect();
+    if missing.is_empty() {
+        return Ok(Passed { note: "all there".into(), ..Passed::default() });
+    }
+    let mut failed = Vec::new();
+    for tool in &missing {
+        println!("     installing {}", tool.describe());
+        if let Err(problem) = tool.install(log) {
+            println!("     NOT INSTALLED: {problem}");
+            failed.push(format!("tests that need {}: {problem}", tool.describe()));
+        }
+    }
+    if workspace::in_ci() && !failed.is_empty() {
+        return Err(format!("with CI set every tool is needed; {}", failed.join("; ")));
+    }
+    let note = format!("{} installed", missing.len() - failed.len());
+    Ok(Passed { note, tests: 0, skipped: failed })
+}
+
+/// What the suite needs and does, before it does anything.
+pub(crate) fn announce() {
+    println!(
+        "Needs: Rust, a C compiler, Python 3.11, Node 20 with npm, Go 1.24; Debian's apt-get as root."
+    );
+    println!(
+        "Installs what is missing, once, under target/tools (Debian's packages on the system):"
+    );
+    for tool in Tool::ALL {
+        let state = if tool.installed() { "there    " } else { "to install" };
+        println!("  {state}  {}", tool.describe());
+    }
+    println!("Cannot install: the RustSec advisory database, when the machine does not reach it;");
+    println!("  then advisories are not checked, and the summary says so.\n");
+}
+
+fn format(log: &mut Log) -> StepResult {
+    log.run(process::cargo().args(["fmt", "--all", "--check"]))?;
+    Ok(Passed::check(""))
+}
+
+fn tidy(log: &mut Log) -> StepResult {
+    let found = tidy::violations(workspace::root())
+        .map_err(|error| format!("cannot read the sources: {error}"))?;
+    listed(log, &found)
+}
+
+fn directions(log: &mut Log) -> StepResult {
+    let output = process::cargo()
+        .args(["metadata", "--format-version", "1", "--no-deps"])
+        .output()
+        .map_err(|error| format!("cargo metadata did not start: {error}"))?;
+    let packages = dependency_direction::packages(&String::from_utf8_lossy(&output.stdout))?;
+    listed(log, &dependency_direction::violations(&packages))
+}
+
+fn listed(log: &mut Log, found: &[String]) -> StepResult {
+    for line in found {
+        log.line(line);
+    }
+    if found.is_empty() { Ok(Passed::check("")) } else { Err(format!("{} to mend", found.len())) }
+}
+
+fn clippy(log: &mut Log) -> StepResult {
+    log.run(
+        process::cargo()
+            .args(["clippy", "--workspace", "--all-targets", "--locked"])
+            .args(["--", "-D", "warnings"]),
+    )?;
+    Ok(Passed::check(""))
+}
+
+fn deny(log: &mut Log) -> StepResult {
+    if !Tool::CargoDeny.installed() {
+        return missing(Tool::CargoDeny, "licences, duplicate crates and sources");
+    }
+    let cargo_deny = || -> Command {
+        let mut command = process::command("timeout");
+        command
+            .arg(ADVISORIES_SECONDS_MAX)
+            .arg(Tool::CargoDeny.folder().join("bin/cargo-deny"))
+            .args(["--color", "never", "--log-level", "warn"]);
+        command
+    };
+    log.run(cargo_deny().args(["--locked", "check", "licenses", "bans", "sources"]))?;
+    let mut passed = Passed::check("");
+    if let Err(problem) = log.run(cargo_deny().args(["check", "advisories"])) {
+        let text = log.text();
+        let unreachable = ["failed to fetch", "failed to acquire", "unable to", "exit status: 124"]
+            .iter()
+            .any(|sign| text.contains(sign) || problem.contains(sign));
+        if !unreachable {
+            return Err(format!("an advisory concerns a dependency: {problem}"));
+        }
+        passed.skipped.push("advisories: the RustSec database could not be reached".into());
+    }
+    Ok(passed)
+}
+
+fn docs(log: &mut Log) -> StepResult {
+    log.run(
+        process::cargo()
+            .args(["doc", "--workspace", "--no-deps", "--locked"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )?;
+    Ok(Passed::check(""))
+}
+
+fn unit(log: &mut Log) -> StepResult {
+    log.run(process::cargo().args(["test", "--workspace", "--locked"]).args([
+        "--exclude",
+        "stateside-e2e",
+        "--",
+        "--show-output",
+    ]))?;
+    counted(log)
+}
+
+/// Builds the release binary and what drives it.
+pub(crate) fn build_release(log: &mut Log) -> StepResult {
+    log.run(process::cargo().args(["build", "--release", "--locked", "-p", "stateside-node"]))?;
+    log.run(
+        process::cargo()
+            .args(["test", "--release", "--locked", "--no-run"])
+            .args(["-p", "stateside-e2e"]),
+    )?;
+    Ok(Passed::default())
+}
+
+fn e2e(log: &mut Log) -> StepResult {
+    e2e_filtered(log, &[])
+}
+
+/// The end-to-end tests whose names contain one of `filters`, or all.
+pub(crate) fn e2e_filtered(log: &mut Log, filters: &[String]) -> StepResult {
+    log.run(
+        process::cargo()
+            .args(["test", "--release", "--locked", "-p", "stateside-e2e"])
+            .env("STATESIDE_E2E_TOOLS", workspace::tools())
+            .args(["--", "--show-output"])
+            .args(filters),
+    )?;
+    counted(log)
+}
+
+fn missing(tool: Tool, what: &str) -> StepResult {
+    let sentence = format!("{what}: not installed: {}", tool.describe());
+    if workspace::in_ci() {
+        return Err(sentence);
+    }
+    Ok(Passed { skipped: vec![sentence], ..Passed::default() })
+}
+
+/// Adds up what libtest and the tests themselves report.
+fn counted(log: &Log) -> StepResult {
+    let text = log.text();
+    let mut skipped: Vec<String> =
+        text.lines().filter_map(|line| line.strip_prefix("SKIPPED ")).map(str::to_owned).collect();
+    skipped.sort();
+    skipped.dedup();
+    let tests = tests_passed(&text).saturating_sub(skipped.len());
+    if tests == 0 {
+        return Err("ran no test".to_owned());
+    }
+    Ok(Passed { note: format!("{tests} tests"), tests, skipped })
+}
+
+fn tests_passed(output: &str) -> usize {
+    output
+        .lines()
+        .filter_map(|line| line.strip_prefix("test result: ok. "))
+        .filter_map(|rest| rest.split(' ').next()?.parse::<usize>().ok())
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_are_added_up_over_crates() {
+        let output = "test result: ok. 3 passed; 0 failed; 0 ignored\nrunning 2 tests\n\
+                      test result: ok. 2 passed; 0 failed; 1 ignored\n";
+        assert_eq!(tests_passed(output), 5);
+    }
+
+    #[test]
+    fn step_names_are_unique() {
+        for (index, step) in STEPS.iter().enumerate() {
+            assert!(STEPS[..index].iter().all(|other| other.name != step.name));
+        }
+    }
+}
