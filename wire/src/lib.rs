@@ -11,8 +11,8 @@
 //!
 //! A [`Session`] is one connection. What a core's sessions share (configuration, pooled
 //! buffers, library set-up) is an [`Endpoint`]. Framing, HPACK and flow control are libnghttp2's; the
-//! rules of gRPC, every limit and every refusal are here. The one file with `unsafe` is
-//! `nghttp2.rs`.
+//! rules of gRPC, every limit and every refusal are here. The one module with `unsafe` is
+//! `nghttp2`.
 //!
 //! The hazard: libnghttp2 sends only when asked. After each `receive`, `tick` and `respond`, call
 //! `send`; after each `send`, ask `next_event` again, since calls wait while answers pile up.

@@ -73,6 +73,11 @@ impl Incoming {
         }
     }
 
+    /// Bytes of DATA so far.
+    pub(crate) fn received_bytes(&self) -> usize {
+        usize::from(self.prefix_length) + self.message.len()
+    }
+
     /// Bytes of prefix and message together, once the prefix is there.
     pub(crate) fn total_bytes(&self) -> Option<u32> {
         self.has_prefix().then_some(self.length.saturating_add(PREFIX_BYTES as u32))

@@ -1,4 +1,4 @@
-//! The one file with `unsafe`: a thin, safe wrapper around `nghttp2_session`.
+//! The one module with `unsafe`: a thin, safe wrapper around `nghttp2_session`.
 //!
 //! Why it is sound, rule by rule:
 //!
@@ -20,19 +20,25 @@
 //!   unwinding through C frames.
 //! * **Names and values.** [`NameValue`] skips the library's copy only for `'static` bytes. All
 //!   others are copied within the submitting call.
+//! * **Memory.** The library allocates through [`Memory`] (`nghttp2/memory.rs`), which its `Setup`
+//!   and every `Connection` keep alive.
 //! * **Slots.** The data source of a response is a plain number (the handler's slot), not a
 //!   pointer: a stale one is at worst a wrong index that the handler checks.
 
 #![allow(unsafe_code, reason = "the FFI boundary; see the header for the argument")]
 
+mod memory;
+
 use std::{
     ffi::{c_int, c_void},
     marker::PhantomData,
     ptr::{self, NonNull},
+    rc::Rc,
     slice,
 };
 
 use libnghttp2_sys as ffi;
+use memory::Memory;
 
 /// Frame types that handlers look at. Source: RFC 9113, section 6.
 pub(crate) mod frame {
@@ -50,6 +56,7 @@ pub(crate) mod frame {
 #[repr(u32)]
 pub(crate) enum ErrorCode {
     NoError = 0,
+    Protocol = 1,
     EnhanceYourCalm = 11,
 }
 
@@ -86,8 +93,6 @@ pub(crate) trait Handler {
     fn data(&mut self, stream: i32, bytes: &[u8]);
     /// A whole frame has arrived and was valid.
     fn frame_received(&mut self, head: FrameHead);
-    /// A frame other than DATA has been handed out by `send`.
-    fn frame_sent(&mut self, head: FrameHead);
     /// The stream is over, for whatever reason; it will not be named again.
     fn stream_closed(&mut self, stream: i32);
     /// The response in `slot` may send up to `limit` bytes.
@@ -180,6 +185,7 @@ impl<'a> NameValue<'a> {
 pub(crate) struct Setup<H> {
     callbacks: NonNull<ffi::nghttp2_session_callbacks>,
     options: NonNull<ffi::nghttp2_option>,
+    memory: Rc<Memory>,
     handler: PhantomData<fn(&mut H)>,
 }
 
@@ -198,7 +204,7 @@ impl<H: Handler> Setup<H> {
             return Err(failure);
         }
         let options = NonNull::new(options).ok_or(Failure::OutOfMemory)?;
-        let setup = Self { callbacks, options, handler: PhantomData };
+        let setup = Self { callbacks, options, memory: Rc::default(), handler: PhantomData };
         let (c, o) = (callbacks.as_ptr(), options.as_ptr());
         // SAFETY: both objects are live and ours; the functions have the types that the
         // library documents, monomorphised for the handler that `Connection<H>` lends.
@@ -217,13 +223,14 @@ impl<H: Handler> Setup<H> {
                 Some(on_data_chunk::<H>),
             );
             ffi::nghttp2_session_callbacks_set_on_frame_recv_callback(c, Some(on_frame_recv::<H>));
-            ffi::nghttp2_session_callbacks_set_on_frame_send_callback(c, Some(on_frame_send::<H>));
             ffi::nghttp2_session_callbacks_set_on_stream_close_callback(
                 c,
                 Some(on_stream_close::<H>),
             );
             ffi::nghttp2_session_callbacks_set_send_data_callback(c, Some(on_send_data::<H>));
             ffi::nghttp2_option_set_no_auto_window_update(o, 1);
+            // `request_head.rs` checks what HTTP demands of fields.
+            ffi::nghttp2_option_set_no_http_messaging(o, 1);
             ffi::nghttp2_option_set_max_outbound_ack(o, acks_max);
             // The library's own rate limits read the wall clock. Sessions count control frames
             // themselves, on the time they are told, so these two are set out of reach.
@@ -247,6 +254,8 @@ impl<H> Drop for Setup<H> {
 /// A server's side of one HTTP/2 connection.
 pub(crate) struct Connection<H> {
     session: NonNull<ffi::nghttp2_session>,
+    /// Where the session's memory comes from and goes back to, at the latest in `drop`.
+    _memory: Rc<Memory>,
     handler: PhantomData<fn(&mut H)>,
 }
 
@@ -261,17 +270,20 @@ pub(crate) struct Announced {
 impl<H: Handler> Connection<H> {
     pub(crate) fn new(setup: &Setup<H>, announced: &Announced) -> Result<Self, Failure> {
         let mut session = ptr::null_mut();
-        // SAFETY: the out-pointer is valid, setup's objects are live; user data is set per call.
+        let mut functions = memory::functions(&setup.memory);
+        // SAFETY: the out-pointer is valid, setup's objects are live; user data is set per call. The
+        // library copies `functions`; what its `mem_user_data` points to lives as long as `_memory`.
         check(unsafe {
-            ffi::nghttp2_session_server_new2(
+            ffi::nghttp2_session_server_new3(
                 &mut session,
                 setup.callbacks.as_ptr(),
                 ptr::null_mut(),
                 setup.options.as_ptr(),
+                &mut functions,
             )
         })?;
         let session = NonNull::new(session).ok_or(Failure::OutOfMemory)?;
-        let mut this = Self { session, handler: PhantomData };
+        let mut this = Self { session, _memory: Rc::clone(&setup.memory), handler: PhantomData };
         let entry = |id: ffi::nghttp2_settings_id, value| ffi::nghttp2_settings_entry {
             settings_id: id as i32,
             value,
@@ -539,21 +551,6 @@ unsafe extern "C" fn on_frame_recv<H: Handler>(
         return ffi::NGHTTP2_ERR_CALLBACK_FAILURE;
     };
     handler.frame_received(head(hd));
-    0
-}
-
-unsafe extern "C" fn on_frame_send<H: Handler>(
-    _: *mut ffi::nghttp2_session,
-    frame: *const ffi::nghttp2_frame,
-    user_data: *mut c_void,
-) -> c_int {
-    // SAFETY: a valid frame, whose header every member of the union begins with.
-    let (Some(handler), hd) = (unsafe { (lent::<H>(user_data), &(*frame).hd) }) else {
-        return ffi::NGHTTP2_ERR_CALLBACK_FAILURE;
-    };
-    if hd.type_ != frame::DATA {
-        handler.frame_sent(head(hd));
-    }
     0
 }
 

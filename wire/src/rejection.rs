@@ -10,6 +10,8 @@ use crate::endpoint::SessionConfig;
 /// Why a request is answered without anyone having seen it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rejection {
+    /// Not HTTP: the stream is reset, nothing is answered.
+    Malformed,
     NotPost,
     NotGrpc,
     UnknownMethod,
@@ -42,6 +44,9 @@ impl Rejection {
     /// What the client is told.
     pub(crate) fn refusal(self, config: &SessionConfig) -> Refusal {
         match self {
+            Self::Malformed => {
+                Refusal::new(Reason::MalformedRequest, "the request is not valid HTTP/2")
+            }
             Self::NotPost => {
                 Refusal::new(Reason::MalformedRequest, "gRPC calls are HTTP POST requests")
             }

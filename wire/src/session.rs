@@ -320,12 +320,17 @@ impl Session {
                 break None;
             }
             match self.connection.send(&mut self.streams) {
-                Ok([]) if self.streams.resets.is_empty() => break None,
+                Ok([]) if self.streams.out.len() >= end => break None,
+                // All queued frames are out, answers among them: the library drops an answer that
+                // is queued behind a reset of its stream, so resets come after.
+                Ok([]) if !self.streams.answered_early.is_empty() => {
+                    if let Err(failure) = self.reset_answered_early() {
+                        break Some(failure);
+                    }
+                }
+                Ok([]) => break None,
                 Ok(bytes) => self.streams.out.extend_from_slice(bytes),
                 Err(failure) => break Some(failure),
-            }
-            if let Err(failure) = self.reset_answered() {
-                break Some(failure);
             }
         };
         mem::swap(&mut self.streams.out, out);
@@ -422,7 +427,12 @@ impl Session {
         }
         while let Some((id, rejection)) = self.streams.rejected.pop() {
             // The client may have reset it since, in the same bytes.
-            if self.streams.get(id).is_some() {
+            if self.streams.get(id).is_none() {
+                continue;
+            }
+            if rejection == Rejection::Malformed {
+                self.connection.reset(id.number, ErrorCode::Protocol)?;
+            } else {
                 let refusal = rejection.refusal(&self.streams.endpoint.config);
                 self.submit_refusal(id, &refusal, rejection.http_status())?;
             }
@@ -437,9 +447,13 @@ impl Session {
         Ok(())
     }
 
-    fn reset_answered(&mut self) -> Result<(), Failure> {
-        while let Some(number) = self.streams.resets.pop() {
-            self.connection.reset(number, ErrorCode::NoError)?;
+    /// Tells clients that still send to stop. RFC 9113, section 8.1.
+    fn reset_answered_early(&mut self) -> Result<(), Failure> {
+        while let Some(number) = self.streams.answered_early.pop() {
+            // Its rest may have arrived since: then the stream is over, or about to be.
+            if self.streams.still_sends(number) {
+                self.connection.reset(number, ErrorCode::NoError)?;
+            }
         }
         Ok(())
     }

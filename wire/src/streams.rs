@@ -1,7 +1,7 @@
 //! All calls of one session, and what libnghttp2 calls back into.
 //!
 //! The hazard: these methods run inside `Connection::receive` and `Connection::send`, so they
-//! cannot send, reset or grant anything. They take notes (`rejected`, `grants`, `resets`,
+//! cannot send, reset or grant anything. They take notes (`rejected`, `answered_early`,
 //! `unconsumed_bytes`, `flooded`), and the session acts on them right after.
 
 use std::{
@@ -49,7 +49,8 @@ pub(crate) struct Streams {
 
     // Notes for the session.
     pub(crate) rejected: Vec<(StreamId, Rejection)>,
-    pub(crate) resets: Vec<i32>,
+    /// Streams answered before their client was done: to be reset once the answer is out.
+    pub(crate) answered_early: Vec<i32>,
     pub(crate) unconsumed_bytes: usize,
     pub(crate) flooded: bool,
     pub(crate) settings_received: bool,
@@ -79,7 +80,7 @@ impl Streams {
             next_deadline: Millis::NEVER,
             control_frames: ControlFrames::new(now),
             rejected: Vec::new(),
-            resets: Vec::new(),
+            answered_early: Vec::new(),
             unconsumed_bytes: 0,
             flooded: false,
             settings_received: false,
@@ -125,6 +126,9 @@ impl Streams {
             self.stale_requests += 1;
         }
         stream.state = State::Answering;
+        if !stream.remote_closed {
+            self.answered_early.push(id.number);
+        }
         let message = self.take_message(id);
         self.endpoint.recycle(message);
         self.sweep_requests();
@@ -135,9 +139,15 @@ impl Streams {
         let stream = &mut self.slots[id.slot as usize];
         stream.state = State::Answering;
         self.backlog_bytes += framed.len();
+        self.control_frames.earn();
         let buffer = stream.outgoing.put(framed);
         stream.outgoing.end();
         self.endpoint.recycle(buffer);
+    }
+
+    /// Whether the stream is open and its client has not ended its side.
+    pub(crate) fn still_sends(&mut self, number: i32) -> bool {
+        self.find(number).is_some_and(|id| !self.slots[id.slot as usize].remote_closed)
     }
 
     /// Whether a call is under way that will be answered.
@@ -212,6 +222,9 @@ impl Streams {
         if stream.state != State::Receiving {
             return;
         }
+        if stream.head.is_malformed() || stream.head.contradicts(stream.incoming.received_bytes()) {
+            return self.reject(id, Rejection::Malformed);
+        }
         match stream.incoming.finish() {
             Ok(()) => {
                 stream.state = State::Queued;
@@ -261,8 +274,11 @@ impl Handler for Streams {
     fn header(&mut self, number: i32, name: &[u8], value: &[u8]) {
         let Some(id) = self.find(number) else { return };
         let stream = &mut self.slots[id.slot as usize];
-        // A request's trailers carry nothing that matters; once `finish` ran they change nothing.
-        stream.head.field(name, value, &self.endpoint.config);
+        if stream.method.is_none() {
+            stream.head.field(name, value, &self.endpoint.config);
+        } else {
+            stream.head.trailer(name, value);
+        }
     }
 
     fn data(&mut self, number: i32, bytes: &[u8]) {
@@ -293,35 +309,22 @@ impl Handler for Streams {
             frame::HEADERS | frame::DATA => {
                 let Some(id) = self.find(head.stream) else { return };
                 let stream = &self.slots[id.slot as usize];
-                if head.kind == frame::HEADERS
-                    && stream.state == State::Receiving
-                    && stream.method.is_none()
-                {
-                    self.head_received(id);
+                let ends = head.flags & frame::FLAG_END_STREAM != 0;
+                if head.kind == frame::HEADERS && stream.state == State::Receiving {
+                    if stream.method.is_none() {
+                        self.head_received(id);
+                    } else if !ends {
+                        // Trailers that do not end the stream.
+                        return self.reject(id, Rejection::Malformed);
+                    }
                 }
-                if head.flags & frame::FLAG_END_STREAM != 0 {
+                if ends {
                     self.stream_ended(id);
                 }
             }
             frame::SETTINGS => self.settings_received = true,
             frame::PING if head.flags & frame::FLAG_ACK != 0 => self.ping_answered = true,
             _ => {}
-        }
-    }
-
-    fn frame_sent(&mut self, head: FrameHead) {
-        if head.kind != frame::HEADERS {
-            return;
-        }
-        self.control_frames.earn();
-        if head.flags & frame::FLAG_END_STREAM == 0 {
-            return;
-        }
-        // Answered before the client was done: tell it to stop. RFC 9113, section 8.1.
-        if let Some(id) = self.find(head.stream)
-            && !self.slots[id.slot as usize].remote_closed
-        {
-            self.resets.push(head.stream);
         }
     }
 

@@ -340,6 +340,39 @@ fn request_trailers_end_a_call_as_data_does() {
 }
 
 #[test]
+fn requests_that_are_not_http_are_reset() {
+    let mut capital = request_fields(path(ECHO));
+    capital.push(("X-Capital", "x"));
+    let mut twice = request_fields(path(ECHO));
+    twice.insert(3, (":path", path(ECHO)));
+    let mut short = request_fields(path(ECHO));
+    short.push(("content-length", "3"));
+    let good = request_fields(path(ECHO));
+    for (fields, trailers, trailer_flags) in [
+        (capital, None, 0),
+        (twice, None, 0),
+        (short, None, 0),
+        (good.clone(), Some((":path", "/late")), END_STREAM),
+        (good, Some(("x-trailer", "that does not end")), 0),
+    ] {
+        let mut hand = ByHand::connected(config());
+        hand.feed(&frame(HEADERS, END_HEADERS, 1, &hpack(&fields))).unwrap();
+        let ends = if trailers.is_none() { END_STREAM } else { 0 };
+        hand.feed(&frame(DATA, ends, 1, &framed(b"body"))).unwrap();
+        if let Some(trailers) = trailers {
+            let block = hpack(&[trailers]);
+            hand.feed(&frame(HEADERS, END_HEADERS | trailer_flags, 1, &block)).unwrap();
+        }
+        let frames = hand.frames();
+        let resets = of_kind(&frames, RST_STREAM);
+        assert_eq!((resets.len(), resets[0].error_code()), (1, 1), "{fields:?}");
+        assert!(of_kind(&frames, HEADERS).is_empty());
+        assert_eq!(hand.session.open_streams(), 0);
+        assert_eq!(hand.events, [""; 0]);
+    }
+}
+
+#[test]
 fn a_half_closed_connection_still_gets_its_answers() {
     let mut hand = ByHand::connected(config());
     hand.feed(&open(1, path(ECHO))).unwrap();

@@ -1,4 +1,5 @@
 //! Sessions against a real client stack: the `h2` crate, over an in-memory pipe.
+#![allow(clippy::unwrap_used, reason = "test code outside of #[test] functions")]
 
 mod harness;
 

@@ -1,6 +1,7 @@
 //! Drives a `Session` in-process: behind an in-memory pipe for the `h2` crate's client, or by
 //! hand-made frames. Time is a number that the test sets.
 #![allow(dead_code, reason = "every test file uses its own part")]
+#![allow(clippy::unwrap_used, reason = "test code outside of #[test] functions")]
 
 pub(crate) mod frames;
 
