@@ -43,7 +43,8 @@ pub trait Caller {
 pub fn run_all(caller: &mut impl Caller, run: &str) -> Result<usize, String> {
     let path = workspace_root().join("e2e/cases.json");
     let text = std::fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let file: Value = serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;
+    let file: Value =
+        serde_json::from_str(&text).map_err(|e| format!("{}: {e}", path.display()))?;
     let cases = file["cases"].as_array().ok_or("cases.json holds no cases")?;
     let mut failed = Vec::new();
     for case in cases {
@@ -140,7 +141,8 @@ impl<C: Caller> Runner<'_, C> {
             }
         } else {
             let fill = fields.get("$fill").and_then(Value::as_str)?;
-            fill.repeat(fields.get("bytes").and_then(Value::as_u64).unwrap_or(0) as usize).into_bytes()
+            fill.repeat(fields.get("bytes").and_then(Value::as_u64).unwrap_or(0) as usize)
+                .into_bytes()
         };
         Some(Ok(BASE64.encode(bytes)))
     }
@@ -151,7 +153,13 @@ impl<C: Caller> Runner<'_, C> {
     }
 
     /// Compares an answer with what was expected; fields that are not named are not looked at.
-    fn check(&mut self, expected: &Value, actual: &Value, path: &str, i: u64) -> Result<(), String> {
+    fn check(
+        &mut self,
+        expected: &Value,
+        actual: &Value,
+        path: &str,
+        i: u64,
+    ) -> Result<(), String> {
         let differs = || {
             let shown: String = actual.to_string().chars().take(200).collect();
             Err(format!("{path} is {shown}, expected {expected}"))
@@ -160,10 +168,17 @@ impl<C: Caller> Runner<'_, C> {
             Value::Object(fields) => {
                 if let Some(bytes) = self.bytes(fields, i) {
                     let bytes = bytes?;
-                    return if actual.as_str().unwrap_or_default() == bytes { Ok(()) } else { differs() };
+                    return if actual.as_str().unwrap_or_default() == bytes {
+                        Ok(())
+                    } else {
+                        differs()
+                    };
                 }
                 if fields.keys().any(|name| name.starts_with('$')) {
-                    return if ["$length", "$first", "$last", "$all"].iter().any(|n| fields.contains_key(*n)) {
+                    return if ["$length", "$first", "$last", "$all"]
+                        .iter()
+                        .any(|n| fields.contains_key(*n))
+                    {
                         self.check_list(fields, actual, path, i)
                     } else {
                         self.check_scalar(fields, actual, path)
@@ -177,14 +192,24 @@ impl<C: Caller> Runner<'_, C> {
             Value::Array(items) => {
                 let actual = actual.as_array().map_or(&[][..], Vec::as_slice);
                 if items.len() != actual.len() {
-                    return Err(format!("{path} has {} elements, expected {}", actual.len(), items.len()));
+                    return Err(format!(
+                        "{path} has {} elements, expected {}",
+                        actual.len(),
+                        items.len()
+                    ));
                 }
                 for (at, (item, actual)) in items.iter().zip(actual).enumerate() {
                     self.check(item, actual, &format!("{path}[{at}]"), i)?;
                 }
                 Ok(())
             }
-            scalar => if shown(scalar) == shown(actual) { Ok(()) } else { differs() },
+            scalar => {
+                if shown(scalar) == shown(actual) {
+                    Ok(())
+                } else {
+                    differs()
+                }
+            }
         }
     }
 
@@ -215,7 +240,12 @@ impl<C: Caller> Runner<'_, C> {
         Ok(())
     }
 
-    fn check_scalar(&mut self, fields: &Map<String, Value>, actual: &Value, path: &str) -> Result<(), String> {
+    fn check_scalar(
+        &mut self,
+        fields: &Map<String, Value>,
+        actual: &Value,
+        path: &str,
+    ) -> Result<(), String> {
         if fields.contains_key("$nonempty") {
             let empty = actual.as_str().unwrap_or_default().is_empty();
             return if empty { Err(format!("{path} is empty")) } else { Ok(()) };
@@ -280,7 +310,11 @@ fn check_failure(expected: &Value, failure: &Failure) -> Result<(), String> {
     if expected["retry"].as_bool().is_some_and(|retry| retry != failure.retry_after.is_some()) {
         wrong.push(format!("retry delay is {:?}", failure.retry_after));
     }
-    if wrong.is_empty() { Ok(()) } else { Err(format!("{}; expected {expected}", wrong.join(", "))) }
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("{}; expected {expected}", wrong.join(", ")))
+    }
 }
 
 #[cfg(test)]
@@ -309,10 +343,14 @@ mod tests {
     fn absent_fields_are_defaults_and_wrong_ones_are_named() {
         let answer = || Ok(json!({"results": [{"version": "7"}]}));
         assert_eq!(
-            run(answer(), json!([{"call": "A/B", "expect": {"results": [{"version": "7", "error": null, "timestamp": "0"}]}}])),
+            run(
+                answer(),
+                json!([{"call": "A/B", "expect": {"results": [{"version": "7", "error": null, "timestamp": "0"}]}}])
+            ),
             Ok(())
         );
-        let wrong = run(answer(), json!([{"call": "A/B", "expect": {"results": [{"version": "8"}]}}]));
+        let wrong =
+            run(answer(), json!([{"call": "A/B", "expect": {"results": [{"version": "8"}]}}]));
         assert!(wrong.unwrap_err().contains("answer.results[0].version"));
         assert!(run(answer(), json!([{"call": "A/B", "expect": {"results": []}}])).is_err());
     }
@@ -325,13 +363,23 @@ mod tests {
         assert!(run(answer(), with("$same")).is_ok());
         assert!(run(answer(), with("$next")).is_err());
         assert!(run(answer(), with("$above")).is_err());
-        assert!(run(answer(), json!([{"call": "A/B", "expect": {"version": {"$same": "w"}}}])).is_err());
+        assert!(
+            run(answer(), json!([{"call": "A/B", "expect": {"version": {"$same": "w"}}}])).is_err()
+        );
     }
 
     #[test]
     fn a_success_where_a_failure_was_expected_is_one() {
-        assert!(run(Ok(json!({})), json!([{"call": "A/B", "error": {"code": "INTERNAL"}}])).is_err());
-        assert!(run(Ok(json!({})), json!([{"call": "A/B", "repeat": 3, "untilError": true, "error": {}}])).is_err());
+        assert!(
+            run(Ok(json!({})), json!([{"call": "A/B", "error": {"code": "INTERNAL"}}])).is_err()
+        );
+        assert!(
+            run(
+                Ok(json!({})),
+                json!([{"call": "A/B", "repeat": 3, "untilError": true, "error": {}}])
+            )
+            .is_err()
+        );
     }
 
     #[test]
@@ -343,6 +391,9 @@ mod tests {
             4,
         );
         let b = |bytes: &[u8]| BASE64.encode(bytes);
-        assert_eq!(expanded.unwrap(), json!([b(b"r4"), b(b"\x00\xff"), b(b"xxx"), [b(b"0"), b(b"1")]]));
+        assert_eq!(
+            expanded.unwrap(),
+            json!([b(b"r4"), b(b"\x00\xff"), b(b"xxx"), [b(b"0"), b(b"1")]])
+        );
     }
 }

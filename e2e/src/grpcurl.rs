@@ -127,7 +127,10 @@ mod tests {
         let failure = failure(&json!({"code": 8, "message": "m", "details": [
             {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "OVERLOADED", "domain": "d"},
             {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.020s"}]}));
-        assert_eq!((failure.code.as_str(), failure.reason.as_str()), ("RESOURCE_EXHAUSTED", "OVERLOADED"));
+        assert_eq!(
+            (failure.code.as_str(), failure.reason.as_str()),
+            ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        );
         assert_eq!(failure.retry_after, Some(Duration::from_millis(20)));
     }
 }

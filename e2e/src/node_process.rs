@@ -321,7 +321,8 @@ pub fn http_get(address: &str, path: &str) -> Option<(u16, String)> {
 
 /// Waits until nobody listens at the site's data port: the kernel has taken the sockets down.
 pub fn wait_until_port_is_free(site: &Site) {
-    let port: u16 = site.data_address().rsplit(':').next().and_then(|p| p.parse().ok()).unwrap_or(0);
+    let port: u16 =
+        site.data_address().rsplit(':').next().and_then(|p| p.parse().ok()).unwrap_or(0);
     until("the data port is free", EXIT_LIMIT, || {
         std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).ok().map(drop)
     });

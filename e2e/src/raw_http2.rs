@@ -46,7 +46,8 @@ pub fn framed(compressed: bool, message: &[u8]) -> Vec<u8> {
 }
 
 /// The headers of a usual gRPC request.
-pub const GRPC_HEADERS: [(&str, &str); 2] = [("content-type", "application/grpc"), ("te", "trailers")];
+pub const GRPC_HEADERS: [(&str, &str); 2] =
+    [("content-type", "application/grpc"), ("te", "trailers")];
 
 /// Posts `body` to `path` with exactly these headers, on a connection of its own.
 ///
@@ -60,7 +61,8 @@ pub async fn post(
 ) -> Result<RawAnswer, String> {
     let work = async {
         let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
-        let (client, connection) = h2::client::handshake(stream).await.map_err(|e| e.to_string())?;
+        let (client, connection) =
+            h2::client::handshake(stream).await.map_err(|e| e.to_string())?;
         let driver = tokio::spawn(connection);
         let mut client = client.ready().await.map_err(|e| e.to_string())?;
         let mut request = Request::builder().method("POST").uri(format!("http://{address}{path}"));

@@ -28,7 +28,11 @@ pub fn target_folder() -> PathBuf {
 pub fn profile_folder() -> PathBuf {
     let own = std::env::current_exe().expect("the running program has a path");
     let folder = own.parent().expect("a program lies in a folder");
-    if folder.ends_with("deps") { folder.parent().unwrap_or(folder).to_owned() } else { folder.to_owned() }
+    if folder.ends_with("deps") {
+        folder.parent().unwrap_or(folder).to_owned()
+    } else {
+        folder.to_owned()
+    }
 }
 
 /// A file that `cargo xtask tools` installs; None when it is not there, which is reported.

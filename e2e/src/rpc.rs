@@ -58,7 +58,11 @@ pub fn entry(key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> UpsertEntry 
 ///
 /// # Errors
 /// The node's refusal.
-pub async fn put(data: &mut Data, key: &str, value: impl Into<Vec<u8>>) -> Result<WriteResult, Status> {
+pub async fn put(
+    data: &mut Data,
+    key: &str,
+    value: impl Into<Vec<u8>>,
+) -> Result<WriteResult, Status> {
     put_all(data, vec![entry(key, value)]).await.map(|mut results| results.remove(0))
 }
 
@@ -66,7 +70,10 @@ pub async fn put(data: &mut Data, key: &str, value: impl Into<Vec<u8>>) -> Resul
 ///
 /// # Errors
 /// The node's refusal.
-pub async fn put_all(data: &mut Data, entries: Vec<UpsertEntry>) -> Result<Vec<WriteResult>, Status> {
+pub async fn put_all(
+    data: &mut Data,
+    entries: Vec<UpsertEntry>,
+) -> Result<Vec<WriteResult>, Status> {
     let request =
         UpsertRequest { entries, routing_key: Vec::new(), atomic: false, ack: Ack::Default.into() };
     Ok(data.upsert(request).await?.into_inner().results)
@@ -235,11 +242,8 @@ mod tests {
                 any("RetryInfo", RetryInfo { retry_delay: Some(delay) }.encode_to_vec()),
             ],
         };
-        let status = Status::with_details(
-            Code::ResourceExhausted,
-            "busy",
-            details.encode_to_vec().into(),
-        );
+        let status =
+            Status::with_details(Code::ResourceExhausted, "busy", details.encode_to_vec().into());
         let failure = Failure::from(&status);
         assert_eq!(failure.reason, "OVERLOADED");
         assert_eq!(failure.retry_after, Some(Duration::from_millis(20)));

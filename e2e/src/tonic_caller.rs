@@ -171,7 +171,8 @@ fn entry_error(error: &EntryError) -> Value {
 }
 
 fn topology(answer: &TopologyResponse) -> Value {
-    let range = |range: &HashRange| json!({"start": range.start.to_string(), "end": range.end.to_string()});
+    let range =
+        |range: &HashRange| json!({"start": range.start.to_string(), "end": range.end.to_string()});
     json!({
         "nodeId": answer.node_id,
         "version": answer.version.to_string(),

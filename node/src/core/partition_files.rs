@@ -1,21 +1,16 @@
 //! A partition's files, and opening its store from them. Everything here blocks: it runs on the
 //! blocking pool, or on a core before it serves.
 //!
-//! ```text
-//!  DATA/partitions/7/                               first epoch and sequence of a snapshot, in its
-//!      00000000000000000003-00000000000000081234.snapshot          name: 20 digits each
-//!      00000000000000000003-00000000000000090001.snapshot.partial  being written
-//!  DATA/sled/                                       one engine for all partitions that use sled
-//! ```
-//! A partition's content in memory begins with its newest snapshot of its first epoch. The name's
-//! sequence is where replay goes on; after a restore it may be above that in the file's header,
-//! because versions never go back.
+//! A partition's content in memory begins with its newest snapshot of its first epoch. The
+//! sequence in the snapshot's name is where replay goes on; after a restore it may be above that in
+//! the file's header, because versions never go back.
 
 use std::{
     collections::HashSet,
     fs::{self, File},
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use stateside_statestore::{
@@ -25,10 +20,10 @@ use stateside_statestore::{
 use stateside_types::{Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, StoreKind};
 
 use super::command::RestoreReport;
+use crate::data_dir::{DataDir, parse_snapshot_name};
 
 /// Bytes read from a snapshot at a time.
 const READ_BYTES: usize = 1 << 20;
-const SUFFIX: &str = ".snapshot";
 
 /// The newest snapshot of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,15 +38,16 @@ pub(crate) struct SnapshotInfo {
 pub(crate) type OpenedStore = (Box<dyn StateStore>, Option<SnapshotInfo>);
 
 /// Where partitions keep their files. One per node, shared by its cores.
-pub(crate) struct PartitionFiles {
-    directory: PathBuf,
+pub struct PartitionFiles {
+    data_dir: Arc<DataDir>,
     sled: SledEngine,
     hash_seed: u64,
 }
 
 impl PartitionFiles {
-    pub(crate) fn new(directory: PathBuf, sled: SledEngine, hash_seed: u64) -> Self {
-        Self { directory, sled, hash_seed }
+    /// Files below a data directory. `hash_seed`: any secret number, for the stores in memory.
+    pub fn new(data_dir: Arc<DataDir>, sled: SledEngine, hash_seed: u64) -> Self {
+        Self { data_dir, sled, hash_seed }
     }
 
     /// Opens a partition's store: its engine, or its newest snapshot, or nothing yet.
@@ -81,7 +77,7 @@ impl PartitionFiles {
         if store.applied() < spec.base_sequence {
             let text = format!(
                 "{}: the snapshot that the partition was restored from (sequence {}) is missing",
-                self.of(spec.id).display(),
+                self.data_dir.partition(spec.id).display(),
                 spec.base_sequence
             );
             return Err(Refusal::new(Reason::PartitionDamaged, text));
@@ -99,9 +95,8 @@ impl PartitionFiles {
         first_epoch: Epoch,
         sequence: Sequence,
     ) -> io::Result<PathBuf> {
-        let directory = self.of(id);
-        fs::create_dir_all(&directory)?;
-        Ok(directory.join(format!("{:020}-{:020}{SUFFIX}", first_epoch.0, sequence.0)))
+        fs::create_dir_all(self.data_dir.partition(id))?;
+        Ok(self.data_dir.snapshot(id, first_epoch, sequence))
     }
 
     /// Verifies a snapshot whole and copies it to where `spec`'s partition finds it once the
@@ -154,51 +149,34 @@ impl PartitionFiles {
 
     /// Deletes everything of a partition.
     pub(crate) fn remove(&self, id: PartitionId) -> Result<(), Refusal> {
-        self.sled.remove(id).map_err(|error| store_failed(&error))?;
-        match fs::remove_dir_all(self.of(id)) {
+        self.remove_trees(|other, _| other == id)?;
+        match fs::remove_dir_all(self.data_dir.partition(id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                let text = format!("{}: {error}", self.of(id).display());
+                let text = format!("{}: {error}", self.data_dir.partition(id).display());
                 Err(Refusal::new(Reason::Internal, text))
             }
             _ => Ok(()),
         }
     }
 
-    /// Deletes what partitions left that the manifest does not name any more, and parts of
-    /// snapshots that were never finished. Run at the start, before anything is opened.
+    /// Deletes what sled still holds of partitions, or of content, that no specification names. At
+    /// the start, before anything is opened.
     ///
     /// # Errors
-    /// When the directory cannot be read.
-    pub(crate) fn clean(&self, specs: &[PartitionSpec]) -> io::Result<()> {
-        let known: HashSet<u32> = specs.iter().map(|spec| spec.id.0).collect();
-        let entries = match fs::read_dir(&self.directory) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        for entry in entries {
-            let entry = entry?;
-            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok())
-            else {
-                tracing::warn!(path = %entry.path().display(), "unknown file, left alone");
-                continue;
-            };
-            if !known.contains(&id) {
-                tracing::info!(partition = id, "deleting the files of a removed partition");
-                fs::remove_dir_all(entry.path())?;
-                continue;
-            }
-            let spec = specs.iter().find(|spec| spec.id.0 == id);
-            for file in fs::read_dir(entry.path())? {
-                let path = file?.path();
-                let stale = match (parse_name(&path), spec) {
-                    (Some((epoch, _)), Some(spec)) => epoch != spec.first_epoch,
-                    _ => path.extension().is_some_and(|extension| extension == "partial"),
-                };
-                if stale {
-                    fs::remove_file(&path)?;
-                }
-            }
+    /// As the engine says.
+    pub fn sweep(&self, specs: &[PartitionSpec]) -> Result<(), Refusal> {
+        let known: HashSet<_> = specs
+            .iter()
+            .filter(|spec| spec.store == StoreKind::Sled)
+            .map(|spec| (spec.id, spec.first_epoch))
+            .collect();
+        self.remove_trees(|id, epoch| !known.contains(&(id, epoch)))
+    }
+
+    fn remove_trees(&self, gone: impl Fn(PartitionId, Epoch) -> bool) -> Result<(), Refusal> {
+        let trees = self.sled.partitions().map_err(|error| store_failed(&error))?;
+        for (id, epoch) in trees.into_iter().filter(|&(id, epoch)| gone(id, epoch)) {
+            self.sled.remove(id, epoch).map_err(|error| store_failed(&error))?;
         }
         Ok(())
     }
@@ -208,7 +186,7 @@ impl PartitionFiles {
         &self,
         spec: &PartitionSpec,
     ) -> Result<Option<(Sequence, PathBuf)>, Refusal> {
-        let directory = self.of(spec.id);
+        let directory = self.data_dir.partition(spec.id);
         let entries = match fs::read_dir(&directory) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -238,16 +216,12 @@ impl PartitionFiles {
         let copied = fs::copy(source, &partial)
             .and_then(|_| File::open(&partial)?.sync_all())
             .and_then(|()| fs::rename(&partial, &target))
-            .and_then(|()| File::open(self.of(id))?.sync_all());
+            .and_then(|()| File::open(self.data_dir.partition(id))?.sync_all());
         if let Err(error) = copied {
             let _ = fs::remove_file(&partial);
             return Err(error);
         }
         Ok(target)
-    }
-
-    fn of(&self, id: PartitionId) -> PathBuf {
-        self.directory.join(id.0.to_string())
     }
 }
 
@@ -266,8 +240,7 @@ pub(crate) fn remove_older(newest: &Path) {
 }
 
 fn parse_name(path: &Path) -> Option<(Epoch, Sequence)> {
-    let (epoch, sequence) = path.file_name()?.to_str()?.strip_suffix(SUFFIX)?.split_once('-')?;
-    Some((Epoch(epoch.parse().ok()?), Sequence(sequence.parse().ok()?)))
+    parse_snapshot_name(path.file_name()?.to_str()?)
 }
 
 /// Fills a store from a snapshot; returns when the snapshot was made.

@@ -98,6 +98,7 @@ impl SnapshotJob {
         purpose: Purpose,
         executor: &mut Executor,
     ) -> Result<Self, (Refusal, Purpose)> {
+        let created = executor.world.wall;
         let Some((partition, _)) = executor.partition(id) else {
             let text = format!("core hosts no partition {id} that serves");
             return Err((Refusal::new(Reason::UnknownPartition, text), purpose));
@@ -113,7 +114,7 @@ impl SnapshotJob {
             epoch: spec.epoch,
             sequence: head.sequence,
             timestamp: head.timestamp,
-            created: executor.world.wall,
+            created,
             store_kind: spec.store.as_str().to_owned(),
         };
         let mut chunk = Vec::with_capacity(CHUNK_BYTES + STEP_BYTES);

@@ -245,7 +245,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         calls: Default::default(),
         log,
         pool,
-        memory: MemoryBudget { limit_bytes: setup.memory_limit_bytes, ..MemoryBudget::default() },
+        memory: MemoryBudget::new(setup.memory_limit_bytes),
         wall: wall_clock(),
         turn_ns: 0,
         hops: 0,
@@ -276,7 +276,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         coverage: setup.coverage,
         orphans,
     };
-    if setup.catalog.has_moved(who) {
+    if setup.catalog.has_older_placements(who.placement) {
         core.operations.snapshot_all(&core.executor);
     }
     setup.reached.send(setup.core).map_err(|_| CoreError::Abandoned)?;
@@ -326,7 +326,7 @@ impl Core {
             }
             first = false;
             self.operations.step(&mut self.executor);
-            self.answer_and_send(now);
+            self.answer_and_send();
             if self.is_over(now) {
                 return Ok(());
             }
@@ -522,7 +522,7 @@ impl Core {
 
     /// Answers what is ready, writes the log, sends to cores and clients, until all that can leave
     /// has left: sending may let waiting calls start.
-    fn answer_and_send(&mut self, now: Instant) {
+    fn answer_and_send(&mut self) {
         let Self { ring, executor, connections, node, metrics, .. } = self;
         loop {
             service::answer_ready(executor, metrics, connections);
@@ -583,7 +583,7 @@ impl Core {
                 if now >= until && !written {
                     tracing::error!(core = self.id.0, "the log could not be flushed in time");
                 }
-                (written && self.executor.is_quiet()) || now >= until
+                (written && self.executor.is_quiet() && self.operations.is_idle()) || now >= until
             }
         }
     }

@@ -3,9 +3,7 @@
 use stateside_partition::{Effects, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::Work;
-use stateside_types::{
-    Ack, PartitionId, Record, Refusal, Sequence, Timestamp, WallClock, WriteEntry,
-};
+use stateside_types::{PartitionId, Record, Refusal, Sequence, Timestamp, WallClock, WriteEntry};
 use stateside_wire::StreamId;
 
 use super::{
@@ -29,14 +27,18 @@ pub(crate) struct StreamRef {
 #[derive(Debug, Default)]
 pub(crate) struct MemoryBudget {
     /// 0: no limit.
-    pub(crate) limit_bytes: u64,
+    limit_bytes: u64,
     /// Of the whole node, as of the last tick.
-    pub(crate) used_bytes: u64,
+    used_bytes: u64,
     /// What this core took since.
     grown_bytes: i64,
 }
 
 impl MemoryBudget {
+    pub(crate) fn new(limit_bytes: u64) -> Self {
+        Self { limit_bytes, ..Self::default() }
+    }
+
     pub(crate) fn is_limited(&self) -> bool {
         self.limit_bytes > 0
     }
@@ -124,20 +126,14 @@ impl Effects for PartitionEffects<'_> {
     }
 }
 
-/// Whether a write must reach the disk without delay.
-pub(crate) fn is_urgent(write: &Write<'_>) -> bool {
-    write.ack == Ack::Durable
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_budget_counts_what_this_core_took_since_the_last_count() {
-        let mut budget = MemoryBudget::default();
-        assert_eq!(budget.available(), u64::MAX);
-        budget.limit_bytes = 1_000;
+        assert_eq!(MemoryBudget::new(0).available(), u64::MAX);
+        let mut budget = MemoryBudget::new(1_000);
         budget.counted(400);
         budget.grown(100, 350);
         assert_eq!(budget.available(), 350);
