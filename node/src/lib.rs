@@ -2,9 +2,11 @@
 //! `stateside` binary.
 
 pub mod config;
-//pub mod control;
+pub mod control;
 pub mod core;
 pub mod data_dir;
+pub mod exit;
 pub mod log_files;
 pub mod metrics;
 pub mod reactor;
+pub mod serve;

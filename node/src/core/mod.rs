@@ -27,6 +27,5 @@ mod world;
 
 pub use coverage::Coverage;
 pub use partition_files::PartitionFiles;
-pub use recovery::RecoveryProgress;
 pub use service::Node;
 pub use turn::{CoreError, CoreSetup, Mailboxes, Peer, peers, run};

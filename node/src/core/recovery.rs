@@ -10,7 +10,6 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
-    sync::atomic::{AtomicU64, Ordering},
 };
 
 use stateside_partition::Partition;
@@ -24,18 +23,8 @@ use super::{
     executor::Hosted,
     partition_files::{PartitionFiles, SnapshotInfo, work},
 };
+use crate::control::RecoveryProgress;
 use crate::log_files::{self, CoreRecovery, LogCatalog, LogConfig, LogError, RecoveringCore};
-
-/// How far the recovery of a node is. Written by the recovering cores, read by the control plane.
-#[derive(Debug, Default)]
-pub struct RecoveryProgress {
-    /// Bytes of log read, by all cores.
-    pub bytes_read: AtomicU64,
-    /// Bytes of log to be read, by all cores.
-    pub bytes_total: AtomicU64,
-    /// Records replayed.
-    pub records: AtomicU64,
-}
 
 /// What a core's recovery found.
 pub(crate) struct Recovered {
@@ -95,9 +84,8 @@ pub(crate) fn recover(
             }
         },
         |now| {
-            add(&progress.bytes_read, told.bytes_done, now.bytes_done);
-            add(&progress.bytes_total, told.bytes_total, now.bytes_total);
-            add(&progress.records, told.records, now.records);
+            progress.expect(now.bytes_total - told.bytes_total);
+            progress.advance(now.bytes_done.saturating_sub(told.bytes_done));
             told = now;
         },
     )?;
@@ -169,10 +157,6 @@ impl Open {
             }
         }
     }
-}
-
-fn add(counter: &AtomicU64, before: u64, now: u64) {
-    counter.fetch_add(now.wrapping_sub(before), Ordering::Relaxed);
 }
 
 fn report(core: CoreId, recovery: &CoreRecovery) {

@@ -13,6 +13,7 @@ use std::{
 
 use stateside_partition::Input;
 use stateside_pipeline::log::{LogFailed, Placement, Retention, WriterLimits};
+use stateside_router::RoutingTable;
 use stateside_types::{
     CoreId, Reason, Refusal, WallClock,
     limits::{CORE_COMMANDS_MAX, HOPS_PER_CORE_PAIR_MAX},
@@ -29,12 +30,13 @@ use super::{
     operations::Operations,
     partition_files::PartitionFiles,
     pool::{PoolDone, PoolHandle},
-    recovery::{self, RecoveryProgress},
+    recovery,
     service::{self, METHODS, Node},
     snapshots::Purpose,
     world::{MemoryBudget, World},
 };
 use crate::{
+    control::RecoveryProgress,
     log_files::{LogCatalog, LogConfig, LogError, OrphanedLog, RecoveringCore, SegmentKeeper},
     metrics::CoreMetrics,
     reactor::{BlockingPool, CoreRing, Event, ReactorError, RingConfig, Turn, Waker},
@@ -127,6 +129,8 @@ pub struct CoreSetup {
     pub files: Arc<PartitionFiles>,
     /// Partitions to recover and serve.
     pub partitions: Vec<stateside_types::PartitionSpec>,
+    /// The node's partition set.
+    pub table: Arc<RoutingTable>,
     /// Counters.
     pub metrics: Arc<CoreMetrics>,
     /// The node's blocking pool.
@@ -255,6 +259,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
     for hosted in recovered.hosted {
         executor.host(hosted);
     }
+    executor.set_table(setup.table);
     let mut core = Core {
         id: setup.core,
         ring,
