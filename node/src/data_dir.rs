@@ -24,7 +24,7 @@ use std::{
 use stateside_partition_mgr::{Manifest, ManifestError};
 use stateside_types::{Epoch, PartitionId, PartitionSpec, Sequence, limits};
 
-pub use stateside_registry::{replace_file, sync_directory_of};
+pub use stateside_registry::{ReplaceError, replace_file, sync_directory_of};
 
 /// Version of the directory's layout.
 pub const DATA_FORMAT_VERSION: u32 = 1;
@@ -145,7 +145,7 @@ impl DataDir {
             check_format(&root, &format)?;
         } else {
             let text = format!("{FORMAT_MAGIC} {DATA_FORMAT_VERSION}\n");
-            replace_file(&format, text.as_bytes()).map_err(at(&format))?;
+            replace_file(&format, text.as_bytes()).map_err(|error| at(&format)(error.into()))?;
         }
         let dir = Self { root, _lock: lock };
         for part in [dir.log(), dir.partitions(), dir.sled()] {
@@ -220,8 +220,8 @@ impl DataDir {
     /// Replaces the manifest, atomically and durably.
     ///
     /// # Errors
-    /// What the system said; the old manifest holds.
-    pub fn write_manifest(&self, manifest: &Manifest) -> io::Result<()> {
+    /// The old manifest holds, unless the error says that this is in doubt.
+    pub fn write_manifest(&self, manifest: &Manifest) -> Result<(), ReplaceError> {
         replace_file(&self.manifest(), &manifest.encode())
     }
 

@@ -180,10 +180,10 @@ fn understand(path: &Path, content: &Content) -> Result<DesiredSet, RegistryErro
 
 fn write(path: &Path, text: &str) -> Result<(), RegistryError> {
     assert!(parse(text).is_ok(), "what is written can be read back");
-    replace_file(path, text.as_bytes()).map_err(|source| RegistryError::Io {
+    replace_file(path, text.as_bytes()).map_err(|error| RegistryError::Io {
         path: path.to_owned(),
         what: "rewritten",
-        source,
+        source: error.into(),
     })
 }
 

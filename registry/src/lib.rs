@@ -19,7 +19,7 @@ use std::{fmt, io, path::PathBuf};
 use stateside_types::{DesiredPartition, DesiredSet, PartitionId};
 
 pub use file::FileRegistry;
-pub use replace::{replace_file, sync_directory_of};
+pub use replace::{ReplaceError, replace_file, sync_directory_of};
 
 /// Where the desired set comes from. Methods block (files, later a network): the manager calls
 /// them off its own thread.

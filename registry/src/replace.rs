@@ -14,24 +14,40 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// A replacement that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+pub struct ReplaceError {
+    /// What the system said.
+    pub source: io::Error,
+    /// Only the last step failed, the fsync of the directory: the new content is in place, and a
+    /// crash may bring back the old. Otherwise the old content is untouched.
+    pub is_in_doubt: bool,
+}
+
 /// Replaces the content of `path`, or makes the file. Symbolic links are followed: the file that
 /// they lead to is replaced, with its permissions kept.
 ///
 /// # Errors
-/// What the system said; then the old content is still there. Only when the last step fails, the
-/// fsync of the directory, the new content may be there already.
-pub fn replace_file(path: &Path, content: &[u8]) -> io::Result<()> {
+/// See [`ReplaceError`].
+pub fn replace_file(path: &Path, content: &[u8]) -> Result<(), ReplaceError> {
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let temporary = with_suffix(&target, ".new");
-    let result = write_new(&target, &temporary, content);
-    if result.is_err() {
+    if let Err(source) = rename_into_place(&target, &temporary, content) {
         // Best effort: the next replacement truncates it anyway.
         let _ = fs::remove_file(&temporary);
+        return Err(ReplaceError { source, is_in_doubt: false });
     }
-    result
+    sync_directory_of(&target).map_err(|source| ReplaceError { source, is_in_doubt: true })
 }
 
-fn write_new(target: &Path, temporary: &Path, content: &[u8]) -> io::Result<()> {
+impl From<ReplaceError> for io::Error {
+    fn from(error: ReplaceError) -> Self {
+        error.source
+    }
+}
+
+fn rename_into_place(target: &Path, temporary: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(temporary)?;
     if let Ok(metadata) = fs::metadata(target) {
         file.set_permissions(metadata.permissions())?;
@@ -39,8 +55,7 @@ fn write_new(target: &Path, temporary: &Path, content: &[u8]) -> io::Result<()> 
     file.write_all(content)?;
     file.sync_all()?;
     drop(file);
-    fs::rename(temporary, target)?;
-    sync_directory_of(target)
+    fs::rename(temporary, target)
 }
 
 /// Makes what happened to the names in a file's directory survive a crash.
@@ -98,7 +113,7 @@ mod tests {
         fs::write(&path, "old").unwrap();
         // A directory in the temporary file's place makes the write fail for root too.
         fs::create_dir(dir.path().join("file.new")).unwrap();
-        assert!(replace_file(&path, b"new").is_err());
+        assert!(!replace_file(&path, b"new").unwrap_err().is_in_doubt);
         assert_eq!(fs::read_to_string(&path).unwrap(), "old");
     }
 }
