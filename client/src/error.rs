@@ -109,6 +109,13 @@ impl Error {
     }
 }
 
+impl Refused {
+    /// Whether the request itself is at fault: sent again as it is, it fails again.
+    pub fn is_invalid_argument(&self) -> bool {
+        self.code == Code::InvalidArgument
+    }
+}
+
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.reason_name.is_empty() {

@@ -1,6 +1,7 @@
 //! The node: configuration, cores, planes, wiring and the command line, as a library behind the
 //! `stateside` binary.
 
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod core;

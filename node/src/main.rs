@@ -1,3 +1,7 @@
 //! The `stateside` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    stateside_node::cli::run()
+}

@@ -202,6 +202,10 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
         data_address: sockets.shared_address,
         metrics: Arc::clone(&metrics),
         progress: Arc::clone(&progress),
+        failed: Box::new(|error| {
+            tracing::error!(error, "a bug: the process ends, for nobody manages it any more");
+            std::process::exit(i32::from(Exit::Failure.code()));
+        }),
     })?;
 
     let coverage = Arc::new(Coverage::new(cores));

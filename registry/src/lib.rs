@@ -23,7 +23,7 @@ pub use replace::{ReplaceError, replace_file, sync_directory_of};
 
 /// Where the desired set comes from. Methods block (files, later a network): the manager calls
 /// them off its own thread.
-pub trait Registry: Send {
+pub trait Registry: Send + Sync {
     /// Looks whether the set changed. To be called about twice a second.
     fn poll(&mut self) -> Polled;
 

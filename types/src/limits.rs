@@ -154,4 +154,4 @@ pub const IMPORT_RECORD_BYTES_MAX: usize = BATCH_BYTES_MAX;
 /// Lanes of an import: batches under way at once. Records of one key always share a lane.
 pub const IMPORT_LANES_MAX: usize = 64;
 /// Distinct key hashes that a dry run of an import remembers (8 bytes each).
-pub const IMPORT_DISTINCT_KEYS_MAX: usize = 64 << 20;
+pub const IMPORT_DISTINCT_KEYS_MAX: usize = 16 << 20;

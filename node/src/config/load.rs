@@ -49,13 +49,21 @@ pub(super) fn load(
 
 impl Overrides {
     fn text_of(&self, flag: &str) -> Option<String> {
+        let path = |path: &Option<std::path::PathBuf>| {
+            path.as_ref().map(|path| path.display().to_string())
+        };
         match flag {
-            "--data-dir" => self.data_dir.as_ref().map(|path| path.display().to_string()),
+            "--data-dir" => path(&self.data_dir),
             "--listen" => self.listen.clone(),
             "--control-listen" => self.control_listen.clone(),
             "--metrics-listen" => self.metrics_listen.clone(),
             "--cores" => self.cores.clone(),
             "--ack" => self.ack.clone(),
+            "--node-id" => self.node_id.clone(),
+            "--unix-socket" => path(&self.unix_socket),
+            "--registry" => path(&self.registry),
+            "--log-format" => self.log_format.clone(),
+            "--log-level" => self.log_level.clone(),
             other => unreachable!("the key table names the flag {other}, which Overrides lacks"),
         }
     }

@@ -21,7 +21,7 @@ pub use render::{ShownKey, default_file, documentation};
 pub use settings::{
     DataSettings, DrainSettings, ListenSettings, LogSettings, LoggingFormat, LoggingLevel,
     LoggingSettings, MemorySettings, NodeSettings, PartitionSettings, RegistrySettings, Settings,
-    SledSettings, SnapshotSettings, StoreSettings,
+    SledSettings, StoreSettings,
 };
 
 /// What the command line of `serve` and `config` sets. Everything as text, so that one parser
@@ -43,6 +43,16 @@ pub struct Overrides {
     pub cores: Option<String>,
     /// `--ack`
     pub ack: Option<String>,
+    /// `--node-id`
+    pub node_id: Option<String>,
+    /// `--unix-socket`
+    pub unix_socket: Option<PathBuf>,
+    /// `--registry`
+    pub registry: Option<PathBuf>,
+    /// `--log-format`
+    pub log_format: Option<String>,
+    /// `--log-level`
+    pub log_level: Option<String>,
 }
 
 /// Reads an environment variable.

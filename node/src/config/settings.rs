@@ -20,8 +20,6 @@ pub struct Settings {
     pub partition: PartitionSettings,
     /// The local log of each core.
     pub log: LogSettings,
-    /// Snapshots in the background and on request.
-    pub snapshot: SnapshotSettings,
     /// Memory.
     pub memory: MemorySettings,
     /// The state stores.
@@ -85,15 +83,6 @@ pub struct LogSettings {
     pub max_mb: u32,
     /// How long a write acknowledged from memory waits at most to be written to disk.
     pub flush_after_ms: u32,
-}
-
-/// `[snapshot]`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotSettings {
-    /// Bytes of records, KiB, that a snapshot takes in one turn of its core.
-    pub step_kb: u32,
-    /// Bytes, MiB, that a core's background snapshots write a second. 0: as fast as it goes.
-    pub rate_mb_per_s: u32,
 }
 
 /// `[memory]`

@@ -54,7 +54,9 @@ pub enum BootstrapError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// The data directory is another node's.
-    #[error("{path} belongs to the node `{found}`, and node.id says `{configured}`: choose the right data directory, or leave node.id out")]
+    #[error(
+        "{path} belongs to the node `{found}`, and node.id says `{configured}`: choose the right data directory, or leave node.id out"
+    )]
     OtherNode {
         /// The data directory.
         path: PathBuf,
@@ -122,11 +124,7 @@ pub fn bootstrap(settings: &Settings) -> Result<Bootstrap, BootstrapError> {
 /// What partitions get that their declaration leaves out.
 pub(crate) fn defaults(settings: &Settings) -> Defaults {
     let partition = &settings.partition;
-    Defaults {
-        store: partition.store,
-        ack: partition.ack,
-        pipeline: partition.pipeline.clone(),
-    }
+    Defaults { store: partition.store, ack: partition.ack, pipeline: partition.pipeline.clone() }
 }
 
 /// Milliseconds since 1970.
@@ -187,7 +185,11 @@ fn host_name() -> String {
     let is_usable = !name.is_empty()
         && name.len() <= limits::NODE_ID_BYTES_MAX
         && name.bytes().all(|byte| byte.is_ascii_graphic());
-    if is_usable { name.into_owned() } else { format!("node-{:x}-{}", now_unix_ms(), std::process::id()) }
+    if is_usable {
+        name.into_owned()
+    } else {
+        format!("node-{:x}-{}", now_unix_ms(), std::process::id())
+    }
 }
 
 #[cfg(test)]
@@ -251,7 +253,10 @@ mod tests {
         drop(started);
         fs::write(&file, "[[partition]]\nid = 3\nrnge = \"0..\"\n").unwrap();
         let broken = bootstrap(&settings).unwrap_err().to_string();
-        assert!(broken.starts_with(&format!("{}:3: unknown key `rnge`", file.display())), "{broken}");
+        assert!(
+            broken.starts_with(&format!("{}:3: unknown key `rnge`", file.display())),
+            "{broken}"
+        );
     }
 
     #[test]
@@ -284,7 +289,8 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_registry_is_made_anew_from_the_manifest_and_a_lost_manifest_beside_data_is_an_error() {
+    fn a_lost_registry_is_made_anew_from_the_manifest_and_a_lost_manifest_beside_data_is_an_error()
+    {
         let dir = tempfile::tempdir().unwrap();
         let first = bootstrap(&settings(&dir, 1)).unwrap();
         let (manifest, registry) = (first.data_dir.manifest(), first.data_dir.registry());

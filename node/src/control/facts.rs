@@ -73,10 +73,8 @@ pub(crate) fn describe_all(view: &View, reports: &[Option<CoreReport>]) -> Vec<D
         let at = report.partitions.binary_search_by_key(&placed.spec.id, |one| one.spec.id).ok()?;
         Some(report.partitions[at].clone())
     };
-    let described = |placed: &PlacedPartition| Described {
-        placed: placed.clone(),
-        report: find(placed),
-    };
+    let described =
+        |placed: &PlacedPartition| Described { placed: placed.clone(), report: find(placed) };
     view.manifest.partitions.values().map(described).collect()
 }
 

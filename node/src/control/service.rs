@@ -64,7 +64,10 @@ impl ControlService {
         }
     }
 
-    async fn add(&self, request: v1::AddPartitionRequest) -> Result<v1::AddPartitionResponse, Refusal> {
+    async fn add(
+        &self,
+        request: v1::AddPartitionRequest,
+    ) -> Result<v1::AddPartitionResponse, Refusal> {
         let _permit = permit(&self.facts.changes)?;
         let range = request.range.ok_or_else(|| {
             Refusal::new(Reason::InvalidRange, "range: every partition needs one")

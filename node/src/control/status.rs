@@ -37,7 +37,10 @@ mod tests {
             assert!(status.message().starts_with("it is so; "));
             let details = status.get_error_details();
             let info = details.error_info().unwrap();
-            assert_eq!((info.reason.as_str(), info.domain.as_str()), (reason.as_str(), ERROR_DOMAIN));
+            assert_eq!(
+                (info.reason.as_str(), info.domain.as_str()),
+                (reason.as_str(), ERROR_DOMAIN)
+            );
             assert_eq!(info.metadata["partition"], "7");
             let retry = details.retry_info().and_then(|retry| retry.retry_delay);
             let ms = retry.map(|delay| delay.as_millis() as u32);

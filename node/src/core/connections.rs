@@ -151,6 +151,7 @@ impl Connections {
             let Some(connection) = find(&mut self.table, id) else { continue };
             connection.dirty = false;
             let mut backlog = ring.backlog(id);
+            let mut more = false;
             if backlog == 0 {
                 connection.session.send(&mut self.out, SEND_BUDGET_BYTES);
                 let length = self.out.len();
@@ -159,13 +160,14 @@ impl Connections {
                     backlog = ring.send(id, &mut self.out);
                     self.out.clear();
                 }
-                // Answers that left make room for calls that waited.
-                drain_events(connection, request);
-                if length >= SEND_BUDGET_BYTES && backlog == 0 {
+                // Answers that left make room for calls that waited; those may be answered by now.
+                let started = drain_events(connection, request);
+                more = length >= SEND_BUDGET_BYTES || started;
+                if more && backlog == 0 {
                     again.push(id);
                 }
             }
-            if backlog == 0 && (connection.session.is_finished() || connection.over) {
+            if backlog == 0 && !more && (connection.session.is_finished() || connection.over) {
                 ring.close(id, Closing::Graceful);
                 self.table[id.index()] = None;
                 self.open -= 1;
@@ -259,13 +261,17 @@ fn mark(dirty: &mut Vec<ConnectionId>, connection: &mut Connection) {
     }
 }
 
+/// Hands out what the session has to do; whether there was anything.
 fn drain_events(
     connection: &mut Connection,
     request: &mut dyn FnMut(ConnectionId, &mut Session, SessionEvent),
-) {
+) -> bool {
+    let mut any = false;
     while let Some(event) = connection.session.next_event() {
         request(connection.id, &mut connection.session, event);
+        any = true;
     }
+    any
 }
 
 /// Milliseconds of the core's monotonic clock, as sessions count them.

@@ -147,8 +147,7 @@ impl Manager {
         }
         // Without a confirmation the one thing that stops a removal which was checked before is
         // a record that arrived meanwhile.
-        let reason =
-            if confirm { Reason::PartitionBusy } else { Reason::ConfirmationRequired };
+        let reason = if confirm { Reason::PartitionBusy } else { Reason::ConfirmationRequired };
         let why = self.what_is_said_of(id);
         Refusal::new(reason, format!("partition {id} cannot be removed now: {why}"))
     }
@@ -200,7 +199,10 @@ fn overlap_in_manifest(manifest: &Manifest, wanted: &Wanted) -> Option<Partition
 fn still_under_way(id: PartitionId, what: &str) -> Refusal {
     Refusal::new(
         Reason::DeadlineExceeded,
-        format!("partition {id} is still {what} after {} s and goes on; Status tells", CALL_WAIT.as_secs()),
+        format!(
+            "partition {id} is still {what} after {} s and goes on; Status tells",
+            CALL_WAIT.as_secs()
+        ),
     )
 }
 

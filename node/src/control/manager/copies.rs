@@ -44,10 +44,11 @@ impl Manager {
         reply: Answer<SnapshotReport>,
     ) {
         let asked = match self.check_copy(id, &path) {
-            Ok(core) => {
-                self.cores.ask(core, |reply| CoreCommand::Snapshot { id, path, reply }).await
-                    .map(|answer| (core, answer))
-            }
+            Ok(core) => self
+                .cores
+                .ask(core, |reply| CoreCommand::Snapshot { id, path, reply })
+                .await
+                .map(|answer| (core, answer)),
             Err(refusal) => Err(refusal),
         };
         match asked {
@@ -56,7 +57,8 @@ impl Manager {
                 self.busy.insert(id, "a snapshot");
                 self.copying.spawn(async move {
                     let result = answer.recv_async().await;
-                    let _ = reply.send(result.unwrap_or_else(|_| Err(super::super::cores::gone(core))));
+                    let _ =
+                        reply.send(result.unwrap_or_else(|_| Err(super::super::cores::gone(core))));
                     Copied::Snapshot(id)
                 });
             }

@@ -67,7 +67,7 @@ const CALL_WAIT: Duration = Duration::from_secs(30);
 const REPORT_WAIT: Duration = Duration::from_secs(2);
 
 /// Where the manifest is kept. The data directory is; tests have others.
-pub(crate) trait ManifestStore: Send {
+pub(crate) trait ManifestStore: Send + Sync {
     /// Replaces the manifest, atomically and durably. Blocks.
     fn write(&mut self, manifest: &Manifest) -> Result<(), ReplaceError>;
 }
@@ -330,9 +330,11 @@ impl Manager {
     /// Shows the others what is pending.
     fn show(&mut self) {
         let mut pending = Vec::new();
-        pending.extend(self.registry_problem.iter().map(|problem| {
-            format!("registry: {problem}; the last good set stays in force")
-        }));
+        pending.extend(
+            self.registry_problem
+                .iter()
+                .map(|problem| format!("registry: {problem}; the last good set stays in force")),
+        );
         pending.extend(self.manifest_problem.iter().map(|problem| problem.message.to_string()));
         pending.extend(self.owed.iter().map(|(id, owed)| owed.describe(*id)));
         pending.extend(self.left.iter().cloned());
@@ -390,7 +392,9 @@ fn not_serving(phase: Phase) -> Refusal {
 fn unknown(target: &Target) -> Refusal {
     let text = match target {
         Target::Id(id) => format!("this node has no partition {id}"),
-        Target::Range(range) => format!("this node has no partition with exactly the range {range}"),
+        Target::Range(range) => {
+            format!("this node has no partition with exactly the range {range}")
+        }
     };
     Refusal::new(Reason::UnknownPartition, text)
 }

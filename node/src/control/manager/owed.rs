@@ -53,9 +53,7 @@ impl Owed {
             Work::Add(spec) => CoreCommand::Add { spec, reply },
             Work::Update(spec) => CoreCommand::Update { spec, reply },
             Work::Remove => CoreCommand::Remove { id, reply },
-            Work::FinishRestore(spec) => {
-                CoreCommand::FinishRestore { id, spec: Some(spec), reply }
-            }
+            Work::FinishRestore(spec) => CoreCommand::FinishRestore { id, spec: Some(spec), reply },
         }
     }
 

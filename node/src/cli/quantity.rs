@@ -1,0 +1,63 @@
+//! Amounts on the command line: durations and rates.
+
+use std::time::Duration;
+
+/// `500ms`, `10s`, `2m`, `1h`; a bare number is seconds. Not zero.
+pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is not a duration such as 500ms, 10s, 2m or 1h");
+    let split = text.find(|char: char| !char.is_ascii_digit() && char != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let seconds = match unit.trim() {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3_600.0,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    match Duration::try_from_secs_f64(number * seconds) {
+        Ok(Duration::ZERO) => Err(format!("`{text}` leaves no time at all")),
+        Ok(duration) if duration <= MAX => Ok(duration),
+        _ => Err(format!("`{text}` is longer than a day")),
+    }
+}
+
+const MAX: Duration = Duration::from_secs(24 * 3_600);
+
+/// Records per second: `5000`, `5000/s`, `5k/s`. Not zero.
+pub(super) fn parse_rate(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is not a rate such as 5000/s or 5k/s");
+    let number = text.strip_suffix("/s").unwrap_or(text).trim();
+    let (number, factor) = match number.strip_suffix(['k', 'K']) {
+        Some(thousands) => (thousands, 1_000),
+        None => (number, 1),
+    };
+    let number: u64 = number.replace('_', "").parse().map_err(|_| wrong())?;
+    number.checked_mul(factor).filter(|&rate| rate > 0).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_parse() {
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("1.5s"), Ok(Duration::from_millis(1_500)));
+        assert_eq!(parse_duration("7"), Ok(Duration::from_secs(7)));
+        assert_eq!(parse_duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in ["", "s", "0", "0ms", "5 parsecs", "-1s", "25h", "1e9"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn rates_parse() {
+        assert_eq!(parse_rate("5000/s"), Ok(5_000));
+        assert_eq!(parse_rate("5k"), Ok(5_000));
+        assert_eq!(parse_rate("1_000"), Ok(1_000));
+        for wrong in ["", "0", "0/s", "many", "-3", "99999999999999999999k"] {
+            assert!(parse_rate(wrong).is_err(), "{wrong}");
+        }
+    }
+}
