@@ -16,7 +16,7 @@ pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
 /// HTTP/2 window a client may fill on one stream before the server has reserved memory for the
 /// rest of the message. A larger message costs one round trip for the reservation.
-pub const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+pub const STREAM_WINDOW_BYTES: u32 = 128 << 10;
 /// HTTP/2 window of a whole connection.
 pub const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 /// Request headers of one call, bytes, counted as HTTP/2 does (32 more for each field).
@@ -27,9 +27,13 @@ pub const SEND_BACKLOG_BYTES_MAX: usize = 4 << 20;
 /// Bytes of unsent answers on one connection. An answer above it costs its stream a reset:
 /// only calls that were started before the client fell behind can get there.
 pub const RESPONSE_BACKLOG_BYTES_MAX: usize = 64 << 20;
+/// The same for all connections of a core.
+pub const RESPONSE_BACKLOG_BYTES_PER_CORE_MAX: usize = 512 << 20;
 /// Bytes of request messages held for one connection until they are handed out: one half for
 /// messages within their stream's first window, one half for reservations of larger ones.
-pub const REQUEST_BYTES_PER_CONNECTION_MAX: usize = 16 << 20;
+pub const REQUEST_BYTES_PER_CONNECTION_MAX: usize = 32 << 20;
+/// The same for all connections of a core. Above it: `OVERLOADED`.
+pub const REQUEST_BYTES_PER_CORE_MAX: usize = 256 << 20;
 /// Longest text of a refusal that is sent (it travels in headers), bytes.
 pub const REFUSAL_TEXT_BYTES_MAX: usize = 1 << 10;
 /// Longest `google.rpc.Status` that is sent with a refusal, bytes before base64. Above it the

@@ -4,7 +4,7 @@ use std::{cell::RefCell, rc::Rc};
 
 use stateside_types::limits;
 
-use crate::{buffer_pool::BufferPool, nghttp2::Setup, streams::Streams};
+use crate::{buffer_pool::BufferPool, nghttp2::Setup, request_budget::Account, streams::Streams};
 
 /// Methods and limits of a server. `new` takes every limit from `stateside_types::limits`.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct SessionConfig {
     pub message_bytes_max: usize,
     /// Request messages held and not yet handed out.
     pub request_bytes_per_connection_max: usize,
+    /// The same for all connections of the endpoint.
+    pub request_bytes_per_core_max: usize,
     /// One response message. A larger one is replaced by a `RESPONSE_TOO_LARGE` refusal.
     pub response_bytes_max: usize,
     /// Unsent bytes of answers above which no further call is started, and nothing is read
@@ -30,6 +32,8 @@ pub struct SessionConfig {
     pub send_backlog_bytes_max: usize,
     /// Unsent bytes of answers above which an answer costs its stream a reset.
     pub response_backlog_bytes_max: usize,
+    /// The same for all connections of the endpoint.
+    pub response_backlog_bytes_per_core_max: usize,
     /// From connecting to the client's first SETTINGS.
     pub handshake_timeout_ms: u64,
     /// From the first GOAWAY of a drain to the second, if the client does not answer.
@@ -47,9 +51,11 @@ impl SessionConfig {
             header_bytes_max: limits::HEADER_BYTES_MAX,
             message_bytes_max: limits::BATCH_BYTES_MAX,
             request_bytes_per_connection_max: limits::REQUEST_BYTES_PER_CONNECTION_MAX,
+            request_bytes_per_core_max: limits::REQUEST_BYTES_PER_CORE_MAX,
             response_bytes_max: limits::RESPONSE_BYTES_MAX,
             send_backlog_bytes_max: limits::SEND_BACKLOG_BYTES_MAX,
             response_backlog_bytes_max: limits::RESPONSE_BACKLOG_BYTES_MAX,
+            response_backlog_bytes_per_core_max: limits::RESPONSE_BACKLOG_BYTES_PER_CORE_MAX,
             handshake_timeout_ms: limits::HANDSHAKE_TIMEOUT_MS,
             drain_notice_ms: limits::DRAIN_NOTICE_MS,
         }
@@ -61,6 +67,10 @@ pub struct Endpoint {
     pub(crate) config: SessionConfig,
     pub(crate) setup: Setup<Streams>,
     pool: RefCell<BufferPool>,
+    /// Request bytes held by all sessions.
+    pub(crate) requests: Account,
+    /// Unsent answer bytes of all sessions.
+    pub(crate) answers: Account,
 }
 
 impl Endpoint {
@@ -69,7 +79,9 @@ impl Endpoint {
     pub fn new(config: SessionConfig) -> Result<Rc<Self>, crate::Closed> {
         assert!(config.methods.len() <= usize::from(u16::MAX), "a Method is a u16");
         let setup = Setup::new(limits::UNSENT_ACKS_MAX)?;
-        Ok(Rc::new(Self { config, setup, pool: RefCell::default() }))
+        let requests = Account::new(config.request_bytes_per_core_max);
+        let answers = Account::new(config.response_backlog_bytes_per_core_max);
+        Ok(Rc::new(Self { config, setup, pool: RefCell::default(), requests, answers }))
     }
 
     /// What it was made with.

@@ -25,7 +25,7 @@ pub(crate) enum Rejection {
     NoMessage,
     Truncated,
     SecondMessage,
-    /// The connection holds all the request bytes it may.
+    /// The connection, or the core, holds all the request bytes it may.
     RequestBytes,
     DeadlineExceeded,
 }
@@ -94,10 +94,7 @@ impl Rejection {
             ),
             Self::RequestBytes => Refusal::new(
                 Reason::Overloaded,
-                format!(
-                    "requests of this connection hold {} bytes",
-                    config.request_bytes_per_connection_max
-                ),
+                "too many bytes of unfinished requests are held for this connection or core",
             ),
             Self::DeadlineExceeded => {
                 Refusal::new(Reason::DeadlineExceeded, "the call's deadline passed on the server")

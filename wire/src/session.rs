@@ -206,7 +206,9 @@ impl Session {
         let deadline = (stream.deadline != Millis::NEVER).then_some(stream.deadline);
         let message = self.streams.take_message(id);
         // What the message held may be what another stream waits for.
-        if let Err(failure) = self.grant_windows() {
+        if self.streams.any_waiting()
+            && let Err(failure) = self.try_settle()
+        {
             self.close(failure.into());
         }
         Some(Event::Request { stream: id, method, deadline, message })
@@ -241,14 +243,12 @@ impl Session {
             return self.refuse(stream, &refusal);
         }
         framed[1..PREFIX_BYTES].copy_from_slice(&(length as u32).to_be_bytes());
-        if self.streams.backlog_bytes + framed.len() > config.response_backlog_bytes_max {
+        if !self.streams.put_answer(stream, framed) {
             // Not a refusal: that would say that nothing was done. A reset promises nothing.
-            self.streams.endpoint.recycle(framed);
             self.streams.begin_answer(stream);
             self.submitted(|this| this.connection.reset(stream.number, ErrorCode::EnhanceYourCalm));
             return false;
         }
-        self.streams.put_answer(stream, framed);
         self.submitted(|this| this.connection.respond(stream.number, stream.slot, OK_HEADERS))
     }
 
@@ -311,30 +311,12 @@ impl Session {
             out.extend_from_slice(mem::take(&mut self.farewell));
             return;
         }
-        let end = out.len().saturating_add(budget);
-        self.streams.out_bytes_max = end;
+        self.streams.out_bytes_max = out.len().saturating_add(budget);
         // DATA frames are written by a callback: they go to the same buffer.
         mem::swap(&mut self.streams.out, out);
-        let failure = loop {
-            if self.streams.out.len() >= end {
-                break None;
-            }
-            match self.connection.send(&mut self.streams) {
-                Ok([]) if self.streams.out.len() >= end => break None,
-                // All queued frames are out, answers among them: the library drops an answer that
-                // is queued behind a reset of its stream, so resets come after.
-                Ok([]) if !self.streams.answered_early.is_empty() => {
-                    if let Err(failure) = self.reset_answered_early() {
-                        break Some(failure);
-                    }
-                }
-                Ok([]) => break None,
-                Ok(bytes) => self.streams.out.extend_from_slice(bytes),
-                Err(failure) => break Some(failure),
-            }
-        };
+        let result = self.write_frames();
         mem::swap(&mut self.streams.out, out);
-        if let Some(failure) = failure {
+        if let Err(failure) = result {
             self.close(failure.into());
         }
     }
@@ -402,6 +384,23 @@ impl Session {
         (self.streams.open() == 0).then_some(self.last_active)
     }
 
+    /// Moves frames from the library to `streams.out`, up to `out_bytes_max`.
+    fn write_frames(&mut self) -> Result<(), Failure> {
+        while self.streams.out.len() < self.streams.out_bytes_max {
+            let bytes = self.connection.send(&mut self.streams)?;
+            self.streams.out.extend_from_slice(bytes);
+            let is_drained =
+                bytes.is_empty() && self.streams.out.len() < self.streams.out_bytes_max;
+            // All queued frames are out, answers among them. The library drops an answer that is
+            // queued behind a reset of its stream, so such resets come only now. And streams
+            // that ended have made room for others.
+            if is_drained && !self.reset_answered_early()? && !self.grant_windows()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn feed(&mut self, bytes: &[u8]) -> Result<(), Closed> {
         if !self.connection.wants_read() {
             return Err(self.close(Closed::Ended));
@@ -425,6 +424,8 @@ impl Session {
         if consumed > 0 {
             self.connection.consume(consumed)?;
         }
+        // First, since a reservation may be refused.
+        self.grant_windows()?;
         while let Some((id, rejection)) = self.streams.rejected.pop() {
             // The client may have reset it since, in the same bytes.
             if self.streams.get(id).is_none() {
@@ -437,25 +438,30 @@ impl Session {
                 self.submit_refusal(id, &refusal, rejection.http_status())?;
             }
         }
-        self.grant_windows()
-    }
-
-    fn grant_windows(&mut self) -> Result<(), Failure> {
-        while let Some((number, total_bytes)) = self.streams.next_grant() {
-            self.connection.set_window(number, total_bytes.saturating_add(WINDOW_SLACK_BYTES))?;
-        }
         Ok(())
     }
 
-    /// Tells clients that still send to stop. RFC 9113, section 8.1.
-    fn reset_answered_early(&mut self) -> Result<(), Failure> {
+    /// Lets large messages come that were waiting. True: some may.
+    fn grant_windows(&mut self) -> Result<bool, Failure> {
+        let mut granted = false;
+        while let Some((number, total_bytes)) = self.streams.next_grant() {
+            self.connection.set_window(number, total_bytes.saturating_add(WINDOW_SLACK_BYTES))?;
+            granted = true;
+        }
+        Ok(granted)
+    }
+
+    /// Tells clients that still send to stop (RFC 9113, section 8.1). True: there were some.
+    fn reset_answered_early(&mut self) -> Result<bool, Failure> {
+        let mut reset = false;
         while let Some(number) = self.streams.answered_early.pop() {
             // Its rest may have arrived since: then the stream is over, or about to be.
             if self.streams.still_sends(number) {
                 self.connection.reset(number, ErrorCode::NoError)?;
+                reset = true;
             }
         }
-        Ok(())
+        Ok(reset)
     }
 
     fn submit_refusal(

@@ -16,7 +16,7 @@ use crate::{
     endpoint::Endpoint,
     nghttp2::{FrameHead, Handler, Read, Written, frame},
     rejection::Rejection,
-    request_budget::RequestBudget,
+    request_budget::{RequestBudget, Reserved},
     stream::{State, Stream, StreamId},
 };
 
@@ -115,7 +115,7 @@ impl Streams {
     /// Takes the request message out of a stream: it no longer counts against the budget.
     pub(crate) fn take_message(&mut self, id: StreamId) -> Vec<u8> {
         let stream = &mut self.slots[id.slot as usize];
-        self.budget.release(&mut stream.holding);
+        self.budget.release(&self.endpoint.requests, &mut stream.holding);
         stream.incoming.reset()
     }
 
@@ -134,8 +134,15 @@ impl Streams {
         self.sweep_requests();
     }
 
-    /// Queues a framed answer, which is also the end of it.
-    pub(crate) fn put_answer(&mut self, id: StreamId, framed: Vec<u8>) {
+    /// Queues a framed answer, which is also the end of it. False: too much is unsent already;
+    /// nothing was queued.
+    pub(crate) fn put_answer(&mut self, id: StreamId, framed: Vec<u8>) -> bool {
+        if self.backlog_bytes + framed.len() > self.endpoint.config.response_backlog_bytes_max
+            || !self.endpoint.answers.add(framed.len())
+        {
+            self.endpoint.recycle(framed);
+            return false;
+        }
         let stream = &mut self.slots[id.slot as usize];
         stream.state = State::Answering;
         self.backlog_bytes += framed.len();
@@ -143,6 +150,14 @@ impl Streams {
         let buffer = stream.outgoing.put(framed);
         stream.outgoing.end();
         self.endpoint.recycle(buffer);
+        true
+    }
+
+    /// Answer bytes are no longer waiting.
+    #[inline]
+    fn unqueue(&mut self, bytes: usize) {
+        self.backlog_bytes -= bytes;
+        self.endpoint.answers.subtract(bytes);
     }
 
     /// Whether the stream is open and its client has not ended its side.
@@ -170,6 +185,11 @@ impl Streams {
         }
     }
 
+    /// Whether a stream waits for its reservation.
+    pub(crate) fn any_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// The next stream whose whole message may come, and its bytes.
     pub(crate) fn next_grant(&mut self) -> Option<(i32, u32)> {
         while let Some(&id) = self.waiting.front() {
@@ -177,11 +197,15 @@ impl Streams {
             let stream = &mut self.slots[id.slot as usize];
             if stream.number == id.number && stream.state == State::Receiving {
                 let total_bytes = stream.incoming.total_bytes().unwrap_or_default();
-                if !self.budget.reserve(&mut stream.holding, total_bytes) {
-                    return None;
+                let core = &self.endpoint.requests;
+                match self.budget.reserve(core, &mut stream.holding, total_bytes) {
+                    Reserved::NotYet => return None,
+                    Reserved::Refused => self.reject(id, Rejection::RequestBytes),
+                    Reserved::Yes => {
+                        self.waiting.pop_front();
+                        return Some((id.number, total_bytes));
+                    }
                 }
-                self.waiting.pop_front();
-                return Some((id.number, total_bytes));
             }
             self.waiting.pop_front();
         }
@@ -248,6 +272,14 @@ impl Streams {
     }
 }
 
+impl Drop for Streams {
+    fn drop(&mut self) {
+        // What the connection held is there for others.
+        self.endpoint.requests.subtract(self.budget.held_bytes());
+        self.endpoint.answers.subtract(self.backlog_bytes);
+    }
+}
+
 impl Handler for Streams {
     #[inline]
     fn frame_begins(&mut self, head: FrameHead) {
@@ -292,7 +324,7 @@ impl Handler for Streams {
         if let Err(rejection) = stream.incoming.push(bytes, config.message_bytes_max) {
             return self.reject(id, rejection);
         }
-        if !self.budget.receive(&mut stream.holding, bytes.len()) {
+        if !self.budget.receive(&self.endpoint.requests, &mut stream.holding, bytes.len()) {
             return self.reject(id, Rejection::RequestBytes);
         }
         if !stream.waits_for_window
@@ -341,8 +373,9 @@ impl Handler for Streams {
             _ => {}
         }
         stream.state = State::Free;
-        self.backlog_bytes -= stream.outgoing.unsent();
+        let unsent = stream.outgoing.unsent();
         let answer = stream.outgoing.reset();
+        self.unqueue(unsent);
         self.endpoint.recycle(answer);
         let message = self.take_message(id);
         self.endpoint.recycle(message);
@@ -364,7 +397,7 @@ impl Handler for Streams {
             self.out.truncate(self.out.len() - head.len());
             return Written::Missing;
         }
-        self.backlog_bytes -= length;
+        self.unqueue(length);
         self.control_frames.earn();
         if self.out.len() < self.out_bytes_max { Written::More } else { Written::Enough }
     }

@@ -12,7 +12,7 @@ use harness::{
     },
 };
 use stateside_types::limits;
-use stateside_wire::{Closed, Event, Method, Millis};
+use stateside_wire::{Closed, Endpoint, Event, Method, Millis};
 
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -297,6 +297,46 @@ fn large_messages_that_do_not_fit_wait_their_turn_and_get_it() {
     let frames = hand.frames();
     assert!(of_kind(&frames, WINDOW_UPDATE).iter().any(|frame| frame.stream == 5));
     assert_eq!(hand.events, ["request"]);
+}
+
+#[test]
+fn what_the_connections_of_a_core_hold_together_is_bounded() {
+    let mut small = config();
+    small.request_bytes_per_core_max = 100_000;
+    small.response_backlog_bytes_per_core_max = 100_000;
+    let endpoint = Endpoint::new(small).unwrap();
+    let connected = || {
+        let mut hand = ByHand::on(&endpoint);
+        hand.feed(&handshake()).unwrap();
+        hand.output();
+        hand
+    };
+    let (mut one, mut other) = (connected(), connected());
+
+    // Requests: one connection holds most of what there is.
+    one.feed(&open(1, path(ECHO))).unwrap();
+    for piece in framed(&[1; 90_000])[..80_000].chunks(16_000) {
+        one.feed(&frame(DATA, 0, 1, piece)).unwrap();
+    }
+    let request = [open(1, path(ECHO)), frame(DATA, 0, 1, &framed(&[1; 16_000]))].concat();
+    other.feed(&request).unwrap();
+    other.feed(&open(3, path(ECHO))).unwrap();
+    other.feed(&frame(DATA, END_STREAM, 3, &framed(&[1; 8_000]))).unwrap();
+    assert!(other.frames().iter().any(|f| f.kind == HEADERS && f.flags & END_STREAM != 0));
+    assert_eq!(other.events, [""; 0]);
+    drop(one);
+    other.feed(&unary(5, path(ECHO), &[1; 8_000])).unwrap();
+    assert_eq!(other.events, ["request"]);
+    other.output();
+
+    // Answers: one connection has most of what there is unsent.
+    let mut one = connected();
+    one.feed(&unary(1, path(SIZE), &90_000_u32.to_be_bytes())).unwrap();
+    other.feed(&unary(7, path(SIZE), &20_000_u32.to_be_bytes())).unwrap();
+    assert_eq!(of_kind(&other.frames(), RST_STREAM)[0].error_code(), ENHANCE_YOUR_CALM);
+    drop(one);
+    other.feed(&unary(9, path(SIZE), &20_000_u32.to_be_bytes())).unwrap();
+    assert!(of_kind(&other.frames(), RST_STREAM).is_empty());
 }
 
 #[test]

@@ -122,7 +122,8 @@ proptest! {
         let (mut hand, out) = run(&bytes, &cuts, usize::MAX);
         harness::frames::parse(if out.starts_with(b"HTTP/1.1") { &[] } else { &out });
         let held = HELD.with(Cell::get) - held_before - out.capacity() as isize;
-        prop_assert!(held < 4 << 20, "{} bytes are held", held);
+        // A backlog below its limit, and the one answer that went above it.
+        prop_assert!(held < 24 << 20, "{} bytes are held", held);
         // Whatever state it is in, it drains or ends.
         hand.session.receive_end();
         hand.session.go_away(hand.now);

@@ -184,10 +184,10 @@ fn the_largest_message_is_taken_and_comes_back() {
 }
 
 #[test]
-fn thirty_two_batches_of_a_mebibyte_at_a_time_all_go_through() {
+fn sixty_four_batches_of_a_mebibyte_at_a_time_all_go_through() {
     with_client(config(), Builder::new(), async |send, _| {
         let message = vec![3; 1 << 20];
-        let calls: Vec<_> = (0..32)
+        let calls: Vec<_> = (0..64)
             .map(|_| {
                 let (send, message) = (send.clone(), message.clone());
                 tokio::task::spawn_local(async move {

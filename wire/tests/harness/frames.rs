@@ -1,5 +1,7 @@
 //! HTTP/2 frames made and read by hand, for what a well-behaved client library will not send.
 
+use std::rc::Rc;
+
 use stateside_wire::{Closed, Endpoint, Event, Millis, Session, SessionConfig};
 
 use super::apply;
@@ -130,9 +132,13 @@ pub(crate) struct ByHand {
 
 impl ByHand {
     pub(crate) fn new(config: SessionConfig) -> Self {
-        let endpoint = Endpoint::new(config).unwrap();
+        Self::on(&Endpoint::new(config).unwrap())
+    }
+
+    /// One of several on an endpoint.
+    pub(crate) fn on(endpoint: &Rc<Endpoint>) -> Self {
         let now = Millis(1_000);
-        Self { session: Session::new(&endpoint, now).unwrap(), now, events: Vec::new() }
+        Self { session: Session::new(endpoint, now).unwrap(), now, events: Vec::new() }
     }
 
     /// Through the handshake.
