@@ -398,7 +398,7 @@ impl Operations {
             Purpose::Operator(reply) => answer(&reply, result),
             Purpose::Background => match result {
                 Ok(report) => {
-                    tracing::info!(
+                    tracing::debug!(
                         partition = job.partition.0,
                         sequence = report.sequence.0,
                         records = report.records,
