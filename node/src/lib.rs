@@ -1,1 +1,3 @@
-//! stub
+//! The node: files, cores, planes and their wiring.
+
+pub mod log_files;
