@@ -1,13 +1,3 @@
-//! The node: configuration, cores, planes, wiring and the command line, as a library behind the
-//! `stateside` binary.
+//! The node: files, cores, planes and their wiring.
 
-pub mod cli;
-pub mod config;
-pub mod control;
-pub mod core;
-pub mod data_dir;
-pub mod exit;
 pub mod log_files;
-pub mod metrics;
-pub mod reactor;
-pub mod serve;

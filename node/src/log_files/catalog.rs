@@ -3,8 +3,7 @@
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
 use stateside_pipeline::log::{
-    BLOCK_BYTES, FoundSegment, Generation, HeaderError, Placement, RunPlan, SegmentHeader,
-    plan_runs,
+    BLOCK_BYTES, FoundSegment, Generation, HeaderError, RunPlan, SegmentHeader, plan_runs,
 };
 use stateside_types::CoreId;
 
@@ -54,11 +53,6 @@ impl LogCatalog {
         Ok(Self { logs })
     }
 
-    /// Whether there are records that another placement of partitions wrote.
-    pub fn has_older_placements(&self, current: Placement) -> bool {
-        self.logs.values().flat_map(|log| &log.runs).any(|run| run.placement < current)
-    }
-
     /// Cores that have a log here.
     pub fn cores(&self) -> impl Iterator<Item = CoreId> {
         self.logs.keys().copied()
@@ -72,7 +66,7 @@ impl LogCatalog {
     /// How much a core's recovery reads at most, bytes.
     pub fn bytes_to_read(&self, who: RecoveringCore) -> u64 {
         let runs = self.logs.iter().flat_map(|(&core, log)| {
-            log.runs.iter().filter(move |run| who.reads(core, run)).map(|run| run_bytes(run))
+            log.runs.iter().filter(move |run| who.reads(core, run)).map(run_bytes)
         });
         runs.sum()
     }

@@ -24,7 +24,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flume::{Receiver, RecvTimeoutError, Sender};
+use flume::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use stateside_pipeline::log::{
     BLOCK_BYTES, Generation, GroupNumber, LogWriter, Retention, SegmentHeader, WriterLimits,
 };
@@ -57,6 +57,7 @@ enum Order {
     Prepare { core: CoreId, is_urgent: bool },
     Retire { core: CoreId, generation: Generation, may_recycle: bool },
     Delete { directory: PathBuf, generations: Vec<Generation>, is_last: bool },
+    Stop,
 }
 
 /// A log's directory as the keeper sees it.
@@ -75,11 +76,13 @@ struct LogDirectory {
     stuck: Option<bool>,
 }
 
-/// The thread that makes and retires segments. One per node; stops when dropped.
+/// The thread that makes and retires segments. One per node; dropping it waits for what was ordered
+/// to be retired, and stops it.
 #[derive(Debug)]
 pub struct SegmentKeeper {
     config: LogConfig,
-    orders: Option<Sender<Order>>,
+    orders: Sender<Order>,
+    /// Ends what is being filled at the moment.
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -111,7 +114,7 @@ impl SegmentKeeper {
             retry_at: None,
         };
         let thread = thread::Builder::new().name("log-keeper".to_owned()).spawn(|| worker.run())?;
-        Ok(Self { config, orders: Some(orders), stop, thread: Some(thread) })
+        Ok(Self { config, orders, stop, thread: Some(thread) })
     }
 
     /// Opens a core's log for a new run, once every core has recovered: deletes what no one needs
@@ -179,7 +182,7 @@ impl SegmentKeeper {
         let mut files = LogFiles {
             core: who.core,
             first_generation,
-            orders: self.orders.clone().expect("taken only on drop"),
+            orders: self.orders.clone(),
             events: received,
             ordered: 0,
             open: VecDeque::new(),
@@ -197,7 +200,7 @@ impl SegmentKeeper {
         retention: Retention,
     ) -> OrphanedLog {
         let directory = directory::of_core(&self.config.root, core);
-        let orders = self.orders.clone().expect("taken only on drop");
+        let orders = self.orders.clone();
         let log = catalog.logs.get(&core);
         let unneeded = log.iter().flat_map(|log| &log.files).filter(|file| {
             file.kind == FileKind::Segment
@@ -210,15 +213,15 @@ impl SegmentKeeper {
     }
 
     fn order(&self, order: Order) {
-        let orders = self.orders.as_ref().expect("taken only on drop");
-        orders.send(order).expect("the keeper outlives its orders");
+        self.orders.send(order).expect("the keeper outlives its orders");
     }
 }
 
 impl Drop for SegmentKeeper {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.orders = None;
+        // Not by hanging up: cores may still hold their ends. Orders sent before this are done.
+        let _ = self.orders.send(Order::Stop);
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
@@ -246,6 +249,12 @@ impl LogFiles {
         while let Ok(event) = self.events.try_recv() {
             self.apply(event, writer);
         }
+        if let Some(oldest) = writer.oldest_in_use() {
+            // A log that waits for snapshots has many segments; descriptors are for those in use.
+            while self.open.front().is_some_and(|file| file.generation() < oldest) {
+                self.open.pop_front();
+            }
+        }
         self.order_segments(writer);
     }
 
@@ -257,6 +266,7 @@ impl LogFiles {
     /// Blocks until the writer has a segment, at a start. False when the deadline passed first.
     pub fn wait_ready(&mut self, writer: &mut LogWriter, deadline: Instant) -> bool {
         while self.open.is_empty() {
+            // Descriptors are closed as segments are filled, but not before there was one.
             let Ok(event) = self.events.recv_deadline(deadline) else { return false };
             self.apply(event, writer);
         }
@@ -279,8 +289,8 @@ impl LogFiles {
     fn order_segments(&mut self, writer: &LogWriter) {
         let wanted = writer.segments_wanted();
         while self.ordered < wanted {
-            // The last spare is in use, or there never was one: the core may soon have to refuse.
-            let is_urgent = self.open.is_empty() || wanted > 1;
+            // More than the usual one: the core begins, or had to refuse.
+            let is_urgent = wanted > 1;
             self.send(Order::Prepare { core: self.core, is_urgent });
             self.ordered += 1;
         }
@@ -379,30 +389,27 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         loop {
-            // Orders first: a retired file is the fastest way to a new segment.
-            loop {
-                match self.orders.try_recv() {
-                    Ok(order) => self.take(order),
-                    Err(flume::TryRecvError::Empty) => break,
-                    Err(flume::TryRecvError::Disconnected) => return,
-                }
-            }
             let is_due = self.retry_at.is_none_or(|retry_at| retry_at <= Instant::now());
-            if is_due && !self.pending.is_empty() {
-                if !self.stop.load(Ordering::Relaxed) {
-                    self.prepare_next();
-                    continue;
-                }
-                self.pending.clear();
-            }
-            let order = match self.retry_at {
-                Some(retry_at) if !self.pending.is_empty() => self.orders.recv_deadline(retry_at),
-                _ => self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            let order = if self.pending.is_empty() {
+                self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else if is_due {
+                // Orders first: a retired file is the fastest way to a new segment.
+                self.orders.try_recv().map_err(|error| match error {
+                    TryRecvError::Empty => RecvTimeoutError::Timeout,
+                    TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+                })
+            } else {
+                let retry_at = self.retry_at.expect("it is not due yet");
+                self.orders.recv_deadline(retry_at)
             };
             match order {
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(order) => self.take(order),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) if self.stop.load(Ordering::Relaxed) => {
+                    // The order to stop is on its way, perhaps behind others.
+                    self.pending.clear();
+                }
+                Err(RecvTimeoutError::Timeout) => self.prepare_next(),
             }
         }
     }
@@ -426,6 +433,7 @@ impl Worker {
                 self.retry_at = None;
                 delete(&directory, &generations, is_last)
             }
+            Order::Stop => unreachable!("taken by the loop"),
         };
         if let Err(error) = outcome {
             // The file stays as it was: a later start sees to it.

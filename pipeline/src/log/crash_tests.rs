@@ -45,6 +45,33 @@ proptest! {
     ) {
         live(seed, segment_blocks, 1_200);
     }
+
+    /// As before, and now and then a byte rots. A partition that lost something is named, and stays
+    /// named; the others go on.
+    #[test]
+    fn damage_is_named_and_never_forgotten(seed in any::<u64>(), segment_blocks in 12_usize..30) {
+        let mut machine = Machine::new(seed, segment_blocks);
+        for _ in 0..12 {
+            for _ in 0..machine.random.below(60) {
+                let _ = machine.append();
+                if machine.random.chance(20) {
+                    machine.start_write();
+                    machine.finish_write();
+                }
+                if machine.writer.segments_wanted() > 0 {
+                    machine.prepare();
+                }
+            }
+            if machine.random.chance(30) {
+                machine.snapshot();
+            }
+            machine.crash();
+            if machine.random.chance(20) {
+                machine.rot();
+            }
+            machine.restart_damaged();
+        }
+    }
 }
 
 #[test]

@@ -325,13 +325,16 @@ impl<S: SegmentSource, K: ReplaySink> RunReader<'_, S, K> {
                 if begins_segment && header.index == 0 && expected.admits(header.group) {
                     return Ok((at, expected));
                 }
-                let is_last = expected.is_exact
-                    && header.group == expected.group
-                    && header.index > 0
+                // Where the group that this block belongs to began.
+                let begin = Place { block: at.block - u32::from(header.index), ..at };
+                let is_here = begin == place || (at.segment > place.segment && begin.block == 1);
+                let is_last = header.index > 0
+                    && is_here
+                    && expected.admits(header.group)
                     && self.cut.is_none()
-                    && self.find_after(at, expected.group.next(), false).is_none();
+                    && self.find_after(at, header.group.next(), false).is_none();
                 if is_last {
-                    return Err(self.torn(place, expected.group));
+                    return Err(self.torn(begin, header.group));
                 }
                 DamageKind::GroupMissing { expected: expected.group }
             }

@@ -2,7 +2,7 @@
 //! sector, lets them land late, and knows what a recovery has to bring back.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -172,6 +172,8 @@ pub(super) struct Machine {
     /// Sectors of a killed process's last write that are still to land.
     late: Vec<(u32, usize, Vec<u8>)>,
     pub(super) models: Vec<Model>,
+    /// Partitions that were found damaged: they take no more writes.
+    pub(super) damaged: BTreeSet<u32>,
     buffers: Buffers,
     pub(super) torn_tails: u64,
     pub(super) recycled: u64,
@@ -191,6 +193,7 @@ impl Machine {
             under_way: None,
             late: Vec::new(),
             models: vec![Model::default(); PARTITIONS as usize],
+            damaged: BTreeSet::new(),
             buffers: Buffers::default(),
             torn_tails: 0,
             recycled: 0,
@@ -202,6 +205,9 @@ impl Machine {
 
     fn adopt(&mut self) {
         for (id, model) in self.models.iter().enumerate() {
+            if self.damaged.contains(&(id as u32)) {
+                continue;
+            }
             let sequence = Sequence(model.writes.len() as u64);
             self.writer.adopt(PartitionId(id as u32), Epoch(1), sequence);
         }
@@ -234,6 +240,9 @@ impl Machine {
     pub(super) fn append(&mut self) -> Result<(), Refused> {
         let partition = self.random.below(u64::from(PARTITIONS)) as u32;
         let (nonce, ack) = (self.random.next(), self.random.chance(50));
+        if self.damaged.contains(&partition) {
+            return Ok(());
+        }
         let content = Content::of(nonce);
         let model = &mut self.models[partition as usize];
         let head = RecordHead {
@@ -256,11 +265,17 @@ impl Machine {
     }
 
     pub(super) fn finish_write(&mut self) {
-        let Some(write) = self.under_way.take() else { return };
+        if let Some(write) = self.under_way.take() {
+            self.finish(write);
+        }
+    }
+
+    pub(super) fn finish(&mut self, write: PendingWrite) {
         let mut bytes = write.bytes().len();
         if self.random.chance(5) {
-            // A short write.
-            bytes = (BLOCK_BYTES + self.random.below(bytes as u64) as usize).min(bytes);
+            // A short write, of whole sectors as always.
+            let sectors = self.random.below((bytes / SECTOR_BYTES) as u64) as usize;
+            bytes = (BLOCK_BYTES + sectors * SECTOR_BYTES).min(bytes);
         }
         let at = write.offset() as usize;
         let file = self.files.get_mut(&write.segment().0).unwrap();
@@ -284,7 +299,7 @@ impl Machine {
     pub(super) fn snapshot(&mut self) {
         let percent = self.random.below(120);
         for id in 0..self.models.len() {
-            if self.random.chance(percent) {
+            if self.random.chance(percent) && !self.damaged.contains(&(id as u32)) {
                 self.models[id].covered = self.models[id].durable;
             }
         }
@@ -326,6 +341,14 @@ impl Machine {
         }
     }
 
+    /// One byte of one segment changes.
+    pub(super) fn rot(&mut self) {
+        let index = self.random.below(self.files.len() as u64) as usize;
+        let file = self.files.values_mut().nth(index).unwrap();
+        let at = self.random.below(file.len() as u64) as usize;
+        file[at] ^= 1 << self.random.below(8);
+    }
+
     fn land_late(&mut self) {
         for (generation, at, sector) in std::mem::take(&mut self.late) {
             if let Some(file) = self.files.get_mut(&generation) {
@@ -348,10 +371,40 @@ impl Machine {
                 self.land_late();
             }
         };
+        self.open(recovered);
+        if self.random.chance(70) {
+            self.land_late();
+        }
+    }
+
+    /// Restarts with whatever bytes are on the disk. Nothing lands late.
+    pub(super) fn restart_damaged(&mut self) {
+        self.late.clear();
+        let recovered = recover(&self.files, &self.models, &mut self.buffers);
+        let none = Vec::new();
+        for (id, model) in self.models.iter().enumerate() {
+            let nonces = recovered.delivered.get(&(id as u32)).unwrap_or(&none);
+            let got = model.covered + nonces.len();
+            let named = recovered.outcome.damaged.iter().any(|one| one.partition.0 == id as u32);
+            assert_eq!(nonces[..], model.writes[model.covered..got], "partition {id}");
+            assert!(named || got >= model.durable, "partition {id} lost writes without a word");
+            assert!(named || !self.damaged.contains(&(id as u32)), "damage of {id} was forgotten");
+            if named {
+                self.damaged.insert(id as u32);
+            }
+        }
+        self.open(recovered);
+    }
+
+    /// Opens a new run on what was recovered.
+    fn open(&mut self, recovered: Recovered) {
         self.torn_tails += u64::from(recovered.end.is_some_and(|end| end.torn.is_some()));
         let none = Vec::new();
         for (id, model) in self.models.iter_mut().enumerate() {
             let nonces = recovered.delivered.get(&(id as u32)).unwrap_or(&none);
+            if self.damaged.contains(&(id as u32)) {
+                continue;
+            }
             model.writes.truncate(model.covered + nonces.len());
             model.durable = model.writes.len();
         }
@@ -365,9 +418,6 @@ impl Machine {
         self.writer = LogWriter::new(LIMITS, first_group, retention);
         self.adopt();
         self.prepare();
-        if self.random.chance(70) {
-            self.land_late();
-        }
     }
 
     fn check_without_damage(&self, recovered: &Recovered) {

@@ -36,6 +36,9 @@ use super::{
     record::{record_bytes, roll_call_bytes},
 };
 
+/// Empty groups kept for their memory: what a busy log goes round with. A burst beyond it allocates.
+const POOL_GROUPS_MAX: usize = 4;
+
 /// What a writer keeps to. The defaults are the limits of [`limits`]; tests use smaller ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriterLimits {
@@ -542,7 +545,9 @@ impl LogWriter {
         self.stats.groups += 1;
         self.stats.bytes += end_bytes as u64;
         self.stats.records += u64::from(group.records);
-        self.pool.push(group);
+        if self.pool.len() < POOL_GROUPS_MAX {
+            self.pool.push(group);
+        }
         Ok(&self.durable)
     }
 
@@ -584,14 +589,17 @@ impl LogWriter {
         covered: impl Fn(PartitionId, Epoch) -> Option<Sequence>,
         released: impl FnMut(Generation),
     ) {
-        let unwritten = self
-            .under_way
+        // Nothing was ever written: only earlier runs have segments.
+        let unwritten = self.oldest_in_use().unwrap_or(Generation(u32::MAX));
+        self.retention.release(unwritten, covered, released);
+    }
+
+    /// The oldest segment that still has writes to come. The files of older ones may be closed.
+    pub fn oldest_in_use(&self) -> Option<Generation> {
+        self.under_way
             .or(self.resumed.as_ref().map(PendingWrite::segment))
             .or(self.sealed.front().map(|group| group.place.generation))
             .or(self.current.map(|segment| segment.generation))
-            // Nothing was ever written: only earlier runs have segments.
-            .unwrap_or(Generation(u32::MAX));
-        self.retention.release(unwritten, covered, released);
     }
 
     /// What keeps the oldest segment; see [`Retention::blockers`].
