@@ -3,9 +3,7 @@
 
 use stateside_partition_mgr::{Holding, Manifest};
 use stateside_registry::{Edit, RegistryError};
-use stateside_types::{
-    DesiredError, DesiredPartition, DesiredSet, PartitionId, Reason, Refusal, check_ack, limits,
-};
+use stateside_types::{DesiredPartition, PartitionId, Reason, Refusal, check_ack, limits};
 
 use super::{
     CALL_WAIT, Described, Manager, Target, Wanted,
