@@ -33,7 +33,7 @@ pub trait Caller {
     ///
     /// # Errors
     /// The failure that the client saw.
-    fn call(&mut self, call: &Call) -> Result<Value, Failure>;
+    fn call(&mut self, call: &Call) -> Result<Value, Box<Failure>>;
 }
 
 /// Carries out all cases; answers how many passed.
@@ -322,18 +322,18 @@ mod tests {
     use super::*;
 
     /// Answers every call with the same JSON.
-    struct Fixed(Result<Value, Failure>);
+    struct Fixed(Result<Value, Box<Failure>>);
 
     impl Caller for Fixed {
         fn name(&self) -> &'static str {
             "fixed"
         }
-        fn call(&mut self, _: &Call) -> Result<Value, Failure> {
+        fn call(&mut self, _: &Call) -> Result<Value, Box<Failure>> {
             self.0.clone()
         }
     }
 
-    fn run(answer: Result<Value, Failure>, steps: Value) -> Result<(), String> {
+    fn run(answer: Result<Value, Box<Failure>>, steps: Value) -> Result<(), String> {
         let mut caller = Fixed(answer);
         let mut runner = Runner { caller: &mut caller, run: "r", variables: BTreeMap::new() };
         runner.run_case(&json!({ "steps": steps }))

@@ -43,6 +43,18 @@ impl Ran {
         serde_json::from_str(text).unwrap_or_else(|error| panic!("not JSON ({error}): {self:?}"))
     }
 
+    /// Asserts that a node refused with this reason: exit code 5, and with `-o json` the reason.
+    ///
+    /// # Panics
+    /// When it did not.
+    pub fn refused(&self, reason: &str) {
+        assert_eq!(self.code, Some(5), "{self:?}");
+        let error =
+            self.stderr.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok());
+        let actual = error.as_ref().and_then(|error| error["error"]["reason"].as_str());
+        assert_eq!(actual, Some(reason), "{self:?}");
+    }
+
     /// Asserts that the command failed with this code and one clear message: something on
     /// standard error, no panic, no backtrace.
     ///
@@ -71,16 +83,12 @@ impl Ran {
 /// # Panics
 /// When the binary does not start.
 pub fn stateside<S: AsRef<OsStr>>(site: &Site, arguments: impl IntoIterator<Item = S>) -> Ran {
-    let arguments: Vec<S> = arguments.into_iter().collect();
     let mut command = Command::new(binary());
-    // `partition` and `status` speak to the control plane, everything else to the data plane.
-    let noun = arguments.first().map(AsRef::as_ref).and_then(OsStr::to_str).unwrap_or_default();
-    let endpoint = if ["partition", "status"].contains(&noun) {
-        site.control_address()
-    } else {
-        site.data_address()
-    };
-    command.args(arguments).env("STATESIDE_ENDPOINT", endpoint).current_dir(site.folder());
+    command
+        .args(arguments)
+        .env("STATESIDE_ENDPOINT", site.data_address())
+        .env("STATESIDE_CONTROL_ENDPOINT", site.control_address())
+        .current_dir(site.folder());
     run(&mut command)
 }
 

@@ -66,21 +66,23 @@ impl Caller for Grpcurl {
         "grpcurl"
     }
 
-    fn call(&mut self, call: &Call) -> Result<Value, Failure> {
-        let broken = |message: String| Failure {
-            code: "NO_ANSWER".to_owned(),
-            message,
-            reason: String::new(),
-            domain: String::new(),
-            metadata: Default::default(),
-            retry_after: None,
+    fn call(&mut self, call: &Call) -> Result<Value, Box<Failure>> {
+        let broken = |message: String| {
+            Box::new(Failure {
+                code: "NO_ANSWER".to_owned(),
+                message,
+                reason: String::new(),
+                domain: String::new(),
+                metadata: Default::default(),
+                retry_after: None,
+            })
         };
         let (succeeded, text) = self.run(call).map_err(broken)?;
         let parsed: Option<Value> = serde_json::from_str(text.trim()).ok();
         match parsed {
             Some(answer) if succeeded => Ok(answer),
             None if succeeded && text.trim().is_empty() => Ok(Value::Null),
-            Some(status) => Err(failure(&status)),
+            Some(status) => Err(Box::new(failure(&status))),
             None => Err(broken(text)),
         }
     }

@@ -14,6 +14,7 @@ pub mod hostile;
 pub mod kill_loops;
 pub mod node_process;
 pub mod ports;
+pub mod random;
 pub mod raw_http2;
 pub mod requirements;
 pub mod rpc;

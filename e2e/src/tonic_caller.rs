@@ -82,11 +82,11 @@ impl Caller for TonicCaller {
         "tonic"
     }
 
-    fn call(&mut self, call: &Call) -> Result<Value, Failure> {
+    fn call(&mut self, call: &Call) -> Result<Value, Box<Failure>> {
         let Self { runtime, channel, data } = self;
         runtime
             .block_on(Box::pin(Self::unary(data, channel, call)))
-            .map_err(|status| Failure::from(&status))
+            .map_err(|status| Box::new(Failure::from(&status)))
     }
 }
 

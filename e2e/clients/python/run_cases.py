@@ -66,7 +66,8 @@ class Runner:
         deadline = step.get("deadlineMs")
         answer = call(
             json_format.ParseDict(request, request_type()),
-            timeout=None if deadline is None else deadline / 1000,
+            # gRPC takes 0 for "almost at once"; a deadline that has passed is negative.
+            timeout=None if deadline is None else (deadline / 1000 or -1),
             compression=grpc.Compression.Gzip if step.get("compress") else None,
         )
         return json_format.MessageToDict(answer)
