@@ -33,7 +33,7 @@ use crate::{
     batch::{Batch, GetBatch, Head, RemoveBatch, UpsertBatch},
     error::Effect,
     link::Link,
-    links::{Links, TOPOLOGY_PATH},
+    links::{AtHome, Links, TOPOLOGY_PATH},
     plan::{Placed, Request, RequestLimits, Target, plan},
     retry::{Backoff, Verdict, decide},
 };
@@ -390,10 +390,11 @@ impl Shared {
     async fn link(&self, target: Target, call: &Call) -> Result<(Endpoint, Link), Error> {
         if let (Target::Home(index), Some(topology)) = (target, &call.topology) {
             let home = &topology.homes()[index as usize];
-            if let Some(link) = self.links.home(home, call.until).await {
-                return Ok((home.endpoint.clone(), link));
+            match self.links.home(home, call.until).await {
+                AtHome::Link(link) => return Ok((home.endpoint.clone(), link)),
+                AtHome::Failed => self.stale.store(true, Ordering::Release),
+                AtHome::Avoided => {}
             }
-            self.stale.store(true, Ordering::Release);
         }
         Ok((self.endpoint.clone(), self.links.shared(&self.endpoint, call.until).await?))
     }

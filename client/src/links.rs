@@ -25,8 +25,12 @@ use crate::{
 
 /// Path of the method that tells who a node is.
 pub(crate) const TOPOLOGY_PATH: &str = "/stateside.v1.DataPlane/Topology";
-/// How long a core's address that did not work is left alone.
-const AVOID: Duration = Duration::from_secs(10);
+/// How long a core's address that did not work is left alone the first time. Doubles with each
+/// further failure: behind a firewall that swallows packets every attempt costs its caller the time
+/// to connect.
+const AVOID_FIRST: Duration = Duration::from_secs(10);
+/// Doublings at most, to 5 minutes.
+const AVOID_DOUBLINGS_MAX: u32 = 5;
 
 /// All links of one client.
 #[derive(Debug)]
@@ -46,6 +50,17 @@ struct Slot {
 struct SlotState {
     link: Option<Link>,
     avoid_until: Option<Instant>,
+    failures: u32,
+}
+
+/// What a core's own address came to.
+pub(crate) enum AtHome {
+    /// The link.
+    Link(Link),
+    /// It did not work just now: the topology may be out of date.
+    Failed,
+    /// It did not work a while ago.
+    Avoided,
 }
 
 impl Slot {
@@ -82,23 +97,25 @@ impl Links {
         Ok(link)
     }
 
-    /// The link to a core's own address; `None` when it does not lead to the node that owns it.
-    pub(crate) async fn home(&self, home: &Home, until: Instant) -> Option<Link> {
+    /// The link to a core's own address, if that leads to the node that owns it.
+    pub(crate) async fn home(&self, home: &Home, until: Instant) -> AtHome {
         let slot = self.slot(&home.endpoint);
         if let Some(link) = slot.usable() {
-            return Some(link);
+            return AtHome::Link(link);
         }
         let avoided =
             || slot.state().avoid_until.is_some_and(|avoid_until| Instant::now() < avoid_until);
         if avoided() {
-            return None;
+            return AtHome::Avoided;
         }
-        let _one_at_a_time = timeout_at(until, slot.connecting.lock()).await.ok()?;
+        let Ok(_one_at_a_time) = timeout_at(until, slot.connecting.lock()).await else {
+            return AtHome::Failed;
+        };
         if let Some(link) = slot.usable() {
-            return Some(link);
+            return AtHome::Link(link);
         }
         if avoided() {
-            return None;
+            return AtHome::Avoided;
         }
         let until = until.min(Instant::now() + self.connect_timeout);
         let verified = async {
@@ -110,9 +127,19 @@ impl Links {
         };
         let link = verified.await.ok().flatten();
         let mut state = slot.state();
-        state.avoid_until = link.is_none().then(|| Instant::now() + AVOID);
         state.link.clone_from(&link);
-        link
+        match link {
+            Some(link) => {
+                state.failures = 0;
+                AtHome::Link(link)
+            }
+            None => {
+                let avoid = AVOID_FIRST * (1 << state.failures.min(AVOID_DOUBLINGS_MAX));
+                state.avoid_until = Some(Instant::now() + avoid);
+                state.failures += 1;
+                AtHome::Failed
+            }
+        }
     }
 
     /// Drops a link that turned out not to take calls any more.

@@ -276,6 +276,11 @@ async fn a_core_port_that_is_closed_or_another_nodes_is_passed_over() {
         let keys = keys(40);
         let written = client.upsert(&entries(&keys), &WriteOptions::default()).await.unwrap();
         assert_eq!(written.all().unwrap().len(), 40);
+        for key in &keys {
+            client.get_one(key, &ReadOptions::default()).await.unwrap();
+        }
+        let asked = node.shared.state.topology_calls.load(Ordering::Relaxed);
+        assert!(asked <= 2, "one more look at the topology, not one for each call: {asked}");
         let is_low = |key: &Vec<u8>| key_hash(key).0 < HALF;
         assert!(node.shared.state.calls().concat().iter().all(is_low));
         assert!(!node.shared.state.calls().is_empty());

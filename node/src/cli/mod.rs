@@ -62,14 +62,15 @@ Examples:
 #[command(name = "stateside", version, help_template = HELP_TEMPLATE, after_help = EXAMPLES,
     disable_help_subcommand = false, propagate_version = true)]
 struct Cli {
-    /// Print data as a table, or as JSON for programs.
+    /// How data is printed on stdout.
     #[arg(
         short,
         long,
         global = true,
         value_enum,
         default_value_t,
-        value_name = "FORMAT",
+        value_name = "table|json",
+        hide_possible_values = true,
         display_order = 900
     )]
     output: Format,

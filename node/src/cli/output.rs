@@ -62,11 +62,14 @@ impl Table {
             .map(|column| {
                 let cells = || self.rows.iter().map(|row| row[column].as_str());
                 let widest = cells().map(width).max().unwrap_or(0).max(width(self.header[column]));
+                // "12", "5.0 MiB", "-"; not a date, a range or an address.
                 let is_number = |cell: &str| {
-                    cell == "-" || cell.starts_with(|first: char| first.is_ascii_digit())
+                    cell == "-"
+                        || (cell.starts_with(|first: char| first.is_ascii_digit())
+                            && !cell.contains(':')
+                            && !cell.contains(".."))
                 };
-                let numbers = !self.rows.is_empty()
-                    && cells().all(|cell| is_number(cell) && !cell.contains(".."));
+                let numbers = !self.rows.is_empty() && cells().all(is_number);
                 (widest, numbers)
             })
             .collect();
