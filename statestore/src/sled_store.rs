@@ -33,7 +33,8 @@ use stateside_types::{
 pub use self::engine::{SledEngine, SledOptions};
 use self::{
     engine::{
-        KeepRule, KeyedRecord, Meta, Scanned, Stamp, StoredRecord, TreeAccess, WriteFate, Written,
+        KeepRule, KeyedLookup, KeyedRecord, Meta, Scanned, Stamp, StoredRecord, TreeAccess,
+        WriteFate, Written,
     },
     overlay::{Overlay, OverlayBatch},
 };
@@ -136,7 +137,7 @@ enum Action {
 
 /// What it brought. A part that failed gives back what it needs to be tried again.
 struct TaskDone {
-    fetched: Vec<(Box<[u8]>, Option<StoredRecord>)>,
+    fetched: Vec<KeyedLookup>,
     /// Keys to fetch again.
     unfetched: Vec<Box<[u8]>>,
     outcome: Outcome,
@@ -359,10 +360,7 @@ impl Task {
             outcome: Outcome::Nothing,
             error: None,
         };
-        match self.action.run(tree) {
-            Ok(outcome) => done.outcome = outcome,
-            Err((outcome, error)) => (done.outcome, done.error) = (outcome, Some(error)),
-        }
+        done.error = self.action.run(tree, &mut done.outcome).err();
         if !self.fetch.is_empty() {
             let fetched = tree.reading().and_then(|tree| tree.fetch(&self.fetch, self.fetch_bytes));
             match fetched {
@@ -378,35 +376,32 @@ impl Task {
 }
 
 impl Action {
-    fn run(self, tree: &TreeAccess) -> Result<Outcome, (Outcome, StoreError)> {
-        let nothing = |error| (Outcome::Nothing, error);
+    fn run(self, tree: &TreeAccess, outcome: &mut Outcome) -> Result<(), StoreError> {
         match self {
-            Self::Nothing => Ok(Outcome::Nothing),
+            Self::Nothing => {}
             Self::Load { number, step } => match step.run(tree) {
-                Ok((meta, stamp)) => Ok(Outcome::Loaded { number, step, meta, stamp }),
-                Err(error) => Err((Outcome::LoadFailed { number, step }, error)),
+                Ok((meta, stamp)) => *outcome = Outcome::Loaded { number, step, meta, stamp },
+                Err(error) => {
+                    *outcome = Outcome::LoadFailed { number, step };
+                    return Err(error);
+                }
             },
             Self::Write { batches, keep, scan, flush } => {
-                let session = tree.writing().map_err(nothing)?;
-                let written = session.write(&batches, keep.as_ref()).map_err(nothing)?;
-                drop(session);
+                let written = tree.writing()?.write(&batches, keep.as_ref())?;
                 let number = written.stamp.covered_by;
-                let outcome = Outcome::Written { scan, written };
-                match (flush || tree.flush_is_due()).then(|| tree.flush(number)) {
-                    Some(Err(error)) => Err((outcome, error)),
-                    _ => Ok(outcome),
+                // Written it is, whatever becomes of the flush.
+                *outcome = Outcome::Written { scan, written };
+                if flush || tree.flush_is_due() {
+                    tree.flush(number)?;
                 }
             }
             Self::Scan { number, after, sequence, bytes } => {
-                let session = tree.reading().map_err(nothing)?;
-                let scanned = session.scan(after.as_deref(), sequence, bytes).map_err(nothing)?;
-                Ok(Outcome::Scanned { number, scanned })
+                let scanned = tree.reading()?.scan(after.as_deref(), sequence, bytes)?;
+                *outcome = Outcome::Scanned { number, scanned };
             }
-            Self::Flush { number } => {
-                tree.flush(number).map_err(nothing)?;
-                Ok(Outcome::Nothing)
-            }
+            Self::Flush { number } => tree.flush(number)?,
         }
+        Ok(())
     }
 }
 

@@ -3,6 +3,8 @@
 //!
 //! One test function: the allocator counts for the whole process.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/counting_allocator.rs"]
 mod counting_allocator;
 

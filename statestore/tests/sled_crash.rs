@@ -5,6 +5,7 @@
 //! The child is this test binary running `child_process`; it stands in for node and log: batches
 //! come from the seed, the log is durable up to a lag that the seed decides.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "sled")]
 
 use std::{

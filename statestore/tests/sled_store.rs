@@ -1,5 +1,6 @@
 //! The sled store passes the conformance suite.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![cfg(feature = "sled")]
 
 mod conformance;

@@ -1,5 +1,7 @@
 //! Snapshot files: what is written is read, and what was not written is noticed.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use stateside_statestore::{
     SNAPSHOT_HEADER_BYTES, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord,
     SnapshotSummary, SnapshotWriter,

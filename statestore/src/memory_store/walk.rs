@@ -11,7 +11,7 @@
 //! do not change. Records newer than the snapshot are passed over; what was kept comes first, and is
 //! freed as soon as it has been handed out.
 
-use std::{collections::VecDeque, mem::size_of};
+use std::{cmp::Reverse, collections::VecDeque, mem::size_of};
 
 use stateside_types::Sequence;
 
@@ -149,7 +149,7 @@ impl Walk {
                 self.pending.push((hash, handle));
             }
         }
-        self.pending.sort_unstable_by(|a, b| b.0.cmp(&a.0));
+        self.pending.sort_unstable_by_key(|(hash, _)| Reverse(*hash));
         self.after_pending = last.0.checked_add(1).map(SlotHash);
         looked * LOOK_BYTES
     }

@@ -145,6 +145,8 @@ pub(super) struct StoredRecord {
 
 /// A record with its key.
 pub(super) type KeyedRecord = (Box<[u8]>, StoredRecord);
+/// A key and what was found under it.
+pub(super) type KeyedLookup = (Box<[u8]>, Option<StoredRecord>);
 
 /// Which records a write must bring back before it overwrites them: a snapshot has not got to
 /// them yet.
@@ -212,8 +214,10 @@ impl SledEngine {
             flushes_done: AtomicU64::new(0),
             open_trees: Mutex::default(),
         };
-        // What was recovered may be in the page cache only: a store says on opening what it covers.
-        shared.flush(1)?;
+        // What was recovered may be in the page cache only, and a store tells on opening what it
+        // covers. Not by `flush`: a full disk is no reason not to read.
+        shared.read(|database| database.flush())?;
+        shared.data_file.sync_data().map_err(|error| io_error(path, &error))?;
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -225,8 +229,13 @@ impl SledEngine {
     pub fn partition(&self, id: PartitionId, epoch: Epoch) -> Result<SledStore, StoreError> {
         let open = OpenTree::claim(&self.shared, id, epoch)?;
         let tree = TreeAccess { open, name: tree_name(id, epoch) };
-        // Makes the tree if there is none.
-        let meta = tree.writing()?.recover()?;
+        let name = tree.name.as_bytes();
+        let exists =
+            self.shared.read(|db| Ok(db.tree_names().iter().any(|other| other == name)))?;
+        // Only making a tree needs room on the disk.
+        let session = if exists { tree.reading()? } else { tree.writing()? };
+        let meta = session.recover()?;
+        drop(session);
         Ok(SledStore::new(tree, meta))
     }
 
@@ -267,7 +276,14 @@ impl Shared {
     fn call<T>(&self, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
         match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(error)) => Err(store_error(&self.path, error)),
+            Ok(Err(error)) => {
+                let error = store_error(&self.path, error);
+                if matches!(error, StoreError::DiskFull { .. }) {
+                    // sled's own threads write too; a read may be the first to hear of it.
+                    self.note_failure(&error);
+                }
+                Err(error)
+            }
             Err(panic) => Err(self.damaged(panic_text(&*panic))),
         }
     }
@@ -567,7 +583,7 @@ impl TreeSession<'_> {
         &self,
         keys: &[Box<[u8]>],
         mut budget_bytes: usize,
-    ) -> Result<Vec<(Box<[u8]>, Option<StoredRecord>)>, StoreError> {
+    ) -> Result<Vec<KeyedLookup>, StoreError> {
         let mut fetched = Vec::with_capacity(keys.len());
         for key in keys {
             let mut record = self.record(key, false)?;
