@@ -1,5 +1,7 @@
 //! The log's way to the disk: positioned, direct, durable writes on the ring.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod reactor_support;
 
 use std::{

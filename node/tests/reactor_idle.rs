@@ -1,5 +1,7 @@
 //! Ten thousand idle connections. Alone in its binary: it uses up most descriptors.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod reactor_support;
 
 use std::{net::TcpStream, time::Duration};
