@@ -347,6 +347,8 @@ impl Uring {
     /// Lets completions signal `eventfd`; silent until [`signal_completions`](Self::signal_completions).
     pub(super) fn register_eventfd(&mut self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
         self.signal_completions(false);
+        // There is one already if the wait that made it was dropped half-way.
+        let _ = self.ring.submitter().unregister_eventfd();
         self.ring.submitter().register_eventfd(eventfd.as_raw_fd())
     }
 
