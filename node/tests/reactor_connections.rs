@@ -1,5 +1,7 @@
 //! What clients do to a ring's connections, well-behaved and not, one story a test.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod reactor_support;
 
 use std::{
@@ -28,25 +30,21 @@ fn bytes_come_back_as_they_were_sent() {
     assert!(driver.received[&id] == sent);
 }
 
-/// Kernels before 6.12 fill each buffer once; both ways must carry the same bytes.
 #[test]
-fn whole_and_incremental_buffers_carry_the_same_bytes() {
-    for incremental_buffers in [false, true] {
-        let config = RingConfig { incremental_buffers, ..small() };
-        let mut driver = Driver::new(config, Mode::Collect);
-        let mut clients: Vec<_> = (0..20).map(|_| driver.connect()).collect();
-        for round in 0..50u8 {
-            for (number, (client, _)) in clients.iter_mut().enumerate() {
-                client.write_all(&pattern(1 + number * 37, round)).unwrap();
-            }
-            driver.turn();
+fn many_small_messages_arrive_in_order() {
+    let mut driver = Driver::new(small(), Mode::Collect);
+    let mut clients: Vec<_> = (0..20).map(|_| driver.connect()).collect();
+    for round in 0..50u8 {
+        for (number, (client, _)) in clients.iter_mut().enumerate() {
+            client.write_all(&pattern(1 + number * 37, round)).unwrap();
         }
-        for (number, (_, id)) in clients.iter().enumerate() {
-            let expected: Vec<u8> =
-                (0..50u8).flat_map(|round| pattern(1 + number * 37, round)).collect();
-            driver.until("all bytes", |driver| driver.received[id].len() >= expected.len());
-            assert!(driver.received[id] == expected, "incremental: {incremental_buffers}");
-        }
+        driver.turn();
+    }
+    for (number, (_, id)) in clients.iter().enumerate() {
+        let expected: Vec<u8> =
+            (0..50u8).flat_map(|round| pattern(1 + number * 37, round)).collect();
+        driver.until("all bytes", |driver| driver.received[id].len() >= expected.len());
+        assert!(driver.received[id] == expected);
     }
 }
 
@@ -54,36 +52,30 @@ fn whole_and_incremental_buffers_carry_the_same_bytes() {
 /// everybody must get on once buffers come back.
 #[test]
 fn connections_survive_a_shortage_of_buffers() {
-    for incremental_buffers in [false, true] {
-        let config = RingConfig {
-            receive_buffers: 4,
-            receive_buffer_bytes: 512,
-            incremental_buffers,
-            ..RingConfig::default()
-        };
-        let mut driver = Driver::new(config, Mode::Hoard);
-        let mut clients: Vec<_> = (0..12).map(|_| driver.connect()).collect();
-        let sent = pattern(20_000, 3);
-        for (client, _) in &mut clients {
-            client.write_all(&sent).unwrap();
-        }
-        driver.settle();
-        assert!(driver.ring.counters().out_of_buffers > 0, "the shortage must occur");
-        let stuck = driver.received_bytes();
-        assert_eq!(stuck, 4 * 512, "every buffer is full and lent");
-        // From here on buffers come back, but late: only when all are lent again.
-        let deadline = std::time::Instant::now() + PATIENCE;
-        while driver.received_bytes() < 12 * sent.len() {
-            assert!(std::time::Instant::now() < deadline, "starved");
-            driver.give_hoard_back();
-            let before = driver.received_bytes();
-            driver.until("progress", |driver| driver.received_bytes() > before);
-        }
-        for (_, id) in &clients {
-            assert!(driver.received[id] == sent, "lost or reordered bytes");
-        }
-        assert!(driver.failed.is_empty() && driver.peer_closed.is_empty());
+    let config =
+        RingConfig { receive_buffers: 4, receive_buffer_bytes: 512, ..RingConfig::default() };
+    let mut driver = Driver::new(config, Mode::Hoard);
+    let mut clients: Vec<_> = (0..12).map(|_| driver.connect()).collect();
+    let sent = pattern(20_000, 3);
+    for (client, _) in &mut clients {
+        client.write_all(&sent).unwrap();
     }
+    driver.settle();
+    assert!(driver.ring.counters().out_of_buffers > 0, "the shortage must occur");
+    let stuck = driver.received_bytes();
+    assert_eq!(stuck, 4 * 512, "every buffer is full and lent");
+    // From here on buffers come back, but late: only when all are lent again.
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while driver.received_bytes() < 12 * sent.len() {
+        assert!(std::time::Instant::now() < deadline, "starved");
+        driver.give_hoard_back();
+        let before = driver.received_bytes();
+        driver.until("progress", |driver| driver.received_bytes() > before);
+    }
+    for (_, id) in &clients {
+        assert!(driver.received[id] == sent, "lost or reordered bytes");
+    }
+    assert!(driver.failed.is_empty() && driver.peer_closed.is_empty());
 }
 
 /// One multishot receive can take all buffers that come back, every time. Found when a plain
@@ -326,9 +318,6 @@ fn a_client_that_never_closes_is_cut_when_the_grace_is_over() {
 #[test]
 fn closing_with_work_in_flight_never_touches_the_successor() {
     let mut driver = Driver::new(small(), Mode::Collect);
-    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
-    driver.settle();
-    let before = descriptors();
     let mut indices = HashSet::new();
     let mut rest = Vec::new();
     for round in 0..1_500u32 {
@@ -366,7 +355,6 @@ fn closing_with_work_in_flight_never_touches_the_successor() {
         assert!(bytes.is_empty() || bytes == &round.to_le_bytes(), "bytes of another: {bytes:?}");
     }
     assert!(indices.len() < 500, "slots are used again: {}", indices.len());
-    assert!(descriptors() <= before + 2, "descriptors leak: {before} then {}", descriptors());
 }
 
 #[test]

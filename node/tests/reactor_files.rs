@@ -1,5 +1,7 @@
 //! The log's way to the disk: positioned, direct, durable writes on the ring.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod reactor_support;
 
 use std::{
@@ -10,9 +12,11 @@ use std::{
     },
     path::Path,
     rc::Rc,
+    time::Instant,
 };
 
-use reactor_support::{Driver, Mode, pattern, small};
+use reactor_support::{Driver, Mode, drive, pattern, small};
+use stateside_node::reactor::Event;
 use stateside_pipeline::log::{AlignedBuffer, BLOCK_BYTES};
 
 /// Opens a file for durable writes, direct where the file system can.
@@ -118,5 +122,44 @@ fn dropping_the_ring_finishes_or_cancels_its_writes() {
                 assert!(all_zero || bytes == block(number, 16)[..], "foreign bytes on the disk");
             }
         }
+    }
+}
+
+/// What the ring costs beside a plain `pwrite`, one durable write at a time over zero-filled blocks.
+#[test]
+#[ignore = "a measurement, not a check; run in release mode with --nocapture"]
+fn durable_write_latency() {
+    const ROUNDS: u32 = 1_000;
+    // TMPDIR decides on which file system.
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("segment");
+    std::fs::write(&path, vec![0; 64 << 20]).unwrap();
+    File::open(&path).unwrap().sync_all().unwrap();
+    let file = open(&path);
+    let mut driver = Driver::new(small(), Mode::Echo);
+    for blocks in [1, 16] {
+        let offset = |round: u32| u64::from(round % 512) * (blocks * BLOCK_BYTES) as u64;
+        let plain = File::from(file.try_clone().unwrap());
+        let buffer = block(1, blocks);
+        let start = Instant::now();
+        for round in 0..ROUNDS {
+            plain.write_all_at(&buffer, offset(round)).unwrap();
+        }
+        let plain = start.elapsed() / ROUNDS;
+        let mut events = Vec::new();
+        let start = Instant::now();
+        for round in 0..ROUNDS {
+            let bytes = Rc::clone(&buffer);
+            driver.ring.write_file(&file, offset(round), bytes, u64::from(round));
+            while driver.ring.file_writes() > 0 {
+                drive(driver.ring.wait(None)).unwrap();
+                driver.ring.turn(Instant::now(), &mut events).unwrap();
+            }
+            for event in events.drain(..) {
+                let Event::FileWritten { result, .. } = event else { panic!("{event:?}") };
+                result.unwrap();
+            }
+        }
+        println!("{:>3} KiB: pwrite {plain:?}, ring {:?}", 4 * blocks, start.elapsed() / ROUNDS);
     }
 }

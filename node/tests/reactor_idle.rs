@@ -1,12 +1,14 @@
 //! Ten thousand idle connections. Alone in its binary: it uses up most descriptors.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod reactor_support;
 
 use std::{net::TcpStream, time::Duration};
 
 use reactor_support::{Driver, Mode, drive};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use stateside_node::reactor::{RingConfig, raise_limits};
+use stateside_node::reactor::{Closing, RingConfig, raise_limits};
 
 const WANTED: u64 = 10_000;
 
@@ -29,6 +31,10 @@ fn resident_bytes() -> usize {
     statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
 }
 
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
 #[test]
 fn idle_connections_cost_little_memory_and_no_time() {
     let count = affordable();
@@ -37,7 +43,7 @@ fn idle_connections_cost_little_memory_and_no_time() {
     driver.accepted.reserve(count);
     driver.received.reserve(count);
     driver.settle();
-    let before = resident_bytes();
+    let (before, descriptors) = (resident_bytes(), open_descriptors());
     while clients.len() < count {
         clients.push(TcpStream::connect(driver.address).unwrap());
         if clients.len() % 100 == 0 {
@@ -72,4 +78,11 @@ fn idle_connections_cost_little_memory_and_no_time() {
     }
     drop(clients);
     driver.until("the end of all", |driver| driver.peer_closed.len() == count);
+    for (number, id) in driver.peer_closed.clone().into_iter().enumerate() {
+        let how = if number % 2 == 0 { Closing::Graceful } else { Closing::Abort };
+        driver.ring.close(id, how);
+    }
+    driver.settle();
+    assert_eq!(driver.ring.connections(), 0);
+    assert_eq!(open_descriptors(), descriptors, "descriptors leak");
 }

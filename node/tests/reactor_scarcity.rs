@@ -1,6 +1,8 @@
 //! What happens when the process's own limits are reached. Alone in its binary, and one test: the
 //! limits are those of the whole process.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod reactor_support;
 
 use std::{

@@ -1,5 +1,7 @@
 //! Sleeping and waking: in the ring, and in glommio while other futures live on the core.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod reactor_support;
 
 use std::{

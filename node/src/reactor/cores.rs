@@ -45,7 +45,7 @@ use stateside_types::{CoreId, limits};
 use super::{
     cpus::bind_thread,
     error::{ReactorError, panic_message},
-    probe::explain_setup,
+    probe::{check_memlock, explain_setup},
 };
 
 /// How long glommio stays with its runnable tasks before it looks at its rings: never that long,
@@ -138,6 +138,7 @@ fn thread_ended<T>(thread: thread::JoinHandle<Result<T, ReactorError>>) -> React
 }
 
 fn make_executor(cpu: Option<usize>) -> Result<LocalExecutor, ReactorError> {
+    check_memlock()?; // glommio says it less clearly
     let builder = LocalExecutorBuilder::new(Placement::Unbound)
         .io_memory(EXECUTOR_IO_MEMORY_BYTES)
         .preempt_timer(PREEMPT_TIMER);

@@ -3,7 +3,7 @@
 //! The affinity mask of the process decides, not the number of CPUs of the machine: in a
 //! container or under `taskset` the two differ, and pinning outside the mask fails.
 
-use std::io;
+use std::{collections::HashSet, io};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -14,8 +14,9 @@ pub fn cpus_allowed() -> io::Result<Vec<usize>> {
     Ok((0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).collect())
 }
 
-/// Gives each of `cores` a CPU of its own. When there are more cores than CPUs, none is pinned
-/// (the scheduler shares them out better than a fixed doubling-up would) and a warning says so.
+/// Gives each of `cores` a CPU of its own; hardware threads that share a physical core come last.
+/// When there are more cores than CPUs, none is pinned (the scheduler shares them out better than
+/// a fixed doubling-up would) and a warning says so.
 pub fn place_cores(cores: usize) -> io::Result<Vec<Option<usize>>> {
     let allowed = cpus_allowed()?;
     if cores > allowed.len() {
@@ -25,15 +26,29 @@ pub fn place_cores(cores: usize) -> io::Result<Vec<Option<usize>>> {
             "more cores asked for than CPUs this process may use: cores are not pinned"
         );
     }
-    Ok(place(cores, &allowed))
+    let with_siblings: Vec<_> = allowed.iter().map(|&cpu| (cpu, first_sibling(cpu))).collect();
+    Ok(place(cores, &with_siblings))
 }
 
-/// The decision of [`place_cores`].
-fn place(cores: usize, allowed: &[usize]) -> Vec<Option<usize>> {
+/// The first hardware thread of the physical core that `cpu` belongs to; `cpu` itself where the
+/// system does not tell (containers may hide it).
+fn first_sibling(cpu: usize) -> usize {
+    let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+    let list = std::fs::read_to_string(path).unwrap_or_default();
+    // "0,4" or "0-1"
+    list.split([',', '-']).next().and_then(|first| first.trim().parse().ok()).unwrap_or(cpu)
+}
+
+/// The decision of [`place_cores`]: `allowed` holds each CPU with the name of its physical core.
+fn place(cores: usize, allowed: &[(usize, usize)]) -> Vec<Option<usize>> {
     if cores > allowed.len() {
         return vec![None; cores];
     }
-    allowed.iter().take(cores).copied().map(Some).collect()
+    let mut seen = HashSet::new();
+    let (mut order, siblings): (Vec<_>, Vec<_>) =
+        allowed.iter().partition(|(_, physical)| seen.insert(*physical));
+    order.extend(siblings);
+    order.into_iter().take(cores).map(|(cpu, _)| Some(cpu)).collect()
 }
 
 /// Binds the calling thread to `cpus`.
@@ -51,10 +66,20 @@ mod tests {
 
     #[test]
     fn each_core_gets_a_cpu_of_its_own_or_none_does() {
-        assert_eq!(place(2, &[3, 5, 7]), [Some(3), Some(5)]);
-        assert_eq!(place(1, &[0]), [Some(0)]);
-        assert_eq!(place(3, &[0, 1]), [None, None, None]);
-        assert_eq!(place(0, &[0]), []);
+        let alone: Vec<_> = [3, 5, 7].map(|cpu| (cpu, cpu)).into();
+        assert_eq!(place(2, &alone), [Some(3), Some(5)]);
+        assert_eq!(place(4, &alone), [None; 4]);
+        assert_eq!(place(0, &alone), []);
+    }
+
+    #[test]
+    fn physical_cores_come_before_their_second_threads() {
+        let adjacent = [(0, 0), (1, 0), (2, 2), (3, 2)];
+        assert_eq!(place(2, &adjacent), [Some(0), Some(2)]);
+        assert_eq!(place(3, &adjacent), [Some(0), Some(2), Some(1)]);
+        let apart = [(1, 1), (2, 2), (5, 1), (6, 2)];
+        assert_eq!(place(3, &apart), [Some(1), Some(2), Some(5)]);
+        assert_eq!(place(5, &apart), [None; 5]);
     }
 
     #[test]

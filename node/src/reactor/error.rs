@@ -29,16 +29,17 @@ pub enum ReactorError {
         missing: &'static str,
     },
 
-    /// The limit on locked memory is too low for the rings of a core.
+    /// The limit on locked memory is too low for the rings of the cores.
     #[error(
-        "the limit on locked memory is too low ({limit_kib} KiB, needed {needed_kib} KiB and more \
-         for each further core): raise it with LimitMEMLOCK=, --ulimit memlock= or ulimit -l"
+        "the limit on locked memory is too low ({limit_kib} KiB for all processes of this user, \
+         each core takes about {core_kib} KiB): raise it with LimitMEMLOCK=, --ulimit memlock= \
+         or ulimit -l, or run fewer cores"
     )]
     MemlockTooLow {
         /// The limit of this process.
         limit_kib: u64,
-        /// The least that works for one core.
-        needed_kib: u64,
+        /// What one core takes.
+        core_kib: u64,
     },
 
     /// Another socket listens on the address.

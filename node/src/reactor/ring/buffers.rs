@@ -2,16 +2,15 @@
 //! arrives, so an idle connection holds none.
 //!
 //! ```text
-//!           take (a completion names it)                give_back
-//!  kernel ───────────────────────────────► lent, n times ─────────► kernel
-//!    ▲                                       │ (n = 1, except where the kernel fills one
-//!    └── published in the buffer ring ◄──────┘  buffer piece by piece: see below)
+//!           take (a completion names it)
+//!  kernel ───────────────────────────────► lent
+//!    ▲                                       │ give_back
+//!    └──── published in the buffer ring ◄────┘
 //! ```
 //!
-//! Where the kernel can (6.12 and later), buffers are *incremental*: one buffer takes the data of
-//! several receives one after the other, and goes back when it is full and every piece has been
-//! given back. Small requests then run through a few hot cache lines instead of touching the
-//! start of all buffers in turn, and 512 small requests do not use up 512 buffers.
+//! Turned down: buffers that the kernel fills with several receives one after the other
+//! (`IOU_PBUF_RING_INC`, Linux 6.12). They cost the same at 1 to 1,000 connections, need counting,
+//! and are young kernel code.
 //!
 //! # Safety
 //! The kernel writes into the buffers whenever a receive is armed. This file keeps the promise
@@ -41,7 +40,6 @@ const COLOUR_BYTES: usize = 192;
 #[must_use = "a buffer that is not given back is lost to the core"]
 pub struct ReceivedBuffer {
     id: u16,
-    start: u32,
     len: u32,
 }
 
@@ -57,17 +55,6 @@ impl ReceivedBuffer {
     }
 }
 
-/// One buffer's state, kept on our side.
-#[derive(Clone, Copy, Default)]
-struct BufferState {
-    /// Bytes that the kernel has filled so far.
-    filled: u32,
-    /// Pieces lent and not given back.
-    lent: u16,
-    /// The kernel will not fill it any further.
-    retired: bool,
-}
-
 /// The buffers and the ring that tells the kernel which are free.
 pub(super) struct ProvidedBuffers {
     /// The mapping: slack up to a huge page, the buffers, the ring of entries.
@@ -75,7 +62,8 @@ pub(super) struct ProvidedBuffers {
     mapping_bytes: usize,
     buffers: NonNull<u8>,
     entries: NonNull<BufRingEntry>,
-    states: Vec<BufferState>,
+    /// Which buffers are lent.
+    lent: Vec<bool>,
     buffer_bytes: u32,
     tail: u16,
     in_kernel: usize,
@@ -115,7 +103,7 @@ impl ProvidedBuffers {
             mapping_bytes,
             buffers,
             entries,
-            states: vec![BufferState::default(); usize::from(count)],
+            lent: vec![true; usize::from(count)],
             buffer_bytes,
             tail: 0,
             in_kernel: 0,
@@ -129,7 +117,7 @@ impl ProvidedBuffers {
 
     /// Number of buffers.
     pub(super) fn count(&self) -> u16 {
-        self.states.len() as u16
+        self.lent.len() as u16
     }
 
     /// Hands all buffers to the kernel. Once, after registering.
@@ -145,47 +133,35 @@ impl ProvidedBuffers {
         self.in_kernel
     }
 
-    /// Takes what a completion says: `len` bytes more in buffer `id`; `more` when the kernel goes
-    /// on filling this buffer.
-    pub(super) fn take(&mut self, id: u16, len: u32, more: bool) -> ReceivedBuffer {
-        let state = &mut self.states[usize::from(id)];
-        assert!(!state.retired, "the kernel fills only buffers that it was given");
-        let start = state.filled;
-        state.filled += len;
-        assert!(state.filled <= self.buffer_bytes, "the kernel stays inside the buffer");
-        state.lent += 1;
-        if !more {
-            state.retired = true;
-            self.in_kernel -= 1;
-        }
-        ReceivedBuffer { id, start, len }
+    /// Takes what a completion says: `len` bytes in buffer `id`.
+    pub(super) fn take(&mut self, id: u16, len: u32) -> ReceivedBuffer {
+        let lent = &mut self.lent[usize::from(id)];
+        assert!(!*lent, "the kernel fills only buffers that it was given");
+        assert!(len <= self.buffer_bytes, "the kernel stays inside the buffer");
+        *lent = true;
+        self.in_kernel -= 1;
+        ReceivedBuffer { id, len }
     }
 
     /// The bytes of a lent buffer.
     pub(super) fn bytes(&self, buffer: &ReceivedBuffer) -> &[u8] {
-        debug_assert!(buffer.start + buffer.len <= self.buffer_bytes);
-        // SAFETY: `take` checked that start + len lies inside the buffer, which lies inside the
-        // mapping. The kernel has written these bytes and does not touch them again before the
-        // buffer is published anew, which needs this ReceivedBuffer back by value (`give_back`),
-        // and that the borrow of `self` here has ended.
+        // SAFETY: `take` checked that len lies inside the buffer, which lies inside the mapping.
+        // The kernel has written these bytes and does not touch them again before the buffer is
+        // published anew, which needs this ReceivedBuffer back by value (`give_back`), and that
+        // the borrow of `self` here has ended.
         unsafe {
-            let start = self.start_of(buffer.id).add(buffer.start as usize);
-            std::slice::from_raw_parts(start.as_ptr(), buffer.len as usize)
+            std::slice::from_raw_parts(self.start_of(buffer.id).as_ptr(), buffer.len as usize)
         }
     }
 
     /// Takes a lent buffer back; the kernel may overwrite it from now on.
     pub(super) fn give_back(&mut self, buffer: ReceivedBuffer) {
-        let state = &mut self.states[usize::from(buffer.id)];
-        assert!(state.lent > 0, "a buffer of another ring");
-        state.lent -= 1;
-        if state.retired && state.lent == 0 {
-            self.publish(buffer.id);
-        }
+        self.publish(buffer.id);
     }
 
     fn publish(&mut self, id: u16) {
-        self.states[usize::from(id)] = BufferState::default();
+        let lent = std::mem::replace(&mut self.lent[usize::from(id)], false);
+        assert!(lent, "a buffer goes back once");
         let address = self.start_of(id).as_ptr() as u64;
         let slot = usize::from(self.tail & (self.count() - 1));
         // SAFETY: `slot` is below the number of entries. The kernel reads an entry only after the
@@ -209,7 +185,7 @@ impl ProvidedBuffers {
     }
 
     fn start_of(&self, id: u16) -> NonNull<u8> {
-        assert!(usize::from(id) < self.states.len(), "buffer ids come from this ring");
+        assert!(usize::from(id) < self.lent.len(), "buffer ids come from this ring");
         let stride = self.buffer_bytes as usize + COLOUR_BYTES;
         // SAFETY: id < count, and the mapping holds count * stride bytes of buffers.
         unsafe { self.buffers.add(usize::from(id) * stride) }
@@ -236,10 +212,10 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_buffer_goes_back_when_it_is_given_back() {
+    fn a_buffer_goes_back_when_it_is_given_back() {
         let mut buffers = buffers(4);
         assert_eq!(buffers.in_kernel(), 4);
-        let lent = buffers.take(2, 4096, false);
+        let lent = buffers.take(2, 4096);
         assert_eq!((lent.len(), buffers.in_kernel()), (4096, 3));
         assert_eq!(buffers.bytes(&lent).len(), 4096);
         buffers.give_back(lent);
@@ -247,27 +223,16 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_filled_piece_by_piece_goes_back_after_its_last_piece() {
+    #[should_panic(expected = "only buffers that it was given")]
+    fn a_completion_with_a_lent_buffer_is_a_bug() {
         let mut buffers = buffers(2);
-        let first = buffers.take(0, 100, true);
-        let second = buffers.take(0, 50, true);
-        assert_eq!((first.start, second.start), (0, 100), "pieces follow one another");
-        assert_eq!(buffers.in_kernel(), 2, "the kernel still fills it");
-        buffers.give_back(first);
-        let last = buffers.take(0, 3946, false);
-        assert_eq!(buffers.in_kernel(), 1);
-        buffers.give_back(last);
-        assert_eq!(buffers.in_kernel(), 1, "the second piece is still lent");
-        buffers.give_back(second);
-        assert_eq!(buffers.in_kernel(), 2);
-        let again = buffers.take(0, 1, true);
-        assert_eq!(again.start, 0, "a buffer that went back starts anew");
-        buffers.give_back(again);
+        let _lent = buffers.take(0, 1);
+        let _again = buffers.take(0, 1);
     }
 
     #[test]
     #[should_panic(expected = "stays inside the buffer")]
     fn a_completion_beyond_the_buffer_is_a_bug() {
-        let _ = buffers(2).take(0, 4097, false);
+        let _ = buffers(2).take(0, 4097);
     }
 }

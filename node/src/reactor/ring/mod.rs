@@ -69,8 +69,6 @@ pub struct RingConfig {
     pub receive_buffers: u16,
     /// Size of a receive buffer.
     pub receive_buffer_bytes: u32,
-    /// Let the kernel fill one buffer with several receives where it can (Linux 6.12).
-    pub incremental_buffers: bool,
     /// Connections above this are closed as soon as they are accepted.
     pub connections_max: usize,
     /// Longest sleep while something has happened within the last idle tick.
@@ -92,7 +90,6 @@ impl Default for RingConfig {
             completions: 8192,
             receive_buffers: limits::RECEIVE_BUFFERS as u16,
             receive_buffer_bytes: limits::RECEIVE_BUFFER_BYTES as u32,
-            incremental_buffers: true,
             connections_max: limits::CONNECTIONS_PER_CORE_MAX,
             tick_busy: Duration::from_millis(limits::TICK_BUSY_MS),
             tick_idle: Duration::from_millis(limits::TICK_IDLE_MS),
@@ -214,12 +211,7 @@ impl CoreRing {
     /// The environment's refusals, as [`probe`](super::probe()) reports them.
     pub fn new(config: RingConfig, now: Instant) -> Result<Self, ReactorError> {
         let buffers = ProvidedBuffers::map(config.receive_buffers, config.receive_buffer_bytes)?;
-        let mut uring = Uring::new(
-            config.submissions,
-            config.completions,
-            buffers,
-            config.incremental_buffers,
-        )?;
+        let mut uring = Uring::new(config.submissions, config.completions, buffers)?;
         let waker = CoreWaker::new().map_err(|e| ReactorError::io("making an eventfd", e))?;
         uring.poll_readable_all(waker.descriptor(), WAKE);
         let sleep = Sleep::new(&config, now);

@@ -27,8 +27,6 @@ use crate::reactor::{error::ReactorError, probe::explain_setup};
 
 /// The one group of provided buffers.
 const BUFFER_GROUP: u16 = 0;
-/// `IOU_PBUF_RING_INC`: buffers are filled piece by piece. Linux 6.12.
-const PBUF_RING_INCREMENTAL: u16 = 2;
 /// `IORING_ENTER_GETEVENTS`: run deferred work; without it nothing ever completes.
 const ENTER_GETEVENTS: u32 = 1;
 
@@ -94,28 +92,17 @@ fn make_ring(submissions: u32, completions: u32) -> Result<IoUring, ReactorError
         .map_err(explain_setup)
 }
 
-/// Registers `buffers`, filled piece by piece where the kernel can and `incremental` asks for it.
-fn register(ring: &IoUring, buffers: &ProvidedBuffers, incremental: bool) -> Result<(), Errno> {
-    let attempt = |flags| {
-        // SAFETY: the entries are mapped, aligned to a page, `count` of them, and live until the
-        // ring is closed: the caller keeps `buffers` beside the ring and drops it afterwards.
-        unsafe {
-            ring.submitter().register_buf_ring_with_flags(
-                buffers.entries_address(),
-                buffers.count(),
-                BUFFER_GROUP,
-                flags,
-            )
-        }
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
-    };
-    if incremental {
-        match attempt(PBUF_RING_INCREMENTAL) {
-            Err(Errno::INVAL) => {} // before 6.12
-            other => return other,
-        }
+fn register(ring: &IoUring, buffers: &ProvidedBuffers) -> io::Result<()> {
+    // SAFETY: the entries are mapped, aligned to a page, `count` of them, and live until the
+    // ring is closed: the caller keeps `buffers` beside the ring and drops it afterwards.
+    unsafe {
+        ring.submitter().register_buf_ring_with_flags(
+            buffers.entries_address(),
+            buffers.count(),
+            BUFFER_GROUP,
+            0,
+        )
     }
-    attempt(0)
 }
 
 /// Tries everything that a core's ring needs, on a small ring that is closed again.
@@ -139,15 +126,12 @@ pub(crate) fn probe_ring() -> Result<(), ReactorError> {
         needs(supported.is_supported(code), missing)?;
     }
     let buffers = ProvidedBuffers::map(2, 4096)?;
-    let registered = register(&ring, &buffers, false);
+    let registered = register(&ring, &buffers);
     drop(ring); // before the buffers
-    match registered {
-        Ok(()) => Ok(()),
-        Err(Errno::INVAL) => {
-            Err(ReactorError::KernelTooOld { missing: "IORING_REGISTER_PBUF_RING" })
-        }
-        Err(errno) => Err(explain_setup(errno.into())),
-    }
+    registered.map_err(|error| match Errno::from_io_error(&error) {
+        Some(Errno::INVAL) => ReactorError::KernelTooOld { missing: "IORING_REGISTER_PBUF_RING" },
+        _ => explain_setup(error),
+    })
 }
 
 impl Uring {
@@ -156,10 +140,9 @@ impl Uring {
         submissions: u32,
         completions: u32,
         mut buffers: ProvidedBuffers,
-        incremental: bool,
     ) -> Result<Self, ReactorError> {
         let ring = make_ring(submissions, completions)?;
-        register(&ring, &buffers, incremental).map_err(|errno| explain_setup(errno.into()))?;
+        register(&ring, &buffers).map_err(explain_setup)?;
         buffers.publish_all();
         Ok(Self { ring, buffers, overflow: VecDeque::new(), in_flight: 0 })
     }
@@ -353,8 +336,8 @@ impl Uring {
         let result = entry.result();
         let more = cqueue::more(flags);
         // A buffer belongs to us as soon as it is named, with data or without.
-        let buffer = cqueue::buffer_select(flags)
-            .map(|id| self.buffers.take(id, result.max(0) as u32, cqueue::buffer_more(flags)));
+        let buffer =
+            cqueue::buffer_select(flags).map(|id| self.buffers.take(id, result.max(0) as u32));
         if !more && !token.cancels {
             self.in_flight -= 1;
         }
@@ -364,6 +347,8 @@ impl Uring {
     /// Lets completions signal `eventfd`; silent until [`signal_completions`](Self::signal_completions).
     pub(super) fn register_eventfd(&mut self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
         self.signal_completions(false);
+        // There is one already if the wait that made it was dropped half-way.
+        let _ = self.ring.submitter().unregister_eventfd();
         self.ring.submitter().register_eventfd(eventfd.as_raw_fd())
     }
 

@@ -113,7 +113,7 @@ impl Sleep {
 impl CoreRing {
     /// Sleeps until there is something for [`turn`](Self::turn) to do, the tick is due, or
     /// `until` has passed. Returns at once when there is something already. May return for no
-    /// reason.
+    /// reason. Dropping the future half-way loses nothing.
     ///
     /// # Errors
     /// Only when the ring itself is broken: the core cannot go on.
