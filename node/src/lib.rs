@@ -1,3 +1,13 @@
-//! The node: files, cores, planes and their wiring.
+//! The node: configuration, cores, planes, wiring and the command line, as a library behind the
+//! `stateside` binary.
 
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod core;
+pub mod data_dir;
+pub mod exit;
 pub mod log_files;
+pub mod metrics;
+pub mod reactor;
+pub mod serve;

@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn pipelines_that_cannot_work_are_refused() {
-        use StageKind::{Clock, Dispatcher, LineMonitor, Log};
+        use StageKind::{Clock, Dispatcher, Log};
         assert_eq!(check_pipeline(crate::DEFAULT_PIPELINE), Ok(()));
         assert_eq!(check_pipeline(&[Clock, Dispatcher]), Ok(()));
         assert_eq!(check_pipeline(&[]), Ok(()));

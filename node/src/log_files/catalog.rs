@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::PathBuf};
 
 use stateside_pipeline::log::{
-    BLOCK_BYTES, FoundSegment, Generation, HeaderError, RunPlan, SegmentHeader, plan_runs,
+    BLOCK_BYTES, FoundSegment, Generation, HeaderError, Placement, RunPlan, SegmentHeader,
+    plan_runs,
 };
 use stateside_types::CoreId;
 
@@ -51,6 +52,11 @@ impl LogCatalog {
             }
         }
         Ok(Self { logs })
+    }
+
+    /// Whether there are records that another placement of partitions wrote.
+    pub fn has_older_placements(&self, current: Placement) -> bool {
+        self.logs.values().flat_map(|log| &log.runs).any(|run| run.placement < current)
     }
 
     /// Cores that have a log here.
