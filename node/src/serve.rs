@@ -209,6 +209,7 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
     })?;
 
     let coverage = Arc::new(Coverage::new(cores));
+    let evidence = Arc::new(Evidence::default());
     let (reached, reaches) = flume::unbounded();
     let mut proceeds = Vec::new();
     let mut executors = Vec::new();
@@ -242,6 +243,7 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
             drain_timeout: Duration::from_millis(u64::from(settings.drain.timeout_ms)),
             hash_seed: seed,
             progress: Arc::clone(&progress),
+            evidence: Arc::clone(&evidence),
             reached: reached.clone(),
             proceed: proceed_in,
         };

@@ -64,7 +64,9 @@ impl CoreLog {
         target_bytes: u64,
         now: Instant,
     ) -> Self {
+        let ready = writer.unused_segments().next();
         Self {
+            is_direct: ready.is_some_and(|generation| files.file(generation).is_direct()),
             writer,
             files,
             segment_bytes,
@@ -72,7 +74,6 @@ impl CoreLog {
             reservation: None,
             under_way: None,
             file: None,
-            is_direct: false,
             open_failed: None,
             durable: Vec::new(),
             records_before: 0,

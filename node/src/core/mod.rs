@@ -27,5 +27,6 @@ mod world;
 
 pub use coverage::Coverage;
 pub use partition_files::PartitionFiles;
+pub use recovery::Evidence;
 pub use service::Node;
 pub use turn::{CoreError, CoreSetup, Mailboxes, Peer, peers, run};

@@ -10,10 +10,11 @@
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use stateside_partition::Partition;
-use stateside_pipeline::log::{GroupNumber, PartitionBase, Retention};
+use stateside_pipeline::log::{GroupNumber, PartitionBase, PartitionDamage, Retention};
 use stateside_statestore::StateStore;
 use stateside_types::{
     CoreId, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
@@ -25,6 +26,31 @@ use super::{
 };
 use crate::control::RecoveryProgress;
 use crate::log_files::{self, CoreRecovery, LogCatalog, LogConfig, LogError, RecoveringCore};
+
+/// Damage that any core's recovery found, in any log: the log's segment that shows it is kept until
+/// the partition is restored. Else the partition would look whole once the segment is gone.
+/// Shared by the cores while they start.
+#[derive(Debug, Default)]
+pub struct Evidence {
+    found: Mutex<Vec<PartitionDamage>>,
+}
+
+impl Evidence {
+    fn add(&self, damaged: &[PartitionDamage]) {
+        self.lock().extend_from_slice(damaged);
+    }
+
+    /// Has a log keep what shows damage. Once every core has recovered.
+    pub(crate) fn hold(&self, log: CoreId, retention: &mut Retention) {
+        for damage in self.lock().iter().filter(|damage| damage.core == log) {
+            retention.hold(damage.generation, damage.partition, damage.epoch);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<PartitionDamage>> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// What a core's recovery found.
 pub(crate) struct Recovered {
@@ -46,6 +72,7 @@ pub(crate) fn recover(
     files: &PartitionFiles,
     specs: Vec<PartitionSpec>,
     progress: &RecoveryProgress,
+    evidence: &Evidence,
 ) -> Result<Recovered, LogError> {
     let mut newest = HashMap::new();
     let mut down = Vec::new();
@@ -91,14 +118,9 @@ pub(crate) fn recover(
     )?;
     report(who.core, &recovery);
     let mut open = open.into_inner();
-    let mut retentions = recovery.retentions;
+    evidence.add(&recovery.damaged);
     for damage in &recovery.damaged {
         let Some(Open { spec, .. }) = open.remove(&damage.partition) else { continue };
-        // The evidence stays until the partition is restored: else it would look whole after
-        // the segment is gone. (For another core's log the catalog is read again at each start.)
-        if let Some(retention) = retentions.get_mut(&damage.core) {
-            retention.hold(damage.generation, damage.partition, damage.epoch);
-        }
         let file = config.segment_path(damage.core, damage.generation);
         let what = damage.kind.map_or_else(|| "records are missing".to_owned(), |k| k.to_string());
         let text =
@@ -114,7 +136,12 @@ pub(crate) fn recover(
         };
         Hosted::Down(spec, state, refusal)
     }));
-    Ok(Recovered { hosted, newest, first_group: recovery.first_group, retentions })
+    Ok(Recovered {
+        hosted,
+        newest,
+        first_group: recovery.first_group,
+        retentions: recovery.retentions,
+    })
 }
 
 /// A partition whose log is being replayed.

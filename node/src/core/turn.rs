@@ -30,7 +30,7 @@ use super::{
     operations::Operations,
     partition_files::PartitionFiles,
     pool::{PoolDone, PoolHandle},
-    recovery,
+    recovery::{self, Evidence},
     service::{self, METHODS, Node},
     snapshots::Purpose,
     world::{MemoryBudget, World},
@@ -143,6 +143,8 @@ pub struct CoreSetup {
     pub hash_seed: u64,
     /// Told about as recovery goes.
     pub progress: Arc<RecoveryProgress>,
+    /// Damage that the cores' recoveries find.
+    pub evidence: Arc<Evidence>,
     /// Told when recovery has ended, and again when the core is ready to serve.
     pub reached: flume::Sender<CoreId>,
     /// Says that every core has recovered; then, what to listen on.
@@ -224,11 +226,13 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         &setup.files,
         setup.partitions,
         &setup.progress,
+        &setup.evidence,
     )?;
     setup.reached.send(setup.core).map_err(|_| CoreError::Abandoned)?;
     setup.proceed.recv().map_err(|_| CoreError::Abandoned)?;
 
-    let retention = recovered.retentions.remove(&setup.core).unwrap_or_default();
+    let mut retention = recovered.retentions.remove(&setup.core).unwrap_or_default();
+    setup.evidence.hold(setup.core, &mut retention);
     let limits = WriterLimits { lazy_delay: setup.log_lazy_delay, ..WriterLimits::default() };
     let first_group = recovered.first_group;
     let (mut writer, mut files) =
@@ -236,7 +240,8 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
     if !files.wait_ready(&mut writer, Instant::now() + SEGMENT_PATIENCE) {
         return Err(CoreError::NoSegment(setup.core, SEGMENT_PATIENCE));
     }
-    let orphans = orphans(&setup.keeper, &setup.catalog, who, recovered.retentions);
+    let orphans =
+        orphans(&setup.keeper, &setup.catalog, who, recovered.retentions, &setup.evidence);
     let mut log =
         CoreLog::new(writer, files, setup.log.segment_bytes, setup.log_target_bytes, start);
     for hosted in &recovered.hosted {
@@ -296,6 +301,7 @@ fn orphans(
     catalog: &LogCatalog,
     who: RecoveringCore,
     mut retentions: BTreeMap<CoreId, Retention>,
+    evidence: &Evidence,
 ) -> Vec<OrphanedLog> {
     if who.core != CoreId(0) {
         return Vec::new();
@@ -304,7 +310,8 @@ fn orphans(
         .cores()
         .filter(|core| core.0 >= who.cores)
         .map(|core| {
-            let retention = retentions.remove(&core).unwrap_or_default();
+            let mut retention = retentions.remove(&core).unwrap_or_default();
+            evidence.hold(core, &mut retention);
             keeper.adopt_orphan(catalog, core, retention)
         })
         .collect()
