@@ -947,3 +947,73 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use stateside_types::{Change, Condition, WriteEntry};
+
+    use super::*;
+    use crate::StateStore;
+
+    /// Number of pieces in the tree.
+    fn stored_pieces(engine: &SledEngine) -> usize {
+        let tree = engine.shared.read(|db| db.open_tree(tree_name(PartitionId(1), Epoch(1))));
+        tree.unwrap().scan_prefix([PIECE_TAG]).count()
+    }
+
+    fn write(store: &mut SledStore, change: Change<'_>) {
+        let entry = WriteEntry { key: b"key", change, condition: Condition::None };
+        let sequence = store.applied().next();
+        store.apply(sequence, Timestamp(1), &[entry]);
+        let work = store.take_work(sequence).unwrap();
+        store.finish_work(work()).unwrap();
+    }
+
+    #[test]
+    fn pieces_of_a_value_go_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("sled");
+        let engine = SledEngine::open(&path, SledOptions::default()).unwrap();
+        let mut store = engine.partition(PartitionId(1), Epoch(1)).unwrap();
+        for (pieces, length) in [
+            (0, PIECE_BYTES),
+            (2, PIECE_BYTES + 1),
+            (5, 5 * PIECE_BYTES),
+            (3, 3 * PIECE_BYTES),
+            (0, 7),
+        ] {
+            write(&mut store, Change::Put(&vec![1; length]));
+            assert_eq!(stored_pieces(&engine), pieces, "of a value of {length} bytes");
+        }
+        write(&mut store, Change::Put(&vec![1; 2 * PIECE_BYTES]));
+        write(&mut store, Change::Remove);
+        assert_eq!(stored_pieces(&engine), 0);
+        assert_eq!(store.stats().records, 0);
+    }
+
+    #[test]
+    fn tree_names_parse_back_and_others_do_not() {
+        let (id, epoch) = (PartitionId(u32::MAX), Epoch(17));
+        assert_eq!(parse_tree_name(tree_name(id, epoch).as_bytes()), Some((id, epoch)));
+        for other in ["__sled__default", "partition-", "partition-x-1", "partition-1"] {
+            assert_eq!(parse_tree_name(other.as_bytes()), None);
+        }
+    }
+
+    #[test]
+    fn damaged_meta_and_records_do_not_read() {
+        let meta = Meta { applied: Sequence(5), records: 3, ..Meta::default() };
+        assert_eq!(Meta::decode(&meta.encode()), Some(meta));
+        for at in 0..META_BYTES {
+            let mut bytes = meta.encode();
+            bytes[at] ^= 1;
+            assert_eq!(Meta::decode(&bytes), None, "byte {at}");
+        }
+        for length in 0..RECORD_HEADER_BYTES {
+            assert!(decode_record(&vec![0; length]).is_none());
+        }
+        let mut long = vec![0; RECORD_HEADER_BYTES];
+        long[16..20].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(decode_record(&long).is_none());
+    }
+}
