@@ -18,6 +18,7 @@
 
 mod engine;
 mod overlay;
+mod tree;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -32,11 +33,9 @@ use stateside_types::{
 
 pub use self::engine::{SledEngine, SledOptions};
 use self::{
-    engine::{
-        KeepRule, KeyedLookup, KeyedRecord, Meta, Scanned, Stamp, StoredRecord, TreeAccess,
-        WriteFate, Written,
-    },
+    engine::{Stamp, TreeAccess, WriteFate},
     overlay::{Overlay, OverlayBatch},
+    tree::{KeepRule, KeyedLookup, KeyedRecord, Meta, Scanned, StoredRecord, Written},
 };
 use crate::{
     Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
