@@ -18,6 +18,7 @@
 
 mod engine;
 mod overlay;
+mod tree;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -32,11 +33,9 @@ use stateside_types::{
 
 pub use self::engine::{SledEngine, SledOptions};
 use self::{
-    engine::{
-        KeepRule, KeyedLookup, KeyedRecord, Meta, Scanned, Stamp, StoredRecord, TreeAccess,
-        WriteFate, Written,
-    },
+    engine::{Stamp, TreeAccess, WriteFate},
     overlay::{Overlay, OverlayBatch},
+    tree::{KeepRule, KeyedLookup, KeyedRecord, Meta, Scanned, StoredRecord, Written},
 };
 use crate::{
     Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
@@ -49,7 +48,7 @@ const FLUSH_BYTES: usize = STORE_OVERLAY_BYTES_MAX / 8;
 /// Old records kept for a snapshot above which writes wait for it.
 const KEPT_BYTES_MAX: usize = STORE_OVERLAY_BYTES_MAX;
 /// Smallest and largest piece that a scan reads at once.
-const SCAN_BYTES: std::ops::RangeInclusive<usize> = 64 << 10..=1 << 20;
+const SCAN_BYTES: std::ops::RangeInclusive<usize> = 4 << 10..=1 << 20;
 /// What a record held in memory on its way costs beside its bytes, roughly.
 const HELD_RECORD_BYTES: usize = size_of::<KeyedRecord>() + 16;
 
@@ -232,7 +231,8 @@ impl SledStore {
                 last = last.min(scan.sequence);
             } else {
                 may_write = scan.kept_bytes < KEPT_BYTES_MAX;
-                may_scan = scan.wanted > 0;
+                // Asked for while the last piece was on its way: there is no more.
+                may_scan = scan.wanted > 0 && !scan.reached_end;
                 keep = (!scan.reached_end)
                     .then(|| KeepRule { sequence: scan.sequence, after: scan.cursor.clone() });
             }

@@ -91,7 +91,8 @@ pub enum StoreError {
 pub enum SnapshotStep {
     /// Go on: there may be more. Usually records were handed out.
     More,
-    /// Run the store's work, then call again.
+    /// Run the store's work, then call again. There may be none until the log is durable up to
+    /// where the snapshot began.
     Wait,
     /// Every record was handed out.
     Done,
@@ -193,7 +194,8 @@ pub trait StateStore: Send {
 
     /// Asks the store to bring [`Self::covered`] up to [`Self::applied`] with its next work, as
     /// far as the log is durable: the log wants to let a segment go, or the node stops.
-    /// Without it a store on disk covers what it wrote sooner or later.
+    /// Without it a store on disk covers its writes now and then as it writes more; the last ones
+    /// before a pause stay uncovered.
     fn cover(&mut self) {}
 
     /// The next piece of blocking work, if there is any and none is under way. Batches above

@@ -89,7 +89,7 @@ fn a_record_costs_48_bytes_at_most() {
     // Overwriting in random order, at the same sizes, costs nothing more.
     let mut numbers = Numbers(SEED);
     let full = held_bytes();
-    for _ in 0..300_000 {
+    for _ in 0..100_000 {
         write(&mut store, &[(numbers.below(1_000_000), Some(&value))]);
     }
     assert!(held_bytes() <= full, "overwriting took {} bytes", held_bytes() - full);

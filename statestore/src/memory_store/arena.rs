@@ -60,6 +60,16 @@ impl Handle {
         Self((page as u32) << GRANULE_BITS | (offset / GRANULE_BYTES) as u32)
     }
 
+    #[cfg(test)]
+    pub(super) fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+
+    #[cfg(test)]
+    pub(super) fn number(self) -> u32 {
+        self.0
+    }
+
     fn page(self) -> usize {
         (self.0 >> GRANULE_BITS) as usize
     }

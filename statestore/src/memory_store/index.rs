@@ -46,9 +46,12 @@ impl SlotHash {
 const SEGMENT_BUCKETS_MAX: usize = 1_024;
 /// Below this a half of a split segment gets a table of its size only: hashes came out uneven.
 const SMALL_HALF: usize = SEGMENT_BUCKETS_MAX / 4;
-/// A bound against hashes that do not spread (which a seeded hash prevents): beyond it segments
-/// grow instead of splitting.
+/// Deepest directory; it serves more records than handles can name.
 const DEPTH_MAX: u32 = 24;
+/// Directory entries a segment, on average, above which segments grow instead of splitting. Hashes
+/// that spread need two to four; with others (which the seed prevents) every split would double
+/// the directory.
+const DIRECTORY_SHARE_MAX: usize = 32;
 /// Two sibling segments merge when they hold no more than this together: a quarter of a full one,
 /// so that a merge is not undone by the next writes.
 const MERGED_LEN_MAX: usize = SEGMENT_BUCKETS_MAX / 4;
@@ -153,14 +156,15 @@ impl Index {
     fn make_room(&mut self, hash: SlotHash, hash_of: &impl Fn(Handle) -> SlotHash) -> usize {
         loop {
             let number = self.segment_number(hash);
-            let Segment { table, depth, .. } = &mut self.segments[number];
+            let splits = self.may_split(number);
+            let table = &mut self.segments[number].table;
             let (len, buckets) = (table.len(), table.num_buckets());
             let capacity_when_new = buckets / 8 * 7;
             let mostly_removed = len < capacity_when_new - capacity_when_new / 8;
             if len < table.capacity() {
                 return number;
             }
-            if buckets < SEGMENT_BUCKETS_MAX || mostly_removed || *depth == DEPTH_MAX {
+            if buckets < SEGMENT_BUCKETS_MAX || mostly_removed || !splits {
                 // hashbrown itself would double a table in which removed entries used up the
                 // slots, from half full on; removing and adding would double the index.
                 let capacity = if mostly_removed { capacity_when_new } else { len + 1 };
@@ -208,6 +212,12 @@ impl Index {
         let first = u64::from(segment.prefix) << 1 << (63 - segment.depth);
         let last = first | (u64::MAX >> segment.depth);
         (segment.table.iter().copied(), SlotHash(last))
+    }
+
+    fn may_split(&self, number: usize) -> bool {
+        let doubles = self.segments[number].depth == self.depth;
+        let share_max = DIRECTORY_SHARE_MAX * (self.segments.len() + DIRECTORY_SHARE_MAX);
+        !doubles || (self.depth < DEPTH_MAX && 2 * self.directory.len() <= share_max)
     }
 
     fn split(&mut self, number: usize, hash_of: &impl Fn(Handle) -> SlotHash) {
@@ -307,5 +317,79 @@ impl Index {
         self.directory = self.directory.iter().copied().step_by(2).collect();
         self.depth -= 1;
         self.deepest = self.segments.iter().filter(|s| s.depth == self.depth).count();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An index whose handles are numbers below `count`, hashed by `hash_of`.
+    fn filled(count: u32, hash_of: impl Fn(Handle) -> SlotHash) -> Index {
+        let mut index = Index::new();
+        for number in 0..count {
+            let handle = Handle::from_number(number);
+            index.insert(hash_of(handle), handle, &hash_of);
+        }
+        index
+    }
+
+    fn spread(handle: Handle) -> SlotHash {
+        SlotHash(xxhash_rust::xxh3::xxh3_64(&handle.number().to_ne_bytes()))
+    }
+
+    fn check(index: &Index, present: std::ops::Range<u32>, hash_of: impl Fn(Handle) -> SlotHash) {
+        assert_eq!(index.len(), present.len());
+        assert_eq!(index.directory.len(), 1 << index.depth);
+        let deepest = index.segments.iter().filter(|s| s.depth == index.depth).count();
+        assert_eq!(index.deepest, deepest);
+        let bytes: usize = index.segments.iter().map(|s| s.table.allocation_size()).sum();
+        assert_eq!(index.table_bytes, bytes);
+        for number in present {
+            let handle = Handle::from_number(number);
+            assert_eq!(index.find(hash_of(handle), |other| other == handle), Some(handle));
+        }
+        // By segments in the order of their hashes, each once.
+        let (mut at, mut seen) = (SlotHash(0), 0);
+        loop {
+            let (handles, last) = index.segment(at);
+            for handle in handles {
+                assert!((at..=last).contains(&hash_of(handle)));
+                seen += 1;
+            }
+            match last.0.checked_add(1) {
+                Some(next) => at = SlotHash(next),
+                None => break,
+            }
+        }
+        assert_eq!(seen, index.len());
+    }
+
+    #[test]
+    fn segments_split_and_merge_again() {
+        let mut index = filled(30_000, spread);
+        assert!(index.segments.len() > 30);
+        check(&index, 0..30_000, spread);
+        for number in 0..29_990 {
+            let handle = Handle::from_number(number);
+            assert_eq!(index.remove(spread(handle), |other| other == handle, spread), Some(handle));
+            assert_eq!(index.find(spread(handle), |other| other == handle), None);
+            if number % 6_000 == 0 {
+                check(&index, number + 1..30_000, spread);
+            }
+        }
+        check(&index, 29_990..30_000, spread);
+        assert_eq!((index.segments.len(), index.directory.len()), (1, 1));
+    }
+
+    /// Without a seed, a partition's keys share the leading bits that its range fixes.
+    #[test]
+    fn hashes_that_do_not_spread_cost_no_directory() {
+        let skewed = |handle: Handle| SlotHash(spread(handle).0 >> 40);
+        let index = filled(4_000, skewed);
+        check(&index, 0..4_000, skewed);
+        assert!(index.directory.len() <= 4_096, "{} entries", index.directory.len());
+        let same = |_: Handle| SlotHash(7);
+        check(&filled(2_000, same), 0..2_000, same);
     }
 }

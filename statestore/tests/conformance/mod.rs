@@ -4,7 +4,8 @@
 //! fetches, work that is taken, run and finished in any order with the rest, snapshots while
 //! writes go on, loads. A new store calls [`check`] with a way to make an empty one.
 //!
-//! A failure prints the seed and the smallest failing steps; `STATESIDE_TEST_SEED` replays it.
+//! A failure prints the seed and the smallest failing steps; `STATESIDE_TEST_SEED` replays it,
+//! `STATESIDE_TEST_EFFORT` multiplies the cases.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,6 +41,8 @@ pub(crate) enum Step {
     RunWork,
     /// Hands its outcome back.
     FinishWork,
+    /// Takes, runs and finishes work until there is none.
+    RunDry,
     /// Asks the store to cover what it applied.
     Cover,
     /// Starts a snapshot, abandoning one under way.
@@ -83,9 +86,10 @@ fn step(shape: Shape) -> impl Strategy<Value = Step> {
         6 => Just(Step::TakeWork),
         6 => Just(Step::RunWork),
         6 => Just(Step::FinishWork),
+        2 => Just(Step::RunDry),
         1 => Just(Step::Cover),
         1 => Just(Step::SnapshotStart),
-        5 => budget.prop_map(Step::SnapshotNext),
+        6 => budget.prop_map(Step::SnapshotNext),
         1 => Just(Step::SnapshotEnd),
         1 => (0..300u16).prop_map(Step::Load),
     ]
@@ -166,6 +170,7 @@ impl<S: StateStore> Harness<S> {
             Step::TakeWork => self.take_work(),
             Step::RunWork => self.run_work(),
             Step::FinishWork => self.finish_work(),
+            Step::RunDry => self.run_dry(),
             Step::Cover => self.store.cover(),
             Step::SnapshotStart => {
                 self.store.snapshot_start();
@@ -181,7 +186,8 @@ impl<S: StateStore> Harness<S> {
             }
             Step::Load(count) => self.load(*count),
         }
-        assert!(self.store.covered() <= self.durable.max(self.store.applied()));
+        assert!(self.store.covered() <= self.durable, "covered what the log may lose");
+        self.fetches[2].iter().for_each(|key| self.check_get(key));
     }
 
     fn apply(&mut self, entries: &[(u16, Option<(usize, u8)>)]) {
@@ -290,7 +296,7 @@ impl<S: StateStore> Harness<S> {
         let step = self.store.snapshot_next(budget, &mut |record| {
             handed_out += record.key.len() + record.record.value.len();
             let twice = snapshot.seen.insert(record.key.to_vec(), owned(record.record));
-            assert_eq!(twice, None, "{:?} was handed out twice", record.key);
+            assert_eq!(twice, None, "{} was handed out twice", start_of(record.key));
         });
         let step = step.expect("the disk is fine");
         let most = budget + limits::KEY_BYTES_MAX + limits::BATCH_BYTES_MAX;
@@ -396,6 +402,11 @@ impl<S: StateStore> Harness<S> {
     }
 }
 
+/// Enough of a key to know it by.
+fn start_of(key: &[u8]) -> String {
+    String::from_utf8_lossy(&key[..key.len().min(16)]).into_owned()
+}
+
 fn owned(record: Record<'_>) -> (Vec<u8>, Sequence, Timestamp) {
     (record.value.to_vec(), record.version, record.timestamp)
 }
@@ -410,9 +421,13 @@ pub(crate) fn check<S: StateStore>(shape: Shape, make: impl Fn() -> S) {
         Ok(text) => text.parse().expect("STATESIDE_TEST_SEED is a number"),
         Err(_) => RandomState::new().hash_one(0),
     };
+    let effort: u32 = match std::env::var("STATESIDE_TEST_EFFORT") {
+        Ok(text) => text.parse().expect("STATESIDE_TEST_EFFORT is a number"),
+        Err(_) => 1,
+    };
     println!("replay with STATESIDE_TEST_SEED={seed}");
     let config = Config {
-        cases: shape.cases,
+        cases: shape.cases * effort,
         rng_seed: RngSeed::Fixed(seed),
         failure_persistence: None,
         max_shrink_iters: 2_000,
