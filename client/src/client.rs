@@ -246,7 +246,7 @@ impl Shared {
                 self.links.forget(&self.endpoint);
                 asked(self.links.shared(&self.endpoint, until).await?).await?
             }
-            answer => answer.map_err(|error| not_a_data_plane(error, &self.endpoint))?,
+            answer => answer?,
         };
         let topology = Topology::read(answer, &self.endpoint)?;
         self.links.retain(|endpoint| {
@@ -552,17 +552,4 @@ fn refuse_duplicates<B: Batch>(batch: &B) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// Says what is most likely wrong when a port answers gRPC but no data plane.
-fn not_a_data_plane(error: Error, endpoint: &Endpoint) -> Error {
-    match &error {
-        Error::Refused(refused) if refused.code == tonic::Code::Unimplemented => Error::Protocol {
-            address: endpoint.to_string().into(),
-            why:
-                "it has no data plane; is this the control port? (the data port is 7400 by default)"
-                    .into(),
-        },
-        _ => error,
-    }
 }

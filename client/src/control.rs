@@ -112,20 +112,7 @@ impl ControlClient {
         request.set_timeout(self.deadline);
         let until = Instant::now() + self.deadline;
         let ended = timeout_at(until, method(client, request)).await;
-        self.link.answer(ended, effect, self.deadline).map_err(|error| self.explain(error))
-    }
-
-    /// Says what is most likely wrong when a port answers gRPC but no control plane.
-    fn explain(&self, error: Error) -> Error {
-        match &error {
-            Error::Refused(refused) if refused.code == tonic::Code::Unimplemented => {
-                Error::Protocol {
-                    address: self.link.address().clone(),
-                    why: "it has no control plane; is this the data port? (the control port is 7401 by default)".into(),
-                }
-            }
-            _ => error,
-        }
+        self.link.answer(ended, effect, self.deadline)
     }
 }
 

@@ -239,6 +239,13 @@ fn from_node(status: &Status, address: &Arc<str>, effect: Effect) -> Error {
             }
         };
     }
+    if status.code() == Code::Unimplemented
+        && (reason_name.is_empty() || reason == Some(Reason::UnknownMethod))
+    {
+        // Most often a data call that went to the control port, or the other way round.
+        let why = "it does not know this call; is this the node's other port? (data: 7400, control: 7401 by default)";
+        return Error::Protocol { address: Arc::clone(address), why: why.into() };
+    }
     Error::Refused(Arc::new(Refused {
         reason,
         reason_name,

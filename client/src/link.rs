@@ -9,7 +9,10 @@ use std::{
     future::Future,
     marker::PhantomData,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -56,6 +59,8 @@ pub(crate) struct Link {
     address: Arc<str>,
     origin: Uri,
     sender: SendRequest<Body>,
+    /// Whether the other side has ever answered a call.
+    answered: Arc<AtomicBool>,
 }
 
 impl Link {
@@ -87,12 +92,7 @@ impl Link {
             endpoint: Arc::clone(&address),
             why: "the host has characters that no host name has",
         })?;
-        Ok(Self { address, origin, sender })
-    }
-
-    /// Where it leads.
-    pub(crate) fn address(&self) -> &Arc<str> {
-        &self.address
+        Ok(Self { address, origin, sender, answered: Arc::default() })
     }
 
     /// For tonic's generated clients.
@@ -130,8 +130,20 @@ impl Link {
         deadline: Duration,
     ) -> Result<A, Error> {
         match ended {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
-            Ok(Err(status)) => Err(error::from_status(&status, &self.address, effect)),
+            Ok(Ok(answer)) => {
+                self.answered.store(true, Ordering::Relaxed);
+                Ok(answer.into_inner())
+            }
+            Ok(Err(status)) => {
+                let mut error = error::from_status(&status, &self.address, effect);
+                if let Error::ConnectionLost { why, .. } = &mut error
+                    && !self.answered.load(Ordering::Relaxed)
+                {
+                    // An HTTP/1 server and many others just hang up on HTTP/2.
+                    *why = format!("{why}; is a Stateside node listening there?").into();
+                }
+                Err(error)
+            }
             Err(_) if effect.is_read() => Err(Error::DeadlineExceeded { deadline }),
             Err(_) => Err(Error::OutcomeUnknown {
                 why: format!("no answer from {} within {deadline:?}", self.address).into(),

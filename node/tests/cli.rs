@@ -187,5 +187,5 @@ fn a_refusal_exits_with_5_and_its_reason() {
 fn the_wrong_port_is_told_as_such() {
     let node = FakeNode::start();
     let output = run(&["status", "--endpoint", &node.endpoint()]);
-    assert_ends(&output, 1, "is this the data port?");
+    assert_ends(&output, 1, "is this the node's other port?");
 }

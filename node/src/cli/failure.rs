@@ -3,7 +3,7 @@
 use std::{fmt::Display, io::IsTerminal};
 
 use serde_json::{Map, Value, json};
-use stateside_client::Error;
+use stateside_client::{Error, Reason};
 
 use super::output::Format;
 use crate::exit::Exit;
@@ -75,6 +75,9 @@ impl From<Error> for Failure {
             Error::Refused(refused) => {
                 failure.details.insert("reason".to_owned(), refused.reason_name.clone().into());
                 failure.details.insert("code".to_owned(), format!("{:?}", refused.code).into());
+                if refused.reason == Some(Reason::ConfirmationRequired) {
+                    failure = failure.hint("here that is --yes");
+                }
                 if let Some(delay) = refused.retry_after {
                     let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
                     failure.details.insert("retry_after_ms".to_owned(), delay_ms.into());
