@@ -97,14 +97,14 @@ pub fn bootstrap(settings: &Settings) -> Result<Bootstrap, BootstrapError> {
             Manifest::new(id, now_unix_ms(), cores)
         }
     };
-    if let Some(configured) = &settings.node.id {
-        if *configured != manifest.node_id {
-            return Err(BootstrapError::OtherNode {
-                path: data_dir.root().to_owned(),
-                found: manifest.node_id,
-                configured: configured.clone(),
-            });
-        }
+    if let Some(configured) = &settings.node.id
+        && *configured != manifest.node_id
+    {
+        return Err(BootstrapError::OtherNode {
+            path: data_dir.root().to_owned(),
+            found: manifest.node_id,
+            configured: configured.clone(),
+        });
     }
     let moves = rebalance(&mut manifest, cores);
     take_on(&mut manifest, &desired, &defaults(settings));

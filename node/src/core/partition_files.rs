@@ -231,10 +231,10 @@ pub(crate) fn remove_older(newest: &Path) {
     let Some((epoch, sequence)) = parse_name(newest) else { return };
     let Some(Ok(entries)) = newest.parent().map(fs::read_dir) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
-        if parse_name(&path).is_some_and(|other| other < (epoch, sequence)) {
-            if let Err(error) = fs::remove_file(&path) {
-                tracing::warn!(path = %path.display(), %error, "an old snapshot stays");
-            }
+        if parse_name(&path).is_some_and(|other| other < (epoch, sequence))
+            && let Err(error) = fs::remove_file(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "an old snapshot stays");
         }
     }
 }

@@ -93,10 +93,10 @@ impl Manager {
                     Err(refusal) => Err(refusal),
                 };
                 self.busy.remove(&id);
-                if let Err(refusal) = outcome {
-                    if let Some(call) = self.restores.remove(&id) {
-                        let _ = call.reply.send(Err(refusal));
-                    }
+                if let Err(refusal) = outcome
+                    && let Some(call) = self.restores.remove(&id)
+                {
+                    let _ = call.reply.send(Err(refusal));
                 }
             }
         }
