@@ -6,7 +6,8 @@
 //!  SIGTERM ─► listeners close, GOAWAY ─► calls under way end ─► logs are flushed ─► exit 0
 //! ```
 //! The control plane is up while the cores still recover, so that `status` can tell how far they
-//! are; the data plane listens when every partition is ready to answer.
+//! are. The data plane's ports are taken at once, so that a port in use is told before anything is
+//! read; connections are accepted when every partition is ready to answer.
 
 use std::{
     collections::BTreeMap,
@@ -330,6 +331,10 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
         executor.join()?;
     }
     control.stop();
+    if let Some(path) = &settings.data.unix_socket {
+        // Nobody listens any more; the next start would replace it too.
+        let _ = std::fs::remove_file(path);
+    }
     pool.shutdown();
     drop(files);
     drop(keeper);

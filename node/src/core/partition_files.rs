@@ -269,6 +269,7 @@ fn load(path: &Path, sequence: Sequence, store: &mut dyn StateStore) -> Result<u
     let header = header.expect("a snapshot that ends well has a header");
     store.load_end(sequence, header.timestamp);
     while store.kind() != StoreKind::Memory.as_str() && store.covered() < sequence {
+        store.cover();
         work(store)?;
     }
     Ok(header.created.0)

@@ -52,7 +52,11 @@ struct HealthCheckRequest {
     service: String,
 }
 
-/// `grpc.health.v1.HealthCheckResponse`; 1 is SERVING.
+/// `grpc.health.v1.HealthCheckResponse.ServingStatus`.
+const SERVING: i32 = 1;
+const NOT_SERVING: i32 = 2;
+
+/// `grpc.health.v1.HealthCheckResponse`.
 #[derive(Clone, PartialEq, Message)]
 struct HealthCheckResponse {
     #[prost(int32, tag = "1")]
@@ -80,7 +84,8 @@ pub(crate) fn on_event(
                 session.respond(stream, |out| append(&topology, out));
                 (Method::Topology, Ok(()))
             } else {
-                let outcome = health(&message).map(|answer| {
+                let draining = executor.world.is_draining;
+                let outcome = health(&message, draining).map(|answer| {
                     session.respond(stream, |out| append(&answer, out));
                 });
                 (Method::Health, outcome)
@@ -208,7 +213,7 @@ fn topology(node: &Node, table: &Arc<RoutingTable>) -> v1::TopologyResponse {
     }
 }
 
-fn health(message: &[u8]) -> Result<HealthCheckResponse, Refusal> {
+fn health(message: &[u8], draining: bool) -> Result<HealthCheckResponse, Refusal> {
     let request = HealthCheckRequest::decode(message).map_err(|error| {
         Refusal::new(Reason::MalformedRequest, format!("the request is not valid: {error}"))
     })?;
@@ -216,7 +221,7 @@ fn health(message: &[u8]) -> Result<HealthCheckResponse, Refusal> {
         let text = format!("the data plane does not serve `{}`", request.service);
         return Err(Refusal::new(Reason::UnknownService, text));
     }
-    Ok(HealthCheckResponse { status: 1 })
+    Ok(HealthCheckResponse { status: if draining { NOT_SERVING } else { SERVING } })
 }
 
 fn append(message: &impl Message, out: &mut Vec<u8>) {

@@ -261,6 +261,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         wall: wall_clock(),
         turn_ns: 0,
         hops: 0,
+        is_draining: false,
     };
     let cores = setup.peers.len();
     let mut executor = Executor::new(setup.core, cores, world, setup.hash_seed);
@@ -454,6 +455,7 @@ impl Core {
                     for listener in self.listening.drain(..) {
                         self.ring.stop_listening(listener);
                     }
+                    self.executor.world.is_draining = true;
                     self.connections.go_away(millis(self.start, now));
                 }
             }

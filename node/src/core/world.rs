@@ -73,6 +73,8 @@ pub(crate) struct World {
     pub(crate) turn_ns: u64,
     /// Requests that went to other cores.
     pub(crate) hops: u64,
+    /// The node is stopping.
+    pub(crate) is_draining: bool,
 }
 
 /// The effects of one partition.
