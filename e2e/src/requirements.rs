@@ -44,10 +44,18 @@ pub fn tool(test: &str, path_in_tools: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    let in_ci = std::env::var("CI").is_ok_and(|v| !v.is_empty() && v != "false" && v != "0");
-    assert!(!in_ci, "{test}: {} is missing, and CI runs every test", path.display());
-    skipped(test, &format!("{path_in_tools} is not installed; `cargo xtask tools` does that"));
+    missing(test, &format!("{path_in_tools} is not installed; `cargo xtask tools` does that"));
     None
+}
+
+/// Reports that something is missing that could have been installed.
+///
+/// # Panics
+/// When `CI` is set: CI runs every test.
+pub fn missing(test: &str, reason: &str) {
+    let in_ci = std::env::var("CI").is_ok_and(|v| !v.is_empty() && v != "false" && v != "0");
+    assert!(!in_ci, "{test}: {reason}, and CI runs every test");
+    skipped(test, reason);
 }
 
 /// Reports that a test could not run here.

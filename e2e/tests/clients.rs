@@ -7,11 +7,12 @@ use std::{path::Path, process::Command};
 
 use stateside_e2e::{
     cases,
-    command_line::run,
+    command_line::{run, stateside},
     config::Config,
     grpcurl::Grpcurl,
     node_process::Site,
-    requirements::{target_folder, tool, workspace_root},
+    raw_http2::framed,
+    requirements::{missing, target_folder, tool, workspace_root},
     tonic_caller::TonicCaller,
 };
 
@@ -84,6 +85,30 @@ fn node_passes_the_cases() {
         .arg("node"));
     print!("{}", ran.stdout);
     assert_eq!(ran.code, Some(0), "{}\n{}", ran.stdout, ran.stderr);
+}
+
+#[test]
+fn h2load_is_served_at_full_speed_without_a_refusal() {
+    let test = "h2load_is_served_at_full_speed";
+    if Command::new("h2load").arg("--version").output().is_err() {
+        missing(test, "h2load is not installed; `cargo xtask tools` does that");
+        return;
+    }
+    let site = site();
+    let node = site.start();
+    stateside(&site, ["upsert", "k", "v"]).ok();
+    let body = site.folder().join("get.body");
+    // A GetRequest for the key `k`.
+    std::fs::write(&body, framed(false, &[0x0a, 1, b'k'])).unwrap();
+    let ran = run(Command::new("h2load")
+        .args(["-c8", "-m32", "-t1", "-n50000", "-d"])
+        .arg(body)
+        .args(["-H", "content-type: application/grpc", "-H", "te: trailers"])
+        .arg(format!("http://{}/stateside.v1.DataPlane/Get", site.data_address())));
+    assert!(ran.ok().contains("status codes: 50000 2xx"), "{}", ran.stdout);
+    let metrics = node.metrics();
+    let refused = metrics.lines().filter(|line| line.starts_with("stateside_refused_total{"));
+    assert!(refused.clone().all(|line| line.ends_with(" 0")), "{:?}", refused.collect::<Vec<_>>());
 }
 
 /// Messages and services from the `.proto` files, as a user of grpcio would make them.
