@@ -14,6 +14,8 @@
 mod bootstrap;
 mod cores;
 mod facts;
+#[cfg(test)]
+mod fake_cores;
 mod manager;
 mod metrics_http;
 mod phase;
