@@ -34,7 +34,7 @@ use crate::{
         RecoveryProgress, bootstrap,
     },
     core::{
-        self, CoreError, CoreSetup, Coverage, Node, PartitionFiles, Peer, command::CoreCommand,
+        self, CoreError, CoreSetup, Coverage, Evidence, Node, PartitionFiles, Peer, command::CoreCommand,
     },
     data_dir::DataDirError,
     exit::Exit,

@@ -239,6 +239,12 @@ impl Partition {
         self.hand_out_work(effects);
     }
 
+    /// Has a store on disk cover what it holds, so that the log can let go of it.
+    pub fn cover(&mut self, effects: &mut impl Effects) {
+        self.store.cover();
+        self.hand_out_work(effects);
+    }
+
     /// Starts a snapshot of the state after the last batch applied.
     ///
     /// # Errors
@@ -302,6 +308,9 @@ impl Partition {
             let missing: Vec<&[u8]> = keys.iter().filter(unknown).copied().collect();
             self.store.fetch(&missing);
             return false;
+        }
+        if keys.len() > 1 {
+            self.store.prefetch(keys);
         }
         let mut depends_on = Sequence::ZERO;
         let mut withheld = false;

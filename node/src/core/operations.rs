@@ -9,7 +9,7 @@ use std::{
 
 use stateside_partition::Partition;
 use stateside_types::{
-    Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
+    Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence, StoreKind,
 };
 
 use super::{
@@ -33,6 +33,9 @@ enum Pending {
     Remove(Reply<Result<(), Refusal>>),
 }
 
+/// A removed partition, and who waits for its files to be gone.
+type Retiring = (Box<Partition>, Reply<Result<(), Refusal>>);
+
 /// The operations under way on a core. Lives on its thread.
 pub(crate) struct Operations {
     files: Arc<PartitionFiles>,
@@ -40,7 +43,7 @@ pub(crate) struct Operations {
     pending: HashMap<u64, Pending>,
     snapshots: Vec<SnapshotJob>,
     /// Removed partitions whose last piece of store work is still out.
-    retiring: Vec<(Box<Partition>, Reply<Result<(), Refusal>>)>,
+    retiring: Vec<Retiring>,
     /// The newest snapshot of each partition of this core.
     newest: HashMap<PartitionId, SnapshotInfo>,
     /// Partitions to be snapshotted, one after the other.
@@ -164,21 +167,19 @@ impl Operations {
             return;
         }
         let Some(id) = self.background.pop_front() else { return };
-        let Some((partition, _)) = executor.partition(id) else { return };
-        let (epoch, sequence) = (partition.spec().first_epoch, partition.applied());
-        if self.covered_by(id, executor) >= sequence {
+        let Some((partition, mut effects)) = executor.partition(id) else { return };
+        if self.covered(partition) >= partition.applied() {
             return;
+        }
+        let spec = partition.spec();
+        let (epoch, sequence) = (spec.first_epoch, partition.applied());
+        if spec.store == StoreKind::Sled {
+            // What it holds is on disk but for the last of it: cheaper than a snapshot.
+            return partition.cover(&mut effects);
         }
         match self.files.prepare_snapshot(id, epoch, sequence) {
             Ok(path) => self.snapshot(id, path, Purpose::Background, executor),
             Err(error) => tracing::warn!(partition = id.0, %error, "no background snapshot"),
-        }
-    }
-
-    fn covered_by(&self, id: PartitionId, executor: &Executor) -> Sequence {
-        match executor.hosted(id) {
-            Some(Hosted::Here(partition)) => self.covered(partition),
-            Some(Hosted::Down(..)) | None => Sequence::ZERO,
         }
     }
 

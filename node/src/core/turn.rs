@@ -6,7 +6,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -57,6 +57,8 @@ pub struct Peer {
     waker: OnceLock<Waker>,
     /// Bytes of memory of its stores, as of its last tick.
     memory_bytes: AtomicU64,
+    /// It has no call of its own under way any more, and takes none.
+    has_drained: AtomicBool,
 }
 
 impl Peer {
@@ -91,6 +93,7 @@ pub fn peers(cores: usize) -> (Arc<[Peer]>, Vec<Mailboxes>) {
             answers,
             waker: OnceLock::new(),
             memory_bytes: AtomicU64::new(0),
+            has_drained: AtomicBool::new(false),
         });
         mailboxes.push(Mailboxes {
             commands: commands_in,
@@ -542,8 +545,13 @@ impl Core {
             for (peer, requests) in self.peers.iter().zip(&mut executor.requests_out) {
                 if !requests.is_empty() {
                     let message = (self.id, std::mem::take(requests));
-                    peer.requests.try_send(message).ok().expect("as wide as what may be out");
-                    peer.wake();
+                    match peer.requests.try_send(message) {
+                        Ok(()) => peer.wake(),
+                        // The channel is as wide as what may be out, and a core outlives the
+                        // drains of the others: only one that failed is gone, and then the
+                        // process ends.
+                        Err(error) => tracing::error!(%error, "a core is gone"),
+                    }
                 }
             }
             for (peer, answers) in self.peers.iter().zip(&mut executor.answers_out) {
@@ -581,6 +589,8 @@ impl Core {
                         self.connections.cut(&mut self.ring);
                     }
                     self.life = Life::Flushing { until: now + self.drain_timeout };
+                    self.peers[usize::from(self.id.0)].has_drained.store(true, Ordering::Release);
+                    self.peers.iter().for_each(Peer::wake);
                     self.executor.world.log.hurry();
                     self.executor.world.log.pump(&mut self.ring);
                 }
@@ -595,7 +605,10 @@ impl Core {
                 if now >= until && !written {
                     tracing::error!(core = self.id.0, "the log could not be flushed in time");
                 }
-                (written && self.executor.is_quiet() && self.operations.is_idle()) || now >= until
+                // Other cores' calls may still need this core's partitions.
+                let others = self.peers.iter().all(|peer| peer.has_drained.load(Ordering::Acquire));
+                let quiet = self.executor.is_quiet() && self.operations.is_idle();
+                (written && others && quiet) || now >= until
             }
         }
     }
