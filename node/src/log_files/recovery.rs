@@ -84,10 +84,9 @@ pub struct TornPlace {
 /// What a core's recovery found.
 #[derive(Debug)]
 pub struct CoreRecovery {
-    /// Partitions of this core that must not serve. Their damage may lie in another core's log:
-    /// before the logs are opened, pass each one to [`Retention::hold`] of that log's retention
-    /// (this core's own `retentions` know already), or note it in the manifest, so that it is not
-    /// forgotten when the log is truncated.
+    /// Partitions of this core that must not serve. Their loss may lie in another core's log, and it
+    /// is that core which must not let go of the evidence: before any log is opened, each core
+    /// passes what all cores found in its log to [`Retention::hold`].
     pub damaged: Vec<PartitionDamage>,
     /// Every damaged place in the logs read.
     pub damages: Vec<DamagedPlace>,

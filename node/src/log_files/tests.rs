@@ -8,7 +8,7 @@ use std::{
 };
 
 use stateside_pipeline::log::{
-    GroupNumber, LogWriter, PartitionBase, Placement, RecordHead, Refused, WriterLimits,
+    GroupNumber, LogWriter, PartitionBase, Placement, RecordHead, Refused, Retention, WriterLimits,
     record_bytes,
 };
 use stateside_types::{
@@ -90,16 +90,25 @@ impl Node {
             assert_eq!(seen.bytes_done, seen.bytes_total);
             recoveries.push(recovery);
         }
+        let damaged: Vec<_> =
+            recoveries.iter().flat_map(|recovery| recovery.damaged.clone()).collect();
+        let hold = |core, retention: &mut Retention| {
+            for damage in damaged.iter().filter(|damage| damage.core == core) {
+                retention.hold(damage.generation, damage.partition, damage.epoch);
+            }
+        };
         let keeper = SegmentKeeper::start(config.clone()).unwrap();
         let mut orphans = Vec::new();
         for core in catalog.orphans(cores) {
-            let retention = recoveries[0].retentions.remove(&core).unwrap_or_default();
+            let mut retention = recoveries[0].retentions.remove(&core).unwrap_or_default();
+            hold(core, &mut retention);
             orphans.push(keeper.adopt_orphan(&catalog, core, retention));
         }
         let mut opened = Vec::new();
         for core in 0..cores {
             let recovery = &mut recoveries[usize::from(core)];
-            let retention = recovery.retentions.remove(&CoreId(core)).unwrap_or_default();
+            let mut retention = recovery.retentions.remove(&CoreId(core)).unwrap_or_default();
+            hold(CoreId(core), &mut retention);
             let (mut writer, files) =
                 keeper.open(&catalog, who(core), WRITER, recovery.first_group, retention)?;
             for (&partition, &sequence) in &last {
@@ -432,6 +441,47 @@ fn damage_names_file_offset_and_loss_and_is_still_there_after_the_next_restart()
     }
 }
 
+/// A partition's loss lay in the log of a core that did not own it any more; that core let go of the
+/// segment, and at the next start the partition looked whole.
+#[test]
+fn damage_in_another_cores_log_is_not_forgotten_either() {
+    let root = tempfile::tempdir().unwrap();
+    let config = config(root.path());
+    let mut node = Node::start(&config, 2, 1, &none(4)).unwrap();
+    node.fill(60);
+    node.stop();
+    // Partition 3 was on core 1, and will be on core 0.
+    let path = config.segment_path(CoreId(1), stateside_pipeline::log::Generation(1));
+    let good = fs::read(&path).unwrap();
+    let mut at = 4096 + 200;
+    let node = loop {
+        let mut bytes = good.clone();
+        bytes[at] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let node = Node::start(&config, 3, 2, &none(4)).unwrap();
+        if node.recoveries[0].damaged.iter().any(|damage| damage.partition.0 == 3) {
+            break node;
+        }
+        at += 150;
+    };
+    drop(node);
+    for _ in 0..3 {
+        let mut node = Node::start(&config, 3, 2, &none(4)).unwrap();
+        let damaged = &node.recoveries[0].damaged;
+        assert_eq!((damaged.len(), damaged[0].partition.0), (1, 3));
+        assert_eq!(damaged[0].core, CoreId(1));
+        let covered: Contents = node.last.keys().map(|&id| (id, 1_000)).collect();
+        node.release(&covered);
+        node.stop();
+        assert!(path.exists());
+    }
+    // Restored, it has a new epoch, and nobody needs the old one.
+    let mut node = Node::start(&config, 3, 2, &none(4)).unwrap();
+    node.release(&(0..3).map(|id| (id, 1_000)).collect());
+    node.stop();
+    assert!(!path.exists());
+}
+
 #[test]
 fn a_recovery_under_the_default_limits_says_how_fast_it_was() {
     let root = tempfile::tempdir().unwrap();
@@ -440,7 +490,7 @@ fn a_recovery_under_the_default_limits_says_how_fast_it_was() {
     let who = RecoveringCore { core: CoreId(0), cores: 1, placement: Placement(1) };
     let keeper = SegmentKeeper::start(config.clone()).unwrap();
     let limits = WriterLimits { partitions_max: 100, ..WriterLimits::default() };
-    let retention = stateside_pipeline::log::Retention::new();
+    let retention = Retention::new();
     let (mut writer, mut files) =
         keeper.open(&catalog, who, limits, GroupNumber(1), retention).unwrap();
     assert!(files.wait_ready(&mut writer, Instant::now() + PATIENCE));
