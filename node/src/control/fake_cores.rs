@@ -81,8 +81,9 @@ struct State {
     refusals: Vec<(&'static str, Refusal)>,
     silent: BTreeSet<&'static str>,
     unanswered: Vec<CoreCommand>,
-    /// After so many reports, so many records arrive at the partition, routed or not.
-    surprise: Option<(u32, PartitionId, u64)>,
+    /// Before the command of this name that follows so many others of it, so many records arrive
+    /// at the partition, routed or not.
+    surprise: Option<(&'static str, u32, PartitionId, u64)>,
     log: Vec<String>,
 }
 
@@ -151,6 +152,11 @@ impl FakeCores {
         self.lock().silent.insert(name);
     }
 
+    /// Commands that were left unanswered.
+    pub(super) fn unanswered(&self) -> usize {
+        self.lock().unanswered.len()
+    }
+
     /// Carries out what was left unanswered.
     pub(super) fn speak(&self) {
         let unanswered = {
@@ -165,8 +171,8 @@ impl FakeCores {
         }
     }
 
-    pub(super) fn surprise(&self, reports: u32, id: PartitionId, records: u64) {
-        self.lock().surprise = Some((reports, id, records));
+    pub(super) fn surprise(&self, name: &'static str, after: u32, id: PartitionId, records: u64) {
+        self.lock().surprise = Some((name, after, id, records));
     }
 
     /// What the cores did, in order.
@@ -220,6 +226,12 @@ impl FakeCores {
         let name = name_of(&command);
         if state.silent.contains(name) {
             return state.unanswered.push(command);
+        }
+        if let Some((_, after, id, records)) = state.surprise.filter(|(at, ..)| *at == name) {
+            state.surprise = (after > 0).then_some((name, after.saturating_sub(1), id, records));
+            if after == 0 {
+                state.write(id, records);
+            }
         }
         let refusal = state.refusals.iter().position(|(refused, _)| *refused == name);
         let refusal = refusal.map(|at| state.refusals.remove(at).1);
@@ -372,14 +384,7 @@ impl State {
         Ok(())
     }
 
-    fn report(&mut self, core: usize) -> CoreReport {
-        if let Some((reports, id, records)) = self.surprise.take() {
-            if reports == 0 {
-                self.write(id, records);
-            } else {
-                self.surprise = Some((reports - 1, id, records));
-            }
-        }
+    fn report(&self, core: usize) -> CoreReport {
         let partitions = self.cores[core].hosted.values().map(|hosted| PartitionReport {
             spec: hosted.spec.clone(),
             state: hosted.state,

@@ -30,7 +30,7 @@ pub(super) struct RestoreCall {
 
 /// What came of a snapshot or of a restore's first half.
 pub(super) enum Copied {
-    Snapshot(PartitionId),
+    Snapshot(PartitionId, Result<SnapshotReport, Refusal>, Answer<SnapshotReport>),
     Prepared(PartitionId, CoreId, Epoch, Result<RestoreReport, Refusal>),
 }
 
@@ -57,9 +57,8 @@ impl Manager {
                 self.busy.insert(id, "a snapshot");
                 self.copying.spawn(async move {
                     let result = answer.recv_async().await;
-                    let _ =
-                        reply.send(result.unwrap_or_else(|_| Err(super::super::cores::gone(core))));
-                    Copied::Snapshot(id)
+                    let result = result.unwrap_or_else(|_| Err(super::super::cores::gone(core)));
+                    Copied::Snapshot(id, result, reply)
                 });
             }
         }
@@ -84,8 +83,10 @@ impl Manager {
     /// A snapshot has ended, or a restore has its file installed.
     pub(super) async fn copied(&mut self, copied: Copied) {
         match copied {
-            Copied::Snapshot(id) => {
+            Copied::Snapshot(id, result, reply) => {
+                // Free first: whoever gets the answer may ask for the next thing at once.
                 self.busy.remove(&id);
+                let _ = reply.send(result);
             }
             Copied::Prepared(id, core, epoch, result) => {
                 let outcome = match result {

@@ -225,8 +225,6 @@ impl Manager {
     ) {
         let mut poll_at = Instant::now();
         loop {
-            let now_phase = *phase.borrow_and_update();
-            let serves = now_phase == Phase::Serving;
             let wake_at = if self.awaits_answer() {
                 poll_at.min(Instant::now() + ANSWER_PERIOD)
             } else {
@@ -238,11 +236,15 @@ impl Manager {
                         return;
                     }
                 }
-                call = calls.recv() => match call {
-                    None => return,
-                    Some(call) if serves => self.take(call).await,
-                    Some(call) => call.refuse(not_serving(now_phase)),
-                },
+                call = calls.recv() => {
+                    let Some(call) = call else { return };
+                    // As of now: the phase may have changed while this waited.
+                    let now = *phase.borrow();
+                    match now {
+                        Phase::Serving => self.take(call).await,
+                        Phase::Recovering | Phase::Draining => call.refuse(not_serving(now)),
+                    }
+                }
                 Some(done) = self.copying.join_next(), if !self.copying.is_empty() => {
                     match done {
                         Ok(copied) => self.copied(copied).await,

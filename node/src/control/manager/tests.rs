@@ -416,7 +416,7 @@ async fn a_record_that_arrives_during_a_removal_stops_it() {
         let machine = Machine::new(QUARTERS);
         let node = machine.start(Budget::unlimited()).await;
         node.settle().await;
-        node.cores.surprise(reports, PartitionId(1), 1);
+        node.cores.surprise("report", reports, PartitionId(1), 1);
         let outcome = node.remove(1, false).await;
         let arrived = node.cores.hosted().get(&PartitionId(1)).map(|(.., records)| *records);
         match outcome {
@@ -481,7 +481,7 @@ async fn a_restore_that_fails_leaves_the_partition_as_it_was() {
     // A record that arrives while the file is being read is not lost without confirmation.
     node.remove(3, false).await.unwrap();
     node.add(Some(5), "0xc000000000000000..").await.unwrap();
-    node.cores.surprise(2, PartitionId(5), 1);
+    node.cores.surprise("prepare", 0, PartitionId(5), 1);
     let outcome = node.restore(5, good.clone(), false).await;
     assert_eq!(reason(outcome), Reason::ConfirmationRequired);
     assert_eq!(node.records(5), 1);
