@@ -42,8 +42,9 @@ use crate::{
     reactor::{BlockingPool, CoreRing, Event, ReactorError, RingConfig, Turn, Waker},
 };
 
-/// How long a start waits for the log's first segment.
-const SEGMENT_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a start waits for the log's first segment. On a full disk it goes on without: there
+/// is no segment to write to, but records to read.
+const SEGMENT_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the log is looked at for segments that can go.
 const RETENTION_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -241,7 +242,11 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
     let (mut writer, mut files) =
         setup.keeper.open(&setup.catalog, who, limits, first_group, retention)?;
     if !files.wait_ready(&mut writer, Instant::now() + SEGMENT_PATIENCE) {
-        return Err(CoreError::NoSegment(setup.core, SEGMENT_PATIENCE));
+        tracing::error!(
+            core = setup.core.0,
+            directory = %setup.log.root.display(),
+            "no log segment can be made (is the disk full?): writes are refused until one can, reads go on"
+        );
     }
     let orphans =
         orphans(&setup.keeper, &setup.catalog, who, recovered.retentions, &setup.evidence);

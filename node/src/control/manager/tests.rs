@@ -207,7 +207,7 @@ impl Drop for Running {
 impl Running {
     async fn ask<T>(&self, call: impl FnOnce(Answer<T>) -> Call) -> Result<T, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(call(reply)).await.ok().expect("the manager runs");
+        assert!(self.calls.send(call(reply)).await.is_ok(), "the manager runs");
         answer.await.expect("the manager answers")
     }
 
