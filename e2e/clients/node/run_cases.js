@@ -153,10 +153,10 @@ function detailsOf(failure) {
   const encoded = failure.metadata.get('grpc-status-details-bin')[0];
   const found = {};
   for (const any of encoded ? decode('Status', encoded).details : []) {
-    const url = any.typeUrl ?? any['@type'];
-    const type = url?.split('/').pop().replace('google.rpc.', '');
+    // The loader's own definition of Any keeps the field's name as it is in the .proto file.
+    const type = any.type_url.split('/').pop().replace('google.rpc.', '');
     if (type === 'ErrorInfo' || type === 'RetryInfo') {
-      found[type] = any.value === undefined ? any : decode(type, Buffer.from(any.value, 'base64'));
+      found[type] = decode(type, Buffer.from(any.value, 'base64'));
     }
   }
   return found;
