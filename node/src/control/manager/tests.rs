@@ -207,7 +207,7 @@ impl Drop for Running {
 impl Running {
     async fn ask<T>(&self, call: impl FnOnce(Answer<T>) -> Call) -> Result<T, Refusal> {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(call(reply)).await.ok().expect("the manager runs");
+        assert!(self.calls.send(call(reply)).await.is_ok(), "the manager runs");
         answer.await.expect("the manager answers")
     }
 
@@ -501,7 +501,7 @@ async fn one_operation_at_a_time_touches_a_partition() {
     node.cores.silence("snapshot");
     let (reply, slow) = oneshot::channel();
     let call = Call::Snapshot { id: PartitionId(1), path: machine.path("s"), reply };
-    node.calls.send(call).await.ok().unwrap();
+    assert!(node.calls.send(call).await.is_ok());
     let busy = [
         node.snapshot(1, machine.path("t")).await.err(),
         node.restore(1, machine.path("t"), true).await.err(),
@@ -564,7 +564,8 @@ async fn no_core_hears_of_a_manifest_that_is_in_doubt() {
     *node.manifest_fault.lock().unwrap() = vec![Failing::InDoubt; 2];
     let (reply, answer) = oneshot::channel();
     let target = Target::Id(PartitionId(1));
-    node.calls.send(Call::Remove { target, confirm: true, reply }).await.ok().unwrap();
+    let call = Call::Remove { target, confirm: true, reply };
+    assert!(node.calls.send(call).await.is_ok());
     node.wait(|view| view.pending.iter().any(|line| line.contains("cannot be written"))).await;
     assert_eq!(node.cores.log(), [""; 0]);
     assert!(!node.cores.write(PartitionId(1), 1), "no route leads to it any more");
