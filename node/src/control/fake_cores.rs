@@ -110,6 +110,10 @@ impl FakeCores {
         let mut cores: Vec<Core> = (0..manifest.cores).map(|_| Core::default()).collect();
         for placed in manifest.partitions.values() {
             let spec = placed.spec.clone();
+            // What once was made is there, or the manifest names files that are gone.
+            let was_made = was_made(&partitions_dir, spec.id, spec.first_epoch);
+            let is_there = content_file(&partitions_dir, spec.id, spec.first_epoch).exists();
+            assert_eq!(was_made, is_there, "files of partition {}", spec.id);
             let records = read_records(&partitions_dir, spec.id, spec.first_epoch);
             let state = PartitionState::Primary;
             let hosted = Hosted { spec, records, is_frozen: false, state };
@@ -301,6 +305,7 @@ impl State {
         hosted.records += records;
         let (epoch, count) = (hosted.spec.first_epoch, hosted.records);
         write_records(&self.partitions_dir, id, epoch, count);
+        note_made(&self.partitions_dir, id, epoch);
         true
     }
 
@@ -308,6 +313,7 @@ impl State {
         let found = read_records(&self.partitions_dir, spec.id, spec.first_epoch);
         assert_eq!(found, 0, "a new partition has an epoch that no file knows");
         write_records(&self.partitions_dir, spec.id, spec.first_epoch, 0);
+        note_made(&self.partitions_dir, spec.id, spec.first_epoch);
         let state = PartitionState::Primary;
         let id = spec.id;
         let hosted = Hosted { spec, records: 0, is_frozen: false, state };
@@ -365,6 +371,7 @@ impl State {
         let taken = read_records(&self.partitions_dir, id, epoch);
         assert_eq!(taken, 0, "no file knows the epoch of a restore");
         write_records(&self.partitions_dir, id, epoch, records);
+        note_made(&self.partitions_dir, id, epoch);
         Ok(RestoreReport { sequence, records })
     }
 
@@ -442,6 +449,22 @@ fn content_file(partitions_dir: &Path, id: PartitionId, epoch: Epoch) -> PathBuf
 fn read_records(partitions_dir: &Path, id: PartitionId, epoch: Epoch) -> u64 {
     let text = fs::read_to_string(content_file(partitions_dir, id, epoch));
     text.map_or(0, |text| text.parse().expect("a count of records"))
+}
+
+/// A list of all content that was ever made, beside what the node knows of.
+fn ledger(partitions_dir: &Path) -> PathBuf {
+    partitions_dir.with_file_name("made")
+}
+
+fn note_made(partitions_dir: &Path, id: PartitionId, epoch: Epoch) {
+    let mut text = fs::read_to_string(ledger(partitions_dir)).unwrap_or_default();
+    text.push_str(&format!("{id}:{epoch}\n"));
+    fs::write(ledger(partitions_dir), text).expect("a test's directory");
+}
+
+fn was_made(partitions_dir: &Path, id: PartitionId, epoch: Epoch) -> bool {
+    let text = fs::read_to_string(ledger(partitions_dir)).unwrap_or_default();
+    text.lines().any(|line| line == format!("{id}:{epoch}"))
 }
 
 fn write_records(partitions_dir: &Path, id: PartitionId, epoch: Epoch, records: u64) {

@@ -501,7 +501,7 @@ async fn one_operation_at_a_time_touches_a_partition() {
     node.cores.silence("snapshot");
     let (reply, slow) = oneshot::channel();
     let call = Call::Snapshot { id: PartitionId(1), path: machine.path("s"), reply };
-    node.calls.send(call).await.ok().unwrap();
+    assert!(node.calls.send(call).await.is_ok());
     let busy = [
         node.snapshot(1, machine.path("t")).await.err(),
         node.restore(1, machine.path("t"), true).await.err(),
@@ -564,7 +564,8 @@ async fn no_core_hears_of_a_manifest_that_is_in_doubt() {
     *node.manifest_fault.lock().unwrap() = vec![Failing::InDoubt; 2];
     let (reply, answer) = oneshot::channel();
     let target = Target::Id(PartitionId(1));
-    node.calls.send(Call::Remove { target, confirm: true, reply }).await.ok().unwrap();
+    let call = Call::Remove { target, confirm: true, reply };
+    assert!(node.calls.send(call).await.is_ok());
     node.wait(|view| view.pending.iter().any(|line| line.contains("cannot be written"))).await;
     assert_eq!(node.cores.log(), [""; 0]);
     assert!(!node.cores.write(PartitionId(1), 1), "no route leads to it any more");
@@ -698,13 +699,13 @@ async fn a_crash_between_any_two_effects_leaves_each_change_done_or_not_done() {
             }
             // Whatever happened, the node can be worked with, and epochs are never reused: the
             // cores of this test refuse an epoch that a file knows.
-            if !node.ids().contains(&9) {
-                let free = "0x4000000000000000..0x5000000000000000";
-                assert_eq!(node.add(Some(9), free).await, Ok(PartitionId(9)), "{story}");
-            }
             if node.ids().contains(&2) {
                 node.restore(2, machine.path("snapshot"), true).await.unwrap();
                 assert_eq!(node.records(2), 11, "{story}");
+            }
+            if !node.ids().contains(&9) {
+                let free = "0x4000000000000000..0x5000000000000000";
+                assert_eq!(node.add(Some(9), free).await, Ok(PartitionId(9)), "{story}");
             }
             node.settle().await;
             node.check(&machine);
