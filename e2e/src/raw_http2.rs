@@ -59,6 +59,29 @@ pub async fn post(
     headers: &[(&str, &str)],
     body: Vec<u8>,
 ) -> Result<RawAnswer, String> {
+    post_with_end(address, path, headers, body, true).await
+}
+
+/// The same, but the request's end never comes.
+///
+/// # Errors
+/// As [`post`].
+pub async fn post_unfinished(
+    address: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+) -> Result<RawAnswer, String> {
+    post_with_end(address, path, headers, body, false).await
+}
+
+async fn post_with_end(
+    address: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+    ends: bool,
+) -> Result<RawAnswer, String> {
     let work = async {
         let stream = TcpStream::connect(address).await.map_err(|e| e.to_string())?;
         let (client, connection) =
@@ -73,7 +96,7 @@ pub async fn post(
         let request = request.body(()).map_err(|e| e.to_string())?;
         let (answer, mut send) = client.send_request(request, false).map_err(|e| e.to_string())?;
         // A server may answer before it has read the body; then sending fails and that is fine.
-        let _ = send.send_data(Bytes::from(body), true);
+        let _ = send.send_data(Bytes::from(body), ends);
         let answer = answer.await.map_err(|e| e.to_string())?;
         let http_status = answer.status().as_u16();
         let (parts, mut stream) = answer.into_parts();

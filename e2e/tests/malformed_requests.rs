@@ -5,7 +5,7 @@
 use stateside_e2e::{
     config::Config,
     node_process::Site,
-    raw_http2::{GRPC_HEADERS, code, framed, grpc, post, reason},
+    raw_http2::{GRPC_HEADERS, code, framed, grpc, post, post_unfinished, reason},
     rpc,
 };
 
@@ -140,9 +140,12 @@ async fn the_server_itself_keeps_deadlines() {
     against_a_node(|address| async move {
         let with = |timeout| [GRPC_HEADERS[0], GRPC_HEADERS[1], ("grpc-timeout", timeout)];
         let path = format!("/{GET}");
-        // The client of this test has no clock of its own: whatever comes is the server's.
-        let answer = post(&address, &path, &with("1n"), framed(false, GET_K)).await.unwrap();
+        // A request that never becomes whole: the client has no clock, the server must have one.
+        let mut unfinished = framed(false, GET_K);
+        unfinished[4] = 200;
+        let answer = post_unfinished(&address, &path, &with("100m"), unfinished).await.unwrap();
         assert_eq!(code(&answer), "DEADLINE_EXCEEDED", "{answer:?}");
+        assert_eq!(reason(&answer), "DEADLINE_EXCEEDED", "{answer:?}");
         for generous in ["5S", "1H", "99999999H", "20000m"] {
             let answer =
                 post(&address, &path, &with(generous), framed(false, GET_K)).await.unwrap();

@@ -99,7 +99,8 @@ fn an_unknown_configuration_key_is_refused_with_file_and_line() {
     let place = format!("stateside.toml:{}", lines + 1);
     serve(&site).failed_with(CONFIG_INVALID, &[&place, "log.segmnet_mb"]);
     let config = site.folder().join("stateside.toml").display().to_string();
-    stateside(&site, ["config", "check", &config]).failed_clearly(&[&place, "segmnet_mb"]);
+    stateside(&site, ["config", "check", "--config", &config])
+        .failed_clearly(&[&place, "segmnet_mb"]);
     site.config.more = String::new();
     still_has_its_record(&site);
 }

@@ -74,7 +74,8 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
 /// Cargo, the one that runs this program. No colours: the output goes into a log.
 pub(crate) fn cargo() -> Command {
     let mut command = command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.env("CARGO_TERM_COLOR", "never");
+    // A failed assertion tells what failed; a backtrace of test code buries that.
+    command.env("CARGO_TERM_COLOR", "never").env("RUST_BACKTRACE", "0");
     command
 }
 
