@@ -1,0 +1,13 @@
+//! The real binary, from outside. One program for all of them: each would link the same half
+//! of the workspace anew.
+
+mod clients;
+mod damage;
+mod full_disk;
+mod hostile_peers;
+mod kill_loops;
+mod lifecycle;
+mod malformed_requests;
+mod partitions;
+mod quick_start;
+mod startup;
