@@ -2,13 +2,13 @@
 
 use std::collections::VecDeque;
 
-use stateside_pipeline::{Completed, Outlet, Pipeline, PipelineError, Write};
+use stateside_pipeline::{Completed, Outlet, Pipeline, Write};
 use stateside_statestore::{
     Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
 };
 use stateside_types::{
-    Ack, Condition, PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StageKind,
-    Timestamp, WallClock, WriteEntry,
+    Ack, Condition, PartitionSpec, PartitionState, PipelineError, Reason, Record, Refusal,
+    Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
@@ -167,8 +167,9 @@ impl Partition {
     /// change while writes are under way.
     pub fn update(&mut self, spec: PartitionSpec) -> Result<(), Refusal> {
         assert_eq!((spec.id, spec.store), (self.spec.id, self.spec.store));
-        Pipeline::validate(&spec.pipeline, spec.ack)
-            .map_err(|error| Refusal::new(Reason::InvalidArgument, error.to_string()))?;
+        let invalid =
+            |error: PipelineError| Refusal::new(Reason::InvalidArgument, error.to_string());
+        check_ack(spec.ack, &spec.pipeline).map_err(invalid)?;
         if spec.pipeline != self.spec.pipeline {
             if self.passed() != self.applied() || !self.is_quiet() {
                 return Err(Refusal::new(
@@ -176,8 +177,7 @@ impl Partition {
                     format!("partition {} has writes under way", spec.id),
                 ));
             }
-            self.pipeline = Pipeline::new(&spec.pipeline, spec.ack)
-                .map_err(|error| Refusal::new(Reason::InvalidArgument, error.to_string()))?;
+            self.pipeline = Pipeline::new(&spec.pipeline, spec.ack).map_err(invalid)?;
             self.pipeline.resume(self.store.applied(), self.store.applied_timestamp());
         }
         self.spec = spec;

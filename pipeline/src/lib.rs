@@ -24,4 +24,4 @@ pub use clock::Clock;
 pub use dispatcher::Dispatcher;
 pub use line_monitor::LineMonitor;
 pub use log_stage::LogStage;
-pub use stage::{Completed, Outlet, Pipeline, PipelineError, Progress, Stage, StageIndex, Write};
+pub use stage::{Completed, Outlet, Pipeline, Progress, Stage, StageIndex, Write};

@@ -1,8 +1,8 @@
 //! The stage trait, and the pipeline that runs a list of stages.
 
 use stateside_types::{
-    Ack, DEFAULT_PIPELINE, Epoch, PartitionId, Refusal, Sequence, StageKind, Timestamp, WallClock,
-    WriteEntry,
+    Ack, Epoch, PartitionId, PipelineError, Refusal, Sequence, StageKind, Timestamp, WallClock,
+    WriteEntry, check_ack, check_pipeline,
 };
 
 use crate::{Clock, Dispatcher, LineMonitor, LogStage};
@@ -108,25 +108,6 @@ pub trait Stage {
     }
 }
 
-/// Why a list of stages is not a pipeline.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PipelineError {
-    /// Listed twice.
-    #[error("the stage `{0}` is listed twice")]
-    Twice(StageKind),
-    /// Out of order.
-    #[error(
-        "the stage `{0}` must come before `{1}`: the order is clock, dispatcher, log, line-monitor"
-    )]
-    Order(StageKind, StageKind),
-    /// An asynchronous stage without the one that restores order.
-    #[error("the stage `log` needs the stage `line-monitor` behind it")]
-    Unmonitored,
-    /// Durable acknowledgement without a log.
-    #[error("ack = \"durable\" needs the stage `log`")]
-    NothingDurable,
-}
-
 /// The stages of one partition, in order.
 pub struct Pipeline {
     stages: Vec<Box<dyn Stage>>,
@@ -134,38 +115,13 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Checks a list of stages against each other and against the default acknowledgement.
-    ///
-    /// # Errors
-    /// [`PipelineError`], for configuration to report.
-    pub fn validate(kinds: &[StageKind], ack: Ack) -> Result<(), PipelineError> {
-        let rank = |kind| DEFAULT_PIPELINE.iter().position(|&known| known == kind);
-        for pair in kinds.windows(2) {
-            if rank(pair[0]) > rank(pair[1]) {
-                return Err(PipelineError::Order(pair[1], pair[0]));
-            }
-        }
-        for (at, kind) in kinds.iter().enumerate() {
-            if kinds[..at].contains(kind) {
-                return Err(PipelineError::Twice(*kind));
-            }
-        }
-        let logs = kinds.contains(&StageKind::Log);
-        if logs && !kinds.contains(&StageKind::LineMonitor) {
-            return Err(PipelineError::Unmonitored);
-        }
-        if ack == Ack::Durable && !logs {
-            return Err(PipelineError::NothingDurable);
-        }
-        Ok(())
-    }
-
     /// Builds the stages.
     ///
     /// # Errors
-    /// As [`Self::validate`].
+    /// [`PipelineError`] when the stages do not fit each other, or not the acknowledgement.
     pub fn new(kinds: &[StageKind], ack: Ack) -> Result<Self, PipelineError> {
-        Self::validate(kinds, ack)?;
+        check_pipeline(kinds)?;
+        check_ack(ack, kinds)?;
         let stages = kinds
             .iter()
             .map(|kind| -> Box<dyn Stage> {
@@ -224,26 +180,5 @@ impl Pipeline {
     /// Continues after the last write of an earlier life of the partition.
     pub fn resume(&mut self, sequence: Sequence, timestamp: Timestamp) {
         self.stages.iter_mut().for_each(|stage| stage.resume(sequence, timestamp));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use StageKind::{Clock, Dispatcher, LineMonitor, Log};
-
-    use super::*;
-
-    #[test]
-    fn lists_that_make_no_pipeline_are_refused_with_the_reason() {
-        let check = |kinds: &[StageKind], ack| Pipeline::validate(kinds, ack);
-        assert_eq!(check(DEFAULT_PIPELINE, Ack::Durable), Ok(()));
-        assert_eq!(check(&[], Ack::Memory), Ok(()));
-        assert_eq!(check(&[Clock, Clock], Ack::Memory), Err(PipelineError::Twice(Clock)));
-        assert_eq!(check(&[Log, Clock], Ack::Memory), Err(PipelineError::Order(Clock, Log)));
-        assert_eq!(check(&[Clock, Log], Ack::Durable), Err(PipelineError::Unmonitored));
-        assert_eq!(
-            check(&[Clock, Dispatcher, LineMonitor], Ack::Durable),
-            Err(PipelineError::NothingDurable)
-        );
     }
 }
