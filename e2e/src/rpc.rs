@@ -1,6 +1,9 @@
 //! Calls to a node over plain tonic, and what is in a failure's details.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use prost::Message;
 use stateside_proto::v1::{
@@ -12,6 +15,9 @@ use tonic::{
     Code, Status,
     transport::{Channel, Endpoint},
 };
+
+/// How long a write is sent again while the node says that it is overloaded.
+const OVERLOADED_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Answers may be as large as the node makes them.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
@@ -76,7 +82,23 @@ pub async fn put_all(
 ) -> Result<Vec<WriteResult>, Status> {
     let request =
         UpsertRequest { entries, routing_key: Vec::new(), atomic: false, ack: Ack::Default.into() };
-    Ok(data.upsert(request).await?.into_inner().results)
+    // A well-behaved client: what is refused as overloaded was not written, and is sent again
+    // after the delay that the refusal names.
+    let until = Instant::now() + OVERLOADED_PATIENCE;
+    loop {
+        let status = match data.upsert(request.clone()).await {
+            Ok(response) => return Ok(response.into_inner().results),
+            Err(status) => status,
+        };
+        match Failure::from(&status) {
+            Failure { reason, retry_after: Some(delay), .. }
+                if reason == "OVERLOADED" && Instant::now() < until =>
+            {
+                tokio::time::sleep(delay).await;
+            }
+            _ => return Err(status),
+        }
+    }
 }
 
 /// Reads one record.

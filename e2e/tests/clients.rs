@@ -18,7 +18,7 @@ use stateside_e2e::{
 
 /// One core, so that Topology has 8 partitions; a memory limit that one case fills.
 fn site() -> Site {
-    Site::new(Config { memory_limit_mb: 64, ..Config::default() })
+    Site::new(Config { memory_limit_mb: 16, log_segment_mb: 64, ..Config::default() })
 }
 
 #[test]

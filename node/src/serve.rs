@@ -48,6 +48,9 @@ use crate::{
     },
 };
 
+/// How long a start waits for ports that are in use, and how often it looks.
+const PORT_PATIENCE: Duration = Duration::from_secs(5);
+const PORT_RETRY: Duration = Duration::from_millis(20);
 /// How long cores may take to end after their drain timed out.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
@@ -155,7 +158,7 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
     if !moves.is_empty() {
         tracing::info!(partitions = moves.len(), cores, "partitions move to other cores");
     }
-    let sockets = Sockets::bind(settings)?;
+    let sockets = Sockets::bind_patiently(settings)?;
     let metrics = Arc::new(NodeMetrics::new(settings.node.cores));
     let progress = Arc::new(RecoveryProgress::default());
     let (peers, mailboxes) = core::peers(cores);
@@ -374,6 +377,20 @@ struct Sockets {
 }
 
 impl Sockets {
+    /// Binds, and waits a moment for ports that are in use: the kernel takes a killed process's
+    /// rings down in its own time, and the listening sockets in them stay open until then.
+    fn bind_patiently(settings: &Settings) -> Result<Self, ReactorError> {
+        let until = Instant::now() + PORT_PATIENCE;
+        loop {
+            match Self::bind(settings) {
+                Err(ReactorError::AddressInUse { .. }) if Instant::now() < until => {
+                    thread::sleep(PORT_RETRY);
+                }
+                done => return done,
+            }
+        }
+    }
+
     fn bind(settings: &Settings) -> Result<Self, ReactorError> {
         let cores = settings.node.cores;
         let (shared_address, shared) = bind_shared(settings.data.listen, usize::from(cores))?;

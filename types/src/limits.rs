@@ -26,7 +26,7 @@ pub const HEADER_BYTES_MAX: u32 = 16 << 10;
 pub const SEND_BACKLOG_BYTES_MAX: usize = 4 << 20;
 /// Bytes of unsent answers on one connection. An answer above it costs its stream a reset:
 /// only calls that were started before the client fell behind can get there.
-pub const RESPONSE_BACKLOG_BYTES_MAX: usize = 64 << 20;
+pub const RESPONSE_BACKLOG_BYTES_MAX: usize = 24 << 20;
 /// The same for all connections of a core.
 pub const RESPONSE_BACKLOG_BYTES_PER_CORE_MAX: usize = 512 << 20;
 /// Bytes of request messages held for one connection until they are handed out: one half for

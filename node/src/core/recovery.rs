@@ -85,7 +85,12 @@ pub(crate) fn recover(
                 }
                 open.insert(spec.id, Open { spec, store, failed: None });
             }
-            Err(refusal) => {
+            Err(mut refusal) => {
+                if refusal.reason == Reason::DiskFull {
+                    // Its log is read now or never: it cannot come up later by itself.
+                    let text = format!("{}; make room, then restart the node", refusal.message);
+                    refusal = Refusal::new(Reason::PartitionStopped, text);
+                }
                 tracing::error!(partition = spec.id.0, %refusal, "a partition cannot serve");
                 down.push((spec, refusal));
             }

@@ -348,6 +348,7 @@ impl Core {
             first = false;
             self.operations.step(&mut self.executor);
             self.answer_and_send();
+            self.executor.world.log.poll_keeper();
             if self.is_over(now) {
                 return Ok(());
             }
@@ -491,7 +492,6 @@ impl Core {
             service::on_event(executor, node, metrics, id, session, event);
         });
         self.executor.world.pool.retry();
-        self.executor.world.log.poll_keeper();
         if let Some(failed) = self.executor.world.log.take_open_failure() {
             self.log_failed(&failed);
         }

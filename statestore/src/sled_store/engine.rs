@@ -62,7 +62,7 @@ impl Default for SledOptions {
     fn default() -> Self {
         Self {
             cache_bytes: 64 << 20,
-            free_bytes_min: 64 << 20,
+            free_bytes_min: 32 << 20,
             cover_interval: Duration::from_secs(1),
             segment_bytes: 8 << 20,
         }
