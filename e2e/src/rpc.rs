@@ -16,6 +16,12 @@ use tonic::{
 /// Answers may be as large as the node makes them.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
+/// The reason of a refusal that a client answers with patience.
+pub const OVERLOADED: &str = "OVERLOADED";
+/// How often it is patient.
+pub const OVERLOADED_RETRIES: u32 = 500;
+const OVERLOADED_DELAY: Duration = Duration::from_millis(20);
+
 /// The data plane's client.
 pub type Data = DataPlaneClient<Channel>;
 /// The control plane's client.
@@ -66,7 +72,8 @@ pub async fn put(
     put_all(data, vec![entry(key, value)]).await.map(|mut results| results.remove(0))
 }
 
-/// Writes a batch.
+/// Writes a batch. Refused as `OVERLOADED` it is sent again after the delay that the node asks
+/// for, as every client should.
 ///
 /// # Errors
 /// The node's refusal.
@@ -76,6 +83,15 @@ pub async fn put_all(
 ) -> Result<Vec<WriteResult>, Status> {
     let request =
         UpsertRequest { entries, routing_key: Vec::new(), atomic: false, ack: Ack::Default.into() };
+    for _ in 0..OVERLOADED_RETRIES {
+        match data.upsert(request.clone()).await {
+            Err(status) if reason(&status) == OVERLOADED => {
+                let delay = Failure::from(&status).retry_after;
+                tokio::time::sleep(delay.unwrap_or(OVERLOADED_DELAY)).await;
+            }
+            other => return Ok(other?.into_inner().results),
+        }
+    }
     Ok(data.upsert(request).await?.into_inner().results)
 }
 
