@@ -74,7 +74,10 @@ fn start_on_a_full_disk(store: Store) {
     let folder = tempfile::tempdir().unwrap();
     let disk = if is_root() { SmallDisk::mount(folder.path()) } else { None };
     let Some(disk) = disk else {
-        skipped("a_node_starts_on_a_full_disk", "needs root, and a kernel that mounts an ext4 image");
+        skipped(
+            "a_node_starts_on_a_full_disk",
+            "needs root, and a kernel that mounts an ext4 image",
+        );
         return;
     };
     let site = Site::new(Config { store, log_segment_mb: 4, log_max_mb: 16, ..Config::default() })
@@ -92,7 +95,10 @@ fn start_on_a_full_disk(store: Store) {
     drop(node);
     let ballast = disk.mounted_at.join("ballast");
     // Until the very end: a hole-free file as large as the disk takes all that is left.
-    let _ = Command::new("dd").args(["if=/dev/zero", "bs=64k"]).arg(format!("of={}", ballast.display())).output();
+    let _ = Command::new("dd")
+        .args(["if=/dev/zero", "bs=64k"])
+        .arg(format!("of={}", ballast.display()))
+        .output();
 
     let node = site.start();
     runtime.block_on(everything_is_there(&address, 20));
@@ -145,6 +151,7 @@ fn full_disk(test: &str, store: Store) {
     });
     let refusal = refusal.unwrap_or_else(|| panic!("{WRITES_MAX} writes did not fill the disk"));
     println!("{acknowledged} writes, then {}", refusal.message);
+    assert!(acknowledged > 0, "no write at all: {refusal:?}");
     assert_eq!(
         (refusal.reason.as_str(), refusal.code.as_str()),
         ("DISK_FULL", "RESOURCE_EXHAUSTED")
