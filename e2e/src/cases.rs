@@ -9,7 +9,10 @@ use std::collections::BTreeMap;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Map, Value, json};
 
-use crate::{requirements::workspace_root, rpc::Failure};
+use crate::{
+    requirements::workspace_root,
+    rpc::{Failure, OVERLOADED, OVERLOADED_RETRIES},
+};
 
 /// The domain of every ErrorInfo of Stateside.
 const DOMAIN: &str = "stateside.dev";
@@ -88,7 +91,7 @@ impl<C: Caller> Runner<'_, C> {
                 request: self.expand(&step["request"], i)?,
                 deadline_ms: step["deadlineMs"].as_u64(),
             };
-            match (self.caller.call(&call), &step["error"]) {
+            match (self.call_patiently(&call), &step["error"]) {
                 (Ok(_), error) if until_error && !error.is_null() => {}
                 (Ok(answer), Value::Null) => self.check(&step["expect"], &answer, "answer", i)?,
                 (Ok(_), error) => return Err(format!("succeeded, expected {error}")),
@@ -102,6 +105,19 @@ impl<C: Caller> Runner<'_, C> {
             }
         }
         if until_error { Err("no call failed".to_owned()) } else { Ok(()) }
+    }
+
+    /// Sends what was refused as `OVERLOADED` again, after the delay that the node asks for.
+    fn call_patiently(&mut self, call: &Call) -> Result<Value, Box<Failure>> {
+        for _ in 0..OVERLOADED_RETRIES {
+            match self.caller.call(call) {
+                Err(failure) if failure.reason == OVERLOADED => {
+                    std::thread::sleep(failure.retry_after.unwrap_or_default());
+                }
+                other => return other,
+            }
+        }
+        self.caller.call(call)
     }
 
     /// Writes out the notation of a request.

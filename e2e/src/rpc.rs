@@ -1,9 +1,6 @@
 //! Calls to a node over plain tonic, and what is in a failure's details.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use prost::Message;
 use stateside_proto::v1::{
@@ -16,11 +13,14 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// How long a write is sent again while the node says that it is overloaded.
-const OVERLOADED_PATIENCE: Duration = Duration::from_secs(20);
-
 /// Answers may be as large as the node makes them.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// The reason of a refusal that a client answers with patience.
+pub const OVERLOADED: &str = "OVERLOADED";
+/// How often it is patient.
+pub const OVERLOADED_RETRIES: u32 = 500;
+const OVERLOADED_DELAY: Duration = Duration::from_millis(20);
 
 /// The data plane's client.
 pub type Data = DataPlaneClient<Channel>;
@@ -72,7 +72,8 @@ pub async fn put(
     put_all(data, vec![entry(key, value)]).await.map(|mut results| results.remove(0))
 }
 
-/// Writes a batch.
+/// Writes a batch. Refused as `OVERLOADED` it is sent again after the delay that the node asks
+/// for, as every client should.
 ///
 /// # Errors
 /// The node's refusal.
@@ -82,23 +83,16 @@ pub async fn put_all(
 ) -> Result<Vec<WriteResult>, Status> {
     let request =
         UpsertRequest { entries, routing_key: Vec::new(), atomic: false, ack: Ack::Default.into() };
-    // A well-behaved client: what is refused as overloaded was not written, and is sent again
-    // after the delay that the refusal names.
-    let until = Instant::now() + OVERLOADED_PATIENCE;
-    loop {
-        let status = match data.upsert(request.clone()).await {
-            Ok(response) => return Ok(response.into_inner().results),
-            Err(status) => status,
-        };
-        match Failure::from(&status) {
-            Failure { reason, retry_after: Some(delay), .. }
-                if reason == "OVERLOADED" && Instant::now() < until =>
-            {
-                tokio::time::sleep(delay).await;
+    for _ in 0..OVERLOADED_RETRIES {
+        match data.upsert(request.clone()).await {
+            Err(status) if reason(&status) == OVERLOADED => {
+                let delay = Failure::from(&status).retry_after;
+                tokio::time::sleep(delay.unwrap_or(OVERLOADED_DELAY)).await;
             }
-            _ => return Err(status),
+            other => return Ok(other?.into_inner().results),
         }
     }
+    Ok(data.upsert(request).await?.into_inner().results)
 }
 
 /// Reads one record.

@@ -20,9 +20,10 @@ use stateside_e2e::{
 };
 use tokio::runtime::Runtime;
 
-/// Size of the disk, MiB, and of the file that takes its space away.
-const DISK_MB: u64 = 160;
-const BALLAST_MB: u64 = 90;
+/// Size of the disk, MiB, and of the file that takes its space away. The sled store asks for some
+/// room to begin with.
+const DISK_MB: u64 = 320;
+const BALLAST_MB: u64 = 150;
 const VALUE_BYTES: usize = 50_000;
 /// Writes that must be enough to fill the disk.
 const WRITES_MAX: usize = 4_000;
@@ -61,6 +62,67 @@ fn a_full_disk_refuses_writes_of_the_sled_store_and_recovers() {
     full_disk("a_full_disk_refuses_writes_of_the_sled_store", Store::Sled);
 }
 
+#[test]
+fn a_node_with_the_memory_store_starts_on_a_full_disk_and_recovers() {
+    start_on_a_full_disk("a_node_with_the_memory_store_starts_on_a_full_disk", Store::Memory);
+}
+
+#[test]
+fn a_node_with_the_sled_store_starts_on_a_full_disk_and_recovers() {
+    start_on_a_full_disk("a_node_with_the_sled_store_starts_on_a_full_disk", Store::Sled);
+}
+
+/// Reads are served, writes refused, and resume without a restart.
+fn start_on_a_full_disk(test: &str, store: Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = if is_root() { SmallDisk::mount(folder.path()) } else { None };
+    let Some(disk) = disk else {
+        skipped(test, "needs root, and a kernel that mounts an ext4 image");
+        return;
+    };
+    let site = Site::new(Config { store, log_segment_mb: 4, log_max_mb: 16, ..Config::default() })
+        .with_data_dir(disk.mounted_at.join("data"));
+    let mut node = site.start();
+    let runtime = Runtime::new().unwrap();
+    let address = site.data_address();
+    runtime.block_on(async {
+        let mut data = rpc::data(&address).await.unwrap();
+        for number in 0..20 {
+            rpc::put(&mut data, &key(number), value(number)).await.unwrap();
+        }
+    });
+    assert_eq!(node.terminate().code(), Some(0), "{}", node.output());
+    drop(node);
+    let ballast = disk.mounted_at.join("ballast");
+    // Until the very end: a hole-free file as large as the disk takes all that is left.
+    let _ = Command::new("dd")
+        .args(["if=/dev/zero", "bs=64k"])
+        .arg(format!("of={}", ballast.display()))
+        .output();
+
+    let node = site.start();
+    runtime.block_on(everything_is_there(&address, 20));
+    runtime.block_on(async {
+        let mut data = rpc::data(&address).await.unwrap();
+        // What was prepared ahead of time may take some writes still.
+        for number in 20..WRITES_MAX {
+            if let Err(status) = rpc::put(&mut data, &key(number), value(number)).await {
+                assert_eq!(rpc::reason(&status), "DISK_FULL", "{store:?}: {status}");
+                return;
+            }
+        }
+        panic!("{store:?}: a full disk took {WRITES_MAX} writes");
+    });
+    fs::remove_file(&ballast).unwrap();
+    until(&format!("writes of the {store:?} store resume"), Duration::from_secs(30), || {
+        runtime.block_on(async {
+            let mut data = rpc::data(&address).await.ok()?;
+            rpc::put(&mut data, "after", "x").await.ok()
+        })
+    });
+    drop(node);
+}
+
 fn full_disk(test: &str, store: Store) {
     let folder = tempfile::tempdir().unwrap();
     let disk = if is_root() { SmallDisk::mount(folder.path()) } else { None };
@@ -89,6 +151,7 @@ fn full_disk(test: &str, store: Store) {
     });
     let refusal = refusal.unwrap_or_else(|| panic!("{WRITES_MAX} writes did not fill the disk"));
     println!("{acknowledged} writes, then {}", refusal.message);
+    assert!(acknowledged > 0, "no write at all: {refusal:?}");
     assert_eq!(
         (refusal.reason.as_str(), refusal.code.as_str()),
         ("DISK_FULL", "RESOURCE_EXHAUSTED")

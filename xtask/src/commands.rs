@@ -84,16 +84,17 @@ pub(crate) fn e2e(filters: &[String]) -> Outcome {
 
 /// Kill loops, with their own output on the terminal.
 pub(crate) fn kill_loops(arguments: &[String]) -> Outcome {
-    Ok(build(&["stateside-node", "stateside-e2e"]) && run_built("kill-loops", arguments))
+    Ok(build(&["--release", "--package", "stateside-node"])
+        && build(&["--package", "stateside-e2e", "--bin", "kill-loops"])
+        && run_built("debug", "kill-loops", arguments))
 }
 
 /// The comparison and the figures, with their own output on the terminal.
 pub(crate) fn bench(arguments: &[String]) -> Outcome {
     let mut report = Report::default();
     let ready = report.step("tools", "install what the comparison needs", suite::install_tools);
-    Ok(ready
-        && build(&["stateside-node", "stateside-benches"])
-        && run_built("side-by-side", arguments))
+    let packages = ["--release", "--package", "stateside-node", "--package", "stateside-benches"];
+    Ok(ready && build(&packages) && run_built("release", "side-by-side", arguments))
 }
 
 /// Generated code from the `.proto` files.
@@ -127,19 +128,19 @@ fn no_arguments(command: &str, arguments: &[String]) -> Result<(), Usage> {
     }
 }
 
-/// Release builds, with cargo's own progress on the terminal.
-fn build(packages: &[&str]) -> bool {
+/// A build with cargo's own progress on the terminal.
+fn build(arguments: &[&str]) -> bool {
     let mut command = process::cargo();
-    command.env_remove("CARGO_TERM_COLOR").args(["build", "--release", "--locked"]);
-    for package in packages {
-        command.args(["--package", package]);
-    }
-    succeeds(&mut command)
+    succeeds(command.env_remove("CARGO_TERM_COLOR").args(["build", "--locked"]).args(arguments))
 }
 
-fn run_built(binary: &str, arguments: &[String]) -> bool {
-    let path = workspace::target().join("release").join(binary);
-    succeeds(process::command(path).env("STATESIDE_E2E_TOOLS", workspace::tools()).args(arguments))
+fn run_built(profile: &str, binary: &str, arguments: &[String]) -> bool {
+    let path = workspace::target().join(profile).join(binary);
+    let mut command = process::command(path);
+    command
+        .env("STATESIDE_E2E_TOOLS", workspace::tools())
+        .env("STATESIDE_BIN", workspace::release_binary());
+    succeeds(command.args(arguments))
 }
 
 fn succeeds(command: &mut Command) -> bool {

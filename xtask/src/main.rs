@@ -27,8 +27,8 @@ Commands:
                   --list        name the steps and what each does
   check         before a commit, in seconds: format, tidy, dependency directions, clippy
   e2e           the end-to-end tests through the real binary
-                  FILTER        only tests whose name contains it: python, node, tonic, grpcurl,
-                                quick_start, bad_input, lifecycle, …
+                  FILTER        only tests whose name contains it: clients, python, grpcurl,
+                                quick_start, damage, startup, full_disk, lifecycle, …
   kill-loops    kill -9 under load, restart, compare every record with what was acknowledged
                   --loops N     kills (default 100)
                   --store S     memory, sled or both (default both)

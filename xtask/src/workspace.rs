@@ -17,6 +17,11 @@ pub(crate) fn tools() -> PathBuf {
     target().join("tools")
 }
 
+/// The node as people run it.
+pub(crate) fn release_binary() -> PathBuf {
+    target().join("release").join("stateside")
+}
+
 /// Output of the steps, one file each.
 pub(crate) fn logs() -> PathBuf {
     target().join("xtask").join("logs")

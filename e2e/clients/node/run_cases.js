@@ -8,12 +8,14 @@
 
 const fs = require('node:fs');
 const path = require('node:path');
+const { setTimeout: sleep } = require('node:timers/promises');
 const grpc = require('@grpc/grpc-js');
 const protoLoader = require('@grpc/proto-loader');
 
 const NAME = 'node';
 const DOMAIN = 'stateside.dev';
 const ANSWER_BYTES_MAX = 64 << 20;
+const OVERLOADED_RETRIES = 500;
 const ROOT = path.join(__dirname, '..', '..', '..');
 
 // protobuf's JSON form: lowerCamelCase, bytes in base64, 64-bit numbers as strings.
@@ -45,6 +47,17 @@ function call(client, step, request) {
   });
 }
 
+/** Sends what was refused as OVERLOADED again, after the delay that the node asks for. */
+async function callPatiently(client, step, request) {
+  for (let attempt = 0; attempt < OVERLOADED_RETRIES; attempt += 1) {
+    const outcome = await call(client, step, request);
+    const details = outcome.failure ? detailsOf(outcome.failure) : {};
+    if (details.ErrorInfo?.reason !== 'OVERLOADED') return outcome;
+    await sleep(1000 * secondsOf(details.RetryInfo));
+  }
+  return call(client, step, request);
+}
+
 class Runner {
   constructor(clients, run) {
     this.clients = clients;
@@ -56,7 +69,7 @@ class Runner {
     if (step.except?.[NAME]) return;
     const client = step.compress ? this.clients.compressing : this.clients.plain;
     for (let i = 0; i < (step.repeat ?? 1); i += 1) {
-      const { answer, failure } = await call(client, step, this.expand(step.request, i));
+      const { answer, failure } = await callPatiently(client, step, this.expand(step.request, i));
       if (failure) {
         if (!step.error) throw new Wrong(`failed: ${grpc.status[failure.code]} ${failure.details}`);
         checkFailure(step.error, failure);
@@ -162,6 +175,10 @@ function detailsOf(failure) {
   return found;
 }
 
+function secondsOf(retryInfo) {
+  return retryInfo ? Number(retryInfo.retryDelay.seconds) + retryInfo.retryDelay.nanos / 1e9 : 0;
+}
+
 function checkFailure(expected, failure) {
   const wrong = [];
   if (expected.code && expected.code !== grpc.status[failure.code]) {
@@ -174,7 +191,7 @@ function checkFailure(expected, failure) {
     if (!failure.details) wrong.push('there is no message');
   }
   if (expected.retry !== undefined) {
-    const delay = retry ? Number(retry.retryDelay.seconds) + retry.retryDelay.nanos / 1e9 : 0;
+    const delay = secondsOf(retry);
     if ((delay > 0) !== expected.retry) wrong.push(`retry delay is ${delay} s`);
   }
   if (wrong.length > 0) throw new Wrong(`${wrong.join(', ')}; expected ${JSON.stringify(expected)}`);

@@ -11,6 +11,7 @@ import base64
 import json
 import pathlib
 import sys
+import time
 
 import grpc
 from google.protobuf import json_format
@@ -20,6 +21,7 @@ from grpc_status import rpc_status
 NAME = "python"
 DOMAIN = "stateside.dev"
 ANSWER_BYTES_MAX = 64 << 20
+OVERLOADED_RETRIES = 500
 
 
 class Wrong(Exception):
@@ -40,7 +42,7 @@ class Runner:
         error = step.get("error")
         for i in range(step.get("repeat", 1)):
             try:
-                answer = self.call(step, self.expand(step["request"], i))
+                answer = self.call_patiently(step, self.expand(step["request"], i))
             except grpc.RpcError as failure:
                 if error is None:
                     raise Wrong(f"failed: {failure.code().name} {failure.details()}") from failure
@@ -52,6 +54,18 @@ class Runner:
                 raise Wrong(f"succeeded, expected {error}")
         if until_error:
             raise Wrong("no call failed")
+
+    def call_patiently(self, step, request):
+        """Sends what was refused as OVERLOADED again, after the delay that the node asks for."""
+        for _ in range(OVERLOADED_RETRIES):
+            try:
+                return self.call(step, request)
+            except grpc.RpcError as failure:
+                info, delay = details_of(failure)
+                if info.reason != "OVERLOADED":
+                    raise
+                time.sleep(delay)
+        return self.call(step, request)
 
     def call(self, step, request):
         method = step["call"] if "." in step["call"] else "stateside.v1." + step["call"]
@@ -157,11 +171,9 @@ def shown(value):
     return "" if value in (None, False, 0, "", "0") else str(value)
 
 
-def check_failure(expected, failure):
-    wrong = []
-    if expected.get("code", failure.code().name) != failure.code().name:
-        wrong.append(f"code is {failure.code().name} ({failure.details()})")
-    info, retry = error_details_pb2.ErrorInfo(), None
+def details_of(failure):
+    """ErrorInfo, and the delay of RetryInfo in seconds."""
+    info, delay = error_details_pb2.ErrorInfo(), 0
     status = rpc_status.from_call(failure)
     for detail in status.details if status else ():
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
@@ -169,6 +181,15 @@ def check_failure(expected, failure):
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
             retry = error_details_pb2.RetryInfo()
             detail.Unpack(retry)
+            delay = retry.retry_delay.ToTimedelta().total_seconds()
+    return info, delay
+
+
+def check_failure(expected, failure):
+    wrong = []
+    if expected.get("code", failure.code().name) != failure.code().name:
+        wrong.append(f"code is {failure.code().name} ({failure.details()})")
+    info, delay = details_of(failure)
     if "reason" in expected:
         if info.reason != expected["reason"]:
             wrong.append(f"reason is `{info.reason}` ({failure.details()})")
@@ -177,7 +198,6 @@ def check_failure(expected, failure):
         if not failure.details():
             wrong.append("there is no message")
     if "retry" in expected:
-        delay = retry.retry_delay.ToTimedelta().total_seconds() if retry else 0
         if (delay > 0) != expected["retry"]:
             wrong.append(f"retry delay is {delay} s")
     if wrong:
