@@ -24,7 +24,7 @@ use signal_hook::{
 };
 use stateside_partition_mgr::ManifestError;
 use stateside_pipeline::log::Placement;
-use stateside_statestore::{SledEngine, SledOptions};
+use stateside_statestore::SledOptions;
 use stateside_types::{CoreId, PartitionSpec, Refusal, limits};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -72,9 +72,6 @@ pub enum ServeError {
     /// The logs' files.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// The shared engine of stores on disk.
-    #[error("the store on disk cannot be opened: {0}")]
-    Store(#[from] stateside_statestore::StoreError),
     /// Leftovers of removed partitions.
     #[error("{0}")]
     Sweep(Refusal),
@@ -118,7 +115,7 @@ impl ServeError {
             Self::Control(error) if error.is_address_in_use() => Exit::PortInUse,
             Self::Log(LogError::Version { .. })
             | Self::Core(CoreError::Log(LogError::Version { .. })) => Exit::FileVersion,
-            Self::Log(_) | Self::Store(_) | Self::Core(CoreError::Log(_)) => Exit::DataDirDamaged,
+            Self::Log(_) | Self::Sweep(_) | Self::Core(CoreError::Log(_)) => Exit::DataDirDamaged,
             _ => Exit::Failure,
         }
     }
@@ -171,14 +168,11 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
     let keeper = SegmentKeeper::start(log.clone())
         .map_err(|source| ServeError::Io { what: "starting the log keeper", source })?;
     let keeper = Arc::new(keeper);
-    let sled = SledEngine::open(
-        &data_dir.sled(),
-        SledOptions {
-            cache_bytes: u64::from(settings.store.sled.cache_mb) << 20,
-            cover_interval: Duration::from_millis(u64::from(settings.store.sled.flush_ms)),
-            ..SledOptions::default()
-        },
-    )?;
+    let sled = SledOptions {
+        cache_bytes: u64::from(settings.store.sled.cache_mb) << 20,
+        cover_interval: Duration::from_millis(u64::from(settings.store.sled.flush_ms)),
+        ..SledOptions::default()
+    };
     let seed = secret();
     let files = PartitionFiles::new(Arc::clone(&data_dir), sled, seed);
     let specs: Vec<PartitionSpec> =

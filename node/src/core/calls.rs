@@ -210,6 +210,15 @@ impl<S: Copy> Calls<S> {
         self.ready.pop()
     }
 
+    /// The call that became ready last, if `wanted` says so of its origin.
+    pub fn pop_ready_if(&mut self, wanted: impl Fn(&Origin<S>) -> bool) -> Option<u32> {
+        let slot = *self.ready.last()?;
+        if !wanted(&self.slots[slot as usize].origin) {
+            return None;
+        }
+        self.ready.pop()
+    }
+
     /// Whether some call's answer is complete.
     pub fn has_ready(&self) -> bool {
         !self.ready.is_empty()

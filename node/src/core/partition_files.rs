@@ -10,12 +10,12 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use stateside_statestore::{
-    MemoryStore, SledEngine, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord,
-    StateStore, StoreError,
+    MemoryStore, SledEngine, SledOptions, SnapshotError, SnapshotHeader, SnapshotReader,
+    SnapshotRecord, StateStore, StoreError,
 };
 use stateside_types::{Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, StoreKind};
 
@@ -40,14 +40,32 @@ pub(crate) type OpenedStore = (Box<dyn StateStore>, Option<SnapshotInfo>);
 /// Where partitions keep their files. One per node, shared by its cores.
 pub struct PartitionFiles {
     data_dir: Arc<DataDir>,
-    sled: SledEngine,
+    /// Opened when the first partition needs it: a node without such partitions has none.
+    sled: Mutex<Option<SledEngine>>,
+    sled_options: SledOptions,
     hash_seed: u64,
 }
 
 impl PartitionFiles {
     /// Files below a data directory. `hash_seed`: any secret number, for the stores in memory.
-    pub fn new(data_dir: Arc<DataDir>, sled: SledEngine, hash_seed: u64) -> Self {
-        Self { data_dir, sled, hash_seed }
+    pub fn new(data_dir: Arc<DataDir>, sled_options: SledOptions, hash_seed: u64) -> Self {
+        Self { data_dir, sled: Mutex::new(None), sled_options, hash_seed }
+    }
+
+    fn sled(&self) -> Result<SledEngine, Refusal> {
+        let mut sled = self.sled.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(engine) = &*sled {
+            return Ok(engine.clone());
+        }
+        let engine = SledEngine::open(&self.data_dir.sled(), self.sled_options)
+            .map_err(|error| store_failed(&error))?;
+        Ok(sled.insert(engine).clone())
+    }
+
+    /// Whether there are sled files, of partitions past or present.
+    fn has_sled(&self) -> bool {
+        let entries = fs::read_dir(self.data_dir.sled());
+        entries.is_ok_and(|mut entries| entries.next().is_some())
     }
 
     /// Opens a partition's store: its engine, or its newest snapshot, or nothing yet.
@@ -59,7 +77,7 @@ impl PartitionFiles {
         let mut store: Box<dyn StateStore> = match spec.store {
             StoreKind::Memory => Box::new(MemoryStore::new(self.hash_seed)),
             StoreKind::Sled => Box::new(
-                self.sled
+                self.sled()?
                     .partition(spec.id, spec.first_epoch)
                     .map_err(|error| store_failed(&error))?,
             ),
@@ -174,9 +192,13 @@ impl PartitionFiles {
     }
 
     fn remove_trees(&self, gone: impl Fn(PartitionId, Epoch) -> bool) -> Result<(), Refusal> {
-        let trees = self.sled.partitions().map_err(|error| store_failed(&error))?;
+        if !self.has_sled() {
+            return Ok(());
+        }
+        let sled = self.sled()?;
+        let trees = sled.partitions().map_err(|error| store_failed(&error))?;
         for (id, epoch) in trees.into_iter().filter(|&(id, epoch)| gone(id, epoch)) {
-            self.sled.remove(id, epoch).map_err(|error| store_failed(&error))?;
+            sled.remove(id, epoch).map_err(|error| store_failed(&error))?;
         }
         Ok(())
     }

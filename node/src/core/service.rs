@@ -99,8 +99,17 @@ pub(crate) fn on_event(
         }
     };
     match executor.request(StreamRef { connection, stream }, verb, message) {
-        Ok(Some(message)) => session.recycle(message),
-        Ok(None) => {}
+        Ok(message) => {
+            if let Some(message) = message {
+                session.recycle(message);
+            }
+            // What is ready is answered before the session's next request is taken: a session
+            // that has too much unsent hands out no more, so answers cannot pile up.
+            let here = |origin: &Origin<StreamRef>| matches!(origin, Origin::Stream(stream) if stream.connection == connection);
+            while let Some(slot) = executor.world.calls.pop_ready_if(here) {
+                answer(executor, metrics, slot, Some(session));
+            }
+        }
         Err((refusal, message)) => {
             session.refuse(stream, &refusal);
             session.recycle(message);
@@ -116,34 +125,47 @@ pub(crate) fn answer_ready(
     connections: &mut Connections,
 ) {
     while let Some(slot) = executor.world.calls.pop_ready() {
-        let now = executor.world.turn_ns;
-        let call = executor.world.calls.get_mut(slot);
-        match call.origin {
-            Origin::Hop(core, ticket) => executor.answer_hop(slot, core, ticket),
-            Origin::Stream(StreamRef { connection, stream }) => {
-                let took_ns = now.saturating_sub(call.started_ns);
-                let refusal = match call.parts() {
-                    [only] => match &only.outcome {
-                        Outcome::Refused(refusal) => Some(refusal),
-                        _ => None,
-                    },
-                    _ => None,
-                };
-                count(metrics, Method::ALL[usize::from(call.method)], refusal, took_ns);
-                if let Some(session) = connections.session(connection) {
-                    match refusal {
-                        Some(refusal) => session.refuse(stream, refusal),
-                        None => session.respond(stream, |out| write_answer(call, metrics, out)),
-                    };
-                    let message = std::mem::take(&mut call.message);
-                    if message.capacity() > 0 {
-                        session.recycle(message);
-                    }
-                }
-                executor.world.calls.close(slot);
-            }
+        let session = match executor.world.calls.get_mut(slot).origin {
+            Origin::Hop(..) => None,
+            Origin::Stream(StreamRef { connection, .. }) => connections.session(connection),
+        };
+        answer(executor, metrics, slot, session);
+    }
+}
+
+/// Answers a ready call. Without a session its client has gone.
+fn answer(
+    executor: &mut Executor,
+    metrics: &CoreMetrics,
+    slot: u32,
+    session: Option<&mut Session>,
+) {
+    let now = executor.world.turn_ns;
+    let call = executor.world.calls.get_mut(slot);
+    let stream = match call.origin {
+        Origin::Hop(core, ticket) => return executor.answer_hop(slot, core, ticket),
+        Origin::Stream(StreamRef { stream, .. }) => stream,
+    };
+    let took_ns = now.saturating_sub(call.started_ns);
+    let refusal = match call.parts() {
+        [only] => match &only.outcome {
+            Outcome::Refused(refusal) => Some(refusal),
+            _ => None,
+        },
+        _ => None,
+    };
+    count(metrics, Method::ALL[usize::from(call.method)], refusal, took_ns);
+    if let Some(session) = session {
+        match refusal {
+            Some(refusal) => session.refuse(stream, refusal),
+            None => session.respond(stream, |out| write_answer(call, metrics, out)),
+        };
+        let message = std::mem::take(&mut call.message);
+        if message.capacity() > 0 {
+            session.recycle(message);
         }
     }
+    executor.world.calls.close(slot);
 }
 
 fn write_answer<S>(call: &Call<S>, metrics: &CoreMetrics, out: &mut Vec<u8>) {
