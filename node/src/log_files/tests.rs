@@ -363,7 +363,10 @@ fn leftovers_go_and_strangers_stay() {
     let node = Node::start(&config, 1, 1, &none(1)).unwrap();
     assert_eq!(node.last[&0], 3);
     let names = names(&config, 0);
-    assert!(!names.iter().any(|name| name.starts_with("000000007")), "{names:?}");
+    // The keeper may be making number 79 just now.
+    let left_over =
+        |name: &String| name.starts_with("0000000077") || name.starts_with("0000000078");
+    assert!(!names.iter().any(left_over), "{names:?}");
     assert!(names.contains(&"notes.txt".to_owned()));
     assert!(config.root.join("core-0x").exists());
     let (_, files) = &node.cores[0];
