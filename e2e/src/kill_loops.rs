@@ -57,6 +57,9 @@ pub struct Plan {
     pub loops: u32,
     /// Where partitions keep their records.
     pub store: Store,
+    /// The node's default acknowledgement. What is acknowledged from memory may be lost, and the
+    /// oracle has to notice.
+    pub ack: &'static str,
     /// Where every choice comes from.
     pub seed: u64,
 }
@@ -93,6 +96,7 @@ pub fn run(plan: Plan, mut progress: impl FnMut(u32, &Outcome)) -> Result<Outcom
     let site = Site::new(Config {
         cores: 2,
         store: plan.store,
+        ack: plan.ack,
         log_segment_mb: 4,
         log_max_mb: 16,
         ..Config::default()

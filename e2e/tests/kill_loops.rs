@@ -24,8 +24,16 @@ fn kill_9_under_load_breaks_no_promise_of_the_sled_store() {
 fn kill_loops(store: Store) {
     let seed = Random::fresh_seed();
     println!("seed {seed}");
-    let outcome = run(Plan { loops: LOOPS, store, seed }, |_, _| {})
+    let outcome = run(Plan { loops: LOOPS, store, ack: "durable", seed }, |_, _| {})
         .unwrap_or_else(|violations| panic!("seed {seed}: {violations}"));
     println!("{outcome:?}");
     assert!(outcome.acknowledged > 100, "hardly any load: {outcome:?}");
+}
+
+/// A test of the test: a node that acknowledges what is not on disk loses some of it.
+#[test]
+fn the_oracle_notices_a_node_that_acknowledges_from_memory() {
+    let plan = Plan { loops: LOOPS, store: Store::Memory, ack: "memory", seed: 7 };
+    let violations = run(plan, |_, _| {}).expect_err("acknowledged from memory, and nothing lost?");
+    assert!(violations.contains("promises broken"), "{violations}");
 }

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     };
     let mut failed = false;
     for store in stores {
-        let plan = Plan { loops, store, seed };
+        let plan = Plan { loops, store, ack: "durable", seed };
         println!("{} store, {loops} loops, seed {seed}", store.as_str());
         let begun = Instant::now();
         match run(plan, |life, outcome| {
