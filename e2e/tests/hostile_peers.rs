@@ -20,7 +20,7 @@ use stateside_types::limits::{RESPONSE_BACKLOG_BYTES_MAX, SEND_BACKLOG_BYTES_MAX
 /// How long a peer that talks nonsense may keep its connection.
 const CLOSE_LIMIT: Duration = Duration::from_secs(15);
 /// What a well-behaved client must not wait for longer, whatever the others do.
-const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// Idle connections, from the project's own list of bad input.
 const IDLE_CONNECTIONS: usize = 10_000;
 
