@@ -32,6 +32,8 @@ const VALUE_BYTES: usize = 100;
 const BATCH: usize = 1_000;
 /// Batches under way while the records are written.
 const WRITERS: usize = 8;
+/// Before what was refused as `OVERLOADED` is sent again.
+const BACK_OFF: Duration = Duration::from_millis(5);
 const STARTS: usize = 3;
 const LATENCY_SECONDS: u32 = 5;
 
@@ -118,17 +120,11 @@ fn fill(runtime: &Runtime, site: &Site) -> Result<f64, String> {
             runtime.spawn(async move {
                 let mut data = rpc::data(&address).await.map_err(|error| error.to_string())?;
                 for batch in (writer..RECORDS / BATCH).step_by(WRITERS) {
-                    let results = data
-                        .upsert(batch_request(batch))
-                        .await
-                        .map_err(|status| format!("while filling: {status}"))?
-                        .into_inner()
-                        .results;
-                    if let Some(error) = results.iter().find_map(|result| result.error.as_ref()) {
-                        return Err(format!("while filling: {}", error.message));
+                    while !write(&mut data, batch).await? {
+                        tokio::time::sleep(BACK_OFF).await;
                     }
                 }
-                Ok(())
+                Ok::<_, String>(())
             })
         })
         .collect();
@@ -136,6 +132,22 @@ fn fill(runtime: &Runtime, site: &Site) -> Result<f64, String> {
         runtime.block_on(task).map_err(|error| error.to_string())??;
     }
     Ok(RECORDS as f64 / begun.elapsed().as_secs_f64())
+}
+
+/// False when the node asks to come back later with all of the batch or some of it: written anew
+/// as a whole, it is the same.
+async fn write(data: &mut rpc::Data, batch: usize) -> Result<bool, String> {
+    let failures: Vec<(String, String)> = match data.upsert(batch_request(batch)).await {
+        Ok(answer) => {
+            let errors = answer.into_inner().results.into_iter().filter_map(|result| result.error);
+            errors.map(|error| (error.reason, error.message)).collect()
+        }
+        Err(status) => vec![(rpc::reason(&status), status.message().to_owned())],
+    };
+    match failures.iter().find(|(reason, _)| reason != rpc::OVERLOADED) {
+        Some((_, message)) => Err(format!("while filling: {message}")),
+        None => Ok(failures.is_empty()),
+    }
 }
 
 fn key(number: usize) -> Vec<u8> {
