@@ -71,8 +71,9 @@ pub trait Outlet {
     fn log_append(&mut self, write: &Write<'_>);
 }
 
-/// One element of a partition's pipeline. Lives on the partition's core.
-pub trait Stage {
+/// One element of a partition's pipeline. Lives on the partition's core; it may be made elsewhere,
+/// where the partition is recovered, hence `Send`.
+pub trait Stage: Send {
     /// Which stage this is.
     fn kind(&self) -> StageKind;
 

@@ -16,6 +16,7 @@ pub(crate) type Content = (PartitionId, Epoch);
 
 /// Shared by the cores of a node; touched a few times a second.
 pub struct Coverage {
+    /// None: this core's is not known, and may need any log.
     cores: Vec<Mutex<Option<HashMap<Content, Sequence>>>>,
 }
 
@@ -25,10 +26,10 @@ impl Coverage {
         Self { cores: (0..cores).map(|_| Mutex::default()).collect() }
     }
 
-    /// Replaces what is known of a core's partitions.
-    pub(crate) fn publish(&self, core: CoreId, covered: HashMap<Content, Sequence>) {
+    /// Replaces what is known of a core's partitions; None while it needs all of the logs.
+    pub(crate) fn publish(&self, core: CoreId, covered: Option<HashMap<Content, Sequence>>) {
         let slot = &self.cores[usize::from(core.0)];
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(covered);
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = covered;
     }
 
     /// What every core has published, if all have. A partition that is not in it is gone.
@@ -50,9 +51,11 @@ mod tests {
     fn nothing_is_known_before_every_core_has_spoken() {
         let coverage = Coverage::new(2);
         let content = (PartitionId(1), Epoch(1));
-        coverage.publish(CoreId(0), HashMap::from([(content, Sequence(5))]));
+        coverage.publish(CoreId(0), Some(HashMap::from([(content, Sequence(5))])));
         assert!(coverage.all().is_none());
-        coverage.publish(CoreId(1), HashMap::new());
+        coverage.publish(CoreId(1), Some(HashMap::new()));
         assert_eq!(coverage.all().unwrap().get(&content), Some(&Sequence(5)));
+        coverage.publish(CoreId(1), None);
+        assert!(coverage.all().is_none(), "the second core needs all logs again");
     }
 }

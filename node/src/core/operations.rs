@@ -285,6 +285,7 @@ impl Operations {
                     answer(&reply, result);
                 }
             }
+            PoolDone::LateRecovered(_) => unreachable!("the core hands it to its late recovery"),
             PoolDone::FilesRemoved(number, result) => {
                 if let Some(Pending::Remove(reply)) = self.pending.remove(&number) {
                     answer(&reply, result);
@@ -310,6 +311,11 @@ impl Operations {
     pub(crate) fn covered(&self, partition: &Partition) -> Sequence {
         let snapshot = self.newest.get(&partition.spec().id).map(|newest| newest.sequence);
         partition.covered().max(snapshot.unwrap_or(partition.spec().base_sequence))
+    }
+
+    /// A partition has this snapshot on disk.
+    pub(crate) fn has_snapshot(&mut self, id: PartitionId, newest: SnapshotInfo) {
+        self.newest.insert(id, newest);
     }
 
     /// Describes a hosted partition.
@@ -420,7 +426,8 @@ impl Operations {
         true
     }
 
-    fn is_under_way(&self, id: PartitionId) -> bool {
+    /// Whether something is being done to a partition.
+    pub(crate) fn is_under_way(&self, id: PartitionId) -> bool {
         self.snapshots.iter().any(|job| job.partition == id)
             || self.pending.values().any(|pending| match pending {
                 Pending::Open(spec, _) => spec.id == id,

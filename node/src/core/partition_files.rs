@@ -178,7 +178,7 @@ impl PartitionFiles {
     }
 
     /// Deletes what sled still holds of partitions, or of content, that no specification names. At
-    /// the start, before anything is opened.
+    /// the start, before anything is opened. On a full disk it is left to the next start.
     ///
     /// # Errors
     /// As the engine says.
@@ -188,7 +188,13 @@ impl PartitionFiles {
             .filter(|spec| spec.store == StoreKind::Sled)
             .map(|spec| (spec.id, spec.first_epoch))
             .collect();
-        self.remove_trees(|id, epoch| !known.contains(&(id, epoch)))
+        match self.remove_trees(|id, epoch| !known.contains(&(id, epoch))) {
+            Err(refusal) if refusal.reason == Reason::DiskFull => {
+                tracing::warn!(%refusal, "what removed partitions left in sled is not looked for");
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     fn remove_trees(&self, gone: impl Fn(PartitionId, Epoch) -> bool) -> Result<(), Refusal> {

@@ -5,8 +5,14 @@ use std::{collections::VecDeque, io};
 use stateside_statestore::WorkDone;
 use stateside_types::{PartitionId, Refusal};
 
-use super::{command::RestoreReport, partition_files::OpenedStore, snapshots::SnapshotFile};
-use crate::reactor::{BlockingPool, Job, Waker};
+use super::{
+    command::RestoreReport, partition_files::OpenedStore, recovery::Recovered,
+    snapshots::SnapshotFile,
+};
+use crate::{
+    log_files::LogError,
+    reactor::{BlockingPool, Job, Waker},
+};
 
 /// Something that ran on the pool for this core.
 pub(crate) enum PoolDone {
@@ -18,6 +24,8 @@ pub(crate) enum PoolDone {
     RestorePrepared(u64, Result<RestoreReport, Refusal>),
     /// A partition's store was opened: a new one, or one restored from its snapshot.
     StoreOpened(u64, Result<OpenedStore, Refusal>),
+    /// Partitions that the start had no room for were tried again.
+    LateRecovered(Result<Recovered, LogError>),
     /// A partition's files were deleted, or not.
     FilesRemoved(u64, Result<(), Refusal>),
 }

@@ -6,11 +6,14 @@
 //! ```
 //! Blocks: a core has nothing else to do before it serves. All cores of a node recover before any
 //! of them opens its log, because opening deletes files that another may still have to read.
+//!
+//! A store that needs room to open, on a full disk, is recovered later, on the blocking pool: the
+//! logs of before this start are read once more for it. Until it is up, no log is let go of.
 
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use stateside_partition::Partition;
@@ -52,6 +55,17 @@ impl Evidence {
     }
 }
 
+/// What a core recovers from. Kept for what can only be recovered later.
+#[derive(Clone)]
+pub(crate) struct Recovery {
+    pub(crate) who: RecoveringCore,
+    pub(crate) catalog: Arc<LogCatalog>,
+    pub(crate) config: LogConfig,
+    pub(crate) files: Arc<PartitionFiles>,
+    pub(crate) progress: Arc<RecoveryProgress>,
+    pub(crate) evidence: Arc<Evidence>,
+}
+
 /// What a core's recovery found.
 pub(crate) struct Recovered {
     pub(crate) hosted: Vec<Hosted>,
@@ -60,20 +74,33 @@ pub(crate) struct Recovered {
     pub(crate) retentions: BTreeMap<CoreId, Retention>,
 }
 
-/// Recovers the partitions of a core.
-///
-/// # Errors
-/// [`LogError`]: the logs are from another release or another node's. Damage is no error: it is
-/// told of each partition.
-pub(crate) fn recover(
-    who: RecoveringCore,
+impl Recovery {
+    /// Recovers partitions of a core.
+    ///
+    /// # Errors
+    /// [`LogError`]: the logs are from another release or another node's. Damage is no error: it is
+    /// told of each partition.
+    pub(crate) fn run(&self, specs: Vec<PartitionSpec>) -> Result<Recovered, LogError> {
+        recover(self, &self.catalog, specs)
+    }
+
+    /// Recovers partitions that the start had no room for, while the core serves others. No log may
+    /// be let go of meanwhile, and none if damage is found: until the next start, which finds it too.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub(crate) fn run_late(&self, specs: Vec<PartitionSpec>) -> Result<Recovered, LogError> {
+        // What opening the logs deleted had nothing in it that anyone needs.
+        recover(self, &self.catalog.that_still_exists(), specs)
+    }
+}
+
+fn recover(
+    recovery: &Recovery,
     catalog: &LogCatalog,
-    config: &LogConfig,
-    files: &PartitionFiles,
     specs: Vec<PartitionSpec>,
-    progress: &RecoveryProgress,
-    evidence: &Evidence,
 ) -> Result<Recovered, LogError> {
+    let Recovery { who, config, files, progress, evidence, .. } = recovery;
     let mut newest = HashMap::new();
     let mut down = Vec::new();
     let mut open = HashMap::new();
@@ -85,12 +112,7 @@ pub(crate) fn recover(
                 }
                 open.insert(spec.id, Open { spec, store, failed: None });
             }
-            Err(mut refusal) => {
-                if refusal.reason == Reason::DiskFull {
-                    // Its log is read now or never: it cannot come up later by itself.
-                    let text = format!("{}; make room, then restart the node", refusal.message);
-                    refusal = Refusal::new(Reason::PartitionStopped, text);
-                }
+            Err(refusal) => {
                 tracing::error!(partition = spec.id.0, %refusal, "a partition cannot serve");
                 down.push((spec, refusal));
             }
@@ -108,7 +130,7 @@ pub(crate) fn recover(
     let mut told = log_files::Progress::default();
     let recovery = log_files::recover(
         catalog,
-        who,
+        *who,
         bases,
         |head, entries| {
             if let Some(open) = open.borrow_mut().get_mut(&head.partition) {
@@ -134,13 +156,7 @@ pub(crate) fn recover(
         down.push((spec, Refusal::new(Reason::PartitionDamaged, text)));
     }
     let mut hosted: Vec<Hosted> = open.into_values().map(Open::into_hosted).collect();
-    hosted.extend(down.into_iter().map(|(spec, refusal)| {
-        let state = match refusal.reason {
-            Reason::PartitionDamaged => PartitionState::Damaged,
-            _ => PartitionState::Stopped,
-        };
-        Hosted::Down(spec, state, refusal)
-    }));
+    hosted.extend(down.into_iter().map(|(spec, refusal)| stopped(spec, refusal)));
     Ok(Recovered {
         hosted,
         newest,
@@ -179,16 +195,24 @@ impl Open {
     fn into_hosted(self) -> Hosted {
         let Self { spec, store, failed } = self;
         if let Some(refusal) = failed {
-            return Hosted::Down(spec, PartitionState::Stopped, refusal);
+            return stopped(spec, refusal);
         }
         match Partition::new(spec.clone(), store) {
             Ok(partition) => Hosted::Here(Box::new(partition)),
-            Err(error) => {
-                let refusal = Refusal::new(Reason::PartitionStopped, error.to_string());
-                Hosted::Down(spec, PartitionState::Stopped, refusal)
-            }
+            Err(error) => stopped(spec, Refusal::new(Reason::PartitionStopped, error.to_string())),
         }
     }
+}
+
+/// A partition that does not serve, and why.
+fn stopped(spec: PartitionSpec, refusal: Refusal) -> Hosted {
+    let state = match refusal.reason {
+        Reason::PartitionDamaged => PartitionState::Damaged,
+        // Recovered as soon as there is room.
+        Reason::DiskFull => PartitionState::Init,
+        _ => PartitionState::Stopped,
+    };
+    Hosted::Down(spec, state, refusal)
 }
 
 fn report(core: CoreId, recovery: &CoreRecovery) {

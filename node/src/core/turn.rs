@@ -26,11 +26,12 @@ use super::{
     coverage::Coverage,
     executor::{Executor, Hosted},
     hop::{HopAnswers, HopRequests},
+    late_recovery::LateRecovery,
     log::{CoreLog, LOG_WRITE},
     operations::Operations,
     partition_files::PartitionFiles,
     pool::{PoolDone, PoolHandle},
-    recovery::{self, Evidence},
+    recovery::{Evidence, Recovery},
     service::{self, METHODS, Node},
     snapshots::Purpose,
     world::{MemoryBudget, World},
@@ -196,6 +197,7 @@ struct Core {
     executor: Executor,
     connections: Connections,
     operations: Operations,
+    late_recovery: LateRecovery,
     node: Arc<Node>,
     metrics: Arc<CoreMetrics>,
     drain_timeout: Duration,
@@ -223,15 +225,15 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         cores: setup.peers.len() as u16,
         placement: setup.placement,
     };
-    let mut recovered = recovery::recover(
+    let recovery = Recovery {
         who,
-        &setup.catalog,
-        &setup.log,
-        &setup.files,
-        setup.partitions,
-        &setup.progress,
-        &setup.evidence,
-    )?;
+        catalog: Arc::clone(&setup.catalog),
+        config: setup.log.clone(),
+        files: Arc::clone(&setup.files),
+        progress: Arc::clone(&setup.progress),
+        evidence: Arc::clone(&setup.evidence),
+    };
+    let mut recovered = recovery.run(setup.partitions)?;
     setup.reached.send(setup.core).map_err(|_| CoreError::Abandoned)?;
     setup.proceed.recv().map_err(|_| CoreError::Abandoned)?;
 
@@ -285,6 +287,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         executor,
         connections: Connections::new(Endpoint::new(SessionConfig::new(METHODS))?),
         operations: Operations::new(setup.files, recovered.newest),
+        late_recovery: LateRecovery::new(recovery, start),
         node: setup.node,
         metrics: setup.metrics,
         drain_timeout: setup.drain_timeout,
@@ -423,7 +426,13 @@ impl Core {
             self.executor.hop_answered(from, batch);
         }
         while let Ok(done) = self.pool_done.try_recv() {
-            self.operations.pool_done(done, &mut self.executor);
+            let Self { executor, operations, late_recovery, .. } = self;
+            match done {
+                PoolDone::LateRecovered(result) => {
+                    late_recovery.done(result, operations, executor, now);
+                }
+                done => operations.pool_done(done, executor),
+            }
         }
         while let Ok(command) = self.mailboxes.commands.try_recv() {
             self.on_command(command, now);
@@ -496,6 +505,7 @@ impl Core {
             self.log_failed(&failed);
         }
         self.executor.step_all(|| Input::Tick);
+        self.late_recovery.tick(&mut self.executor, now);
         self.count_memory();
         self.count_levels();
         if now >= self.next_retention {
@@ -530,9 +540,10 @@ impl Core {
     /// Segments that nothing needs any more go; when the log has grown long, the partitions that
     /// hold the oldest one are snapshotted.
     fn let_go_of_log(&mut self) {
-        let Self { executor, operations, orphans, .. } = self;
-        self.coverage
-            .publish(self.id, executor.coverage(|partition| operations.covered(partition)));
+        let Self { executor, operations, late_recovery, orphans, .. } = self;
+        let covered = (!late_recovery.needs_all_logs(executor))
+            .then(|| executor.coverage(|partition| operations.covered(partition)));
+        self.coverage.publish(self.id, covered);
         let Some(all) = self.coverage.all() else { return };
         let covered = |partition, epoch| all.get(&(partition, epoch)).copied();
         executor.world.log.release(covered);

@@ -54,6 +54,12 @@ impl LogCatalog {
         Ok(Self { logs })
     }
 
+    /// The catalog of a start without the files that have been deleted since.
+    pub fn that_still_exists(&self) -> Self {
+        let logs = self.logs.iter().map(|(&core, log)| (core, log.that_still_exists()));
+        Self { logs: logs.collect() }
+    }
+
     /// Whether there are records that another placement of partitions wrote.
     pub fn has_older_placements(&self, current: Placement) -> bool {
         self.logs.values().flat_map(|log| &log.runs).any(|run| run.placement < current)
@@ -107,6 +113,15 @@ impl LogOnDisk {
         let runs = plan_runs(found)
             .map_err(|source| LogError::Contradiction { directory: directory.clone(), source })?;
         Ok(Self { directory, files, runs })
+    }
+
+    fn that_still_exists(&self) -> Self {
+        let exists = |generation| directory::segment_path(&self.directory, generation).exists();
+        let runs = self.runs.iter().cloned().map(|mut run| {
+            run.segments.retain(|segment| exists(segment.generation));
+            run
+        });
+        Self { directory: self.directory.clone(), files: Vec::new(), runs: runs.collect() }
     }
 
     /// The highest generation that any block in any file here may carry.

@@ -974,7 +974,7 @@ pub struct StatusResponse {
 #[repr(i32)]
 pub enum PartitionState {
     Unspecified = 0,
-    /// Being created or recovered; answers PARTITION_STARTING.
+    /// Being created or recovered; answers PARTITION_STARTING, or DISK_FULL while its store has no room to open.
     Init = 1,
     /// Serves.
     Primary = 2,
