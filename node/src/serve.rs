@@ -240,6 +240,7 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
             pool: pool.clone(),
             memory_limit_bytes: settings.memory.limit_mb << 20,
             drain_timeout: Duration::from_millis(u64::from(settings.drain.timeout_ms)),
+            spin: Duration::from_micros(u64::from(settings.node.spin_us)),
             hash_seed: seed,
             progress: Arc::clone(&progress),
             evidence: Arc::clone(&evidence),

@@ -41,6 +41,8 @@ pub struct NodeSettings {
     pub data_dir: PathBuf,
     /// Executor threads.
     pub cores: u16,
+    /// Longest look for the next call before a core sleeps, microseconds; 0: none.
+    pub spin_us: u32,
 }
 
 /// `[data]`

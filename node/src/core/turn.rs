@@ -144,6 +144,8 @@ pub struct CoreSetup {
     pub memory_limit_bytes: u64,
     /// How long a drain may take.
     pub drain_timeout: Duration,
+    /// Longest look for the next call before sleeping.
+    pub spin: Duration,
     /// A secret number, against keys crafted to collide.
     pub hash_seed: u64,
     /// Told about as recovery goes.
@@ -215,7 +217,7 @@ struct Core {
 /// What ends the process.
 pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
     let start = Instant::now();
-    let ring = CoreRing::new(RingConfig::default(), start)?;
+    let ring = CoreRing::new(RingConfig { spin: setup.spin, ..RingConfig::default() }, start)?;
     let peer = &setup.peers[usize::from(setup.core.0)];
     // Whoever finds no waker relies on the first turn, which looks into every mailbox.
     let _ = peer.waker.set(ring.waker());

@@ -23,6 +23,7 @@ mod buffers;
 mod connection;
 mod file_writes;
 mod sockets;
+mod spinning;
 mod token;
 mod uring;
 mod waiting;
@@ -49,6 +50,7 @@ use self::{
     buffers::ProvidedBuffers,
     connection::{Connections, Starved},
     file_writes::{EndedWrite, FileWrites},
+    spinning::SpinPolicy,
     token::{Kind, Token},
     uring::{Completion, Uring},
     waiting::Sleep,
@@ -75,7 +77,8 @@ pub struct RingConfig {
     pub tick_busy: Duration,
     /// Longest sleep otherwise.
     pub tick_idle: Duration,
-    /// How long to look for work without a system call before sleeping. Zero: not at all.
+    /// How long to look for work without a system call before sleeping, when that is likely to
+    /// find some. Zero: not at all.
     pub spin: Duration,
     /// Pause before accepting again after descriptors or memory ran out.
     pub accept_retry: Duration,
@@ -192,6 +195,7 @@ pub struct CoreRing {
     file_writes: FileWrites,
     waker: CoreWaker,
     sleep: Sleep,
+    spin: SpinPolicy,
     /// Events that arose outside of a turn.
     deferred: Vec<Event>,
     starved: Starved,
@@ -215,6 +219,7 @@ impl CoreRing {
         let waker = CoreWaker::new().map_err(|e| ReactorError::io("making an eventfd", e))?;
         uring.poll_readable_all(waker.descriptor(), WAKE);
         let sleep = Sleep::new(&config, now);
+        let spin = SpinPolicy::new(config.spin);
         Ok(Self {
             uring,
             config,
@@ -223,6 +228,7 @@ impl CoreRing {
             file_writes: FileWrites::default(),
             waker,
             sleep,
+            spin,
             deferred: Vec::new(),
             starved: Starved::default(),
             closing: VecDeque::new(),
@@ -253,6 +259,10 @@ impl CoreRing {
         }
         events.append(&mut self.deferred);
         let woken = self.waker.take();
+        if let Some((what, since)) = self.sleep.take_wait() {
+            let waited = now.saturating_duration_since(since).as_nanos() as u64;
+            self.spin.waited(what, waited, completions);
+        }
         let tick = self.sleep.end_turn(now, &self.config, completions > 0 || woken);
         Ok(Turn { completions, woken, tick })
     }

@@ -30,7 +30,7 @@ use std::{
 use glommio::io::{PollState, PollableFd};
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::{CoreRing, RingConfig};
+use super::{CoreRing, RingConfig, spinning::WaitFor};
 use crate::reactor::{cores, error::ReactorError};
 
 /// With other futures on the executor, they get their turn at least this often.
@@ -40,6 +40,8 @@ const SHARED_SLICE: Duration = Duration::from_micros(500);
 pub(super) struct Sleep {
     /// The last `wait` has entered the ring already: the turn need not.
     entered: bool,
+    /// The last `wait`: for what, and since when.
+    wait: Option<(WaitFor, Instant)>,
     /// The last turn found something to do.
     active: bool,
     last_active: Instant,
@@ -80,6 +82,7 @@ impl Sleep {
     pub(super) fn new(config: &RingConfig, now: Instant) -> Self {
         Self {
             entered: false,
+            wait: None,
             active: true,
             last_active: now,
             next_tick: now + config.tick_busy,
@@ -90,6 +93,10 @@ impl Sleep {
 
     pub(super) fn take_entered(&mut self) -> bool {
         std::mem::take(&mut self.entered)
+    }
+
+    pub(super) fn take_wait(&mut self) -> Option<(WaitFor, Instant)> {
+        self.wait.take()
     }
 
     /// Notes how the turn went; true when the tick was due.
@@ -129,8 +136,14 @@ impl CoreRing {
         if patience.is_zero() || self.has_work() {
             return Ok(());
         }
-        if self.sleep.active && !self.config.spin.is_zero() && self.spin(now, patience)? {
-            return Ok(());
+        let what = if self.file_writes.count() > 0 { WaitFor::Disk } else { WaitFor::Calls };
+        self.sleep.wait = Some((what, now));
+        if self.sleep.active && self.spin.wants(what) {
+            let found = self.look(now, patience)?;
+            self.spin.spun(what, found);
+            if found {
+                return Ok(());
+            }
         }
         if !self.waker.park() {
             return Ok(());
@@ -153,7 +166,7 @@ impl CoreRing {
     }
 
     /// Looks for work for a while without sleeping; true when there is some.
-    fn spin(&mut self, start: Instant, patience: Duration) -> Result<bool, ReactorError> {
+    fn look(&mut self, start: Instant, patience: Duration) -> Result<bool, ReactorError> {
         self.uring.enter()?;
         if self.uring.has_completions() {
             self.sleep.entered = true;

@@ -1,0 +1,166 @@
+//! When a core looks for work a little longer before it sleeps.
+//!
+//! A sleeping core is woken by an interrupt, and on a virtual machine leaving the halt costs tens of
+//! microseconds: a client that makes one call after the other pays them at every call. A core that
+//! looks on finds the next call in a fraction of that, and since it saves going to sleep and waking
+//! up, a call costs it no more. It is a waste in every other case:
+//! - calls come slowly: each look would be in vain;
+//! - many calls come together: a short sleep gathers more of them, which makes each cheaper.
+//!
+//! So a core spins while waits are short, turns have one or two completions, and most spins
+//! succeed; when they do not, one wait in [`PROBE_EVERY`] tries whether that has changed. Waits for
+//! a disk are told apart from waits for clients, for they have a length of their own.
+
+use std::time::Duration;
+
+/// Waits without a spin between two tries.
+const PROBE_EVERY: u32 = 64;
+/// Completions of a turn, on average, from which on a sleep pays by what it gathers.
+const CROWD: u32 = 2;
+/// Averages move by this share, a power of two: the last dozens count.
+const SHIFT: u32 = 3;
+/// Fixed point of the averages of small numbers.
+const ONE: u32 = 256;
+
+/// What a wait is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WaitFor {
+    /// Clients, other cores.
+    Calls,
+    /// Those, and a file write that is under way.
+    Disk,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    wait_ns: u64,
+    /// Share of spins that found something, in [`ONE`]s.
+    successes: u32,
+    until_probe: u32,
+}
+
+/// Decides for one core. Pure: told what happened, asked before each wait.
+#[derive(Debug)]
+pub(super) struct SpinPolicy {
+    limit_ns: u64,
+    seen: [Seen; 2],
+    /// Completions a turn, in [`ONE`]s.
+    completions: u32,
+}
+
+impl SpinPolicy {
+    /// Spins last at most `limit`; zero: never.
+    pub(super) fn new(limit: Duration) -> Self {
+        let limit_ns = limit.as_nanos() as u64;
+        let seen = Seen { wait_ns: limit_ns * 4, successes: 0, until_probe: 0 };
+        Self { limit_ns, seen: [seen; 2], completions: 0 }
+    }
+
+    /// Whether the next wait begins with a spin.
+    pub(super) fn wants(&mut self, what: WaitFor) -> bool {
+        // A sleep's wait is measured with its wake-up, so it may be longer than what it waits for.
+        let seen = &mut self.seen[what as usize];
+        if seen.wait_ns >= self.limit_ns * 2 || self.completions >= CROWD * ONE {
+            return false;
+        }
+        if seen.successes >= ONE / 2 {
+            return true;
+        }
+        let probes = seen.until_probe == 0;
+        seen.until_probe = if probes { PROBE_EVERY } else { seen.until_probe - 1 };
+        probes
+    }
+
+    /// How a spin ended.
+    pub(super) fn spun(&mut self, what: WaitFor, found: bool) {
+        let seen = &mut self.seen[what as usize];
+        seen.successes -= seen.successes >> SHIFT;
+        if found {
+            seen.successes += ONE >> SHIFT;
+            if seen.successes < ONE / 2 {
+                // Worth another try at once.
+                seen.until_probe = 0;
+            }
+        }
+    }
+
+    /// How long a wait took, and how many completions ended it.
+    pub(super) fn waited(&mut self, what: WaitFor, ns: u64, completions: usize) {
+        let seen = &mut self.seen[what as usize];
+        // Capped, so that an idle time is soon forgotten.
+        seen.wait_ns -= seen.wait_ns >> SHIFT;
+        seen.wait_ns += ns.min(self.limit_ns * 4) >> SHIFT;
+        self.completions -= self.completions >> SHIFT;
+        self.completions += (completions.min(64) as u32 * ONE) >> SHIFT;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_micros(50);
+
+    /// Plays so many waits that last `gap_us` (plus a wake-up of 30 us when slept through), and
+    /// counts spins.
+    fn play(policy: &mut SpinPolicy, what: WaitFor, waits: u32, gap_us: u64, calls: usize) -> u32 {
+        let mut spins = 0;
+        for _ in 0..waits {
+            let mut wait_us = gap_us + 30;
+            if policy.wants(what) {
+                spins += 1;
+                let found = gap_us <= 50;
+                policy.spun(what, found);
+                if found {
+                    wait_us = gap_us;
+                }
+            }
+            policy.waited(what, wait_us * 1_000, calls);
+        }
+        spins
+    }
+
+    #[test]
+    fn one_call_after_the_other_is_spun_for_and_a_slow_trickle_is_not() {
+        let mut policy = SpinPolicy::new(LIMIT);
+        play(&mut policy, WaitFor::Calls, 64, 25, 1);
+        assert_eq!(play(&mut policy, WaitFor::Calls, 100, 25, 1), 100);
+        play(&mut policy, WaitFor::Calls, 64, 1_000, 1);
+        assert_eq!(play(&mut policy, WaitFor::Calls, 1_000, 1_000, 1), 0);
+        play(&mut policy, WaitFor::Calls, 64, 25, 1);
+        assert_eq!(play(&mut policy, WaitFor::Calls, 100, 25, 1), 100, "it comes back");
+    }
+
+    #[test]
+    fn gaps_just_too_long_are_tried_now_and_then_only() {
+        let mut policy = SpinPolicy::new(LIMIT);
+        play(&mut policy, WaitFor::Calls, 64, 60, 1);
+        let spins = play(&mut policy, WaitFor::Calls, 6_500, 60, 1);
+        assert!((90..=110).contains(&spins), "{spins}");
+    }
+
+    #[test]
+    fn many_calls_at_a_time_are_slept_for() {
+        let mut policy = SpinPolicy::new(LIMIT);
+        play(&mut policy, WaitFor::Calls, 64, 10, 8);
+        assert_eq!(play(&mut policy, WaitFor::Calls, 1_000, 10, 8), 0);
+    }
+
+    #[test]
+    fn a_slow_disk_does_not_keep_the_core_from_spinning_for_clients() {
+        let mut policy = SpinPolicy::new(LIMIT);
+        let (mut clients, mut disk) = (0, 0);
+        for _ in 0..500 {
+            clients += play(&mut policy, WaitFor::Calls, 1, 25, 1);
+            disk += play(&mut policy, WaitFor::Disk, 1, 140, 1);
+        }
+        assert!(clients > 400, "{clients}");
+        assert!(disk < 10, "{disk}");
+    }
+
+    #[test]
+    fn a_limit_of_zero_never_spins() {
+        let mut policy = SpinPolicy::new(Duration::ZERO);
+        assert_eq!(play(&mut policy, WaitFor::Calls, 1_000, 1, 1), 0);
+    }
+}
