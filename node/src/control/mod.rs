@@ -46,7 +46,9 @@ pub use bootstrap::{Bootstrap, BootstrapError, bootstrap};
 pub use cores::CoreHandle;
 pub use phase::{Phase, RecoveryProgress};
 
-use crate::{config::Settings, data_dir::DataDir, metrics::NodeMetrics};
+use crate::{
+    config::Settings, data_dir::DataDir, metrics::NodeMetrics, reactor::run_in_background,
+};
 use cores::Cores;
 use facts::Facts;
 use manager::{Manager, ManagerParts};
@@ -155,11 +157,15 @@ impl ControlPlane {
             .enable_all()
             .max_blocking_threads(2)
             .thread_name("control-files")
+            .on_thread_start(run_in_background)
             .build()
             .map_err(ControlError::Thread)?;
         let thread = std::thread::Builder::new()
             .name("control".to_owned())
-            .spawn(move || run(runtime, listeners, setup, seen_phase, stopped))
+            .spawn(move || {
+                run_in_background();
+                run(runtime, listeners, setup, seen_phase, stopped);
+            })
             .map_err(ControlError::Thread)?;
         Ok(Self { phase, stop: Some(stop), thread: Some(thread), control, metrics })
     }

@@ -124,9 +124,9 @@ impl CoreLog {
         self.writer.hurry();
     }
 
-    /// Starts the next write if one is due and none is under way.
-    pub(crate) fn pump(&mut self, ring: &mut CoreRing) {
-        let Some(write) = self.writer.next_write(self.now) else { return };
+    /// Starts the next write if one is due and none is under way; true when it did.
+    pub(crate) fn pump(&mut self, ring: &mut CoreRing) -> bool {
+        let Some(write) = self.writer.next_write(self.now) else { return false };
         let generation = write.segment();
         let file = match &self.file {
             Some((open, file)) if *open == generation => Rc::clone(file),
@@ -135,7 +135,7 @@ impl CoreLog {
                 Err(error) => {
                     // As a failed write: what waits for this one is never acknowledged.
                     self.open_failed = Some((write, error));
-                    return;
+                    return false;
                 }
             },
         };
@@ -143,6 +143,7 @@ impl CoreLog {
         let write = Rc::new(write);
         ring.write_file(&file, offset, Rc::clone(&write) as Rc<dyn StableBytes>, LOG_WRITE);
         self.under_way = Some((write, self.now));
+        true
     }
 
     fn open(&mut self, generation: Generation) -> io::Result<Rc<OwnedFd>> {

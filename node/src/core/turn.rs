@@ -352,6 +352,7 @@ impl Core {
             }
             first = false;
             self.operations.step(&mut self.executor);
+            self.write_ahead()?;
             self.answer_and_send();
             self.executor.world.log.poll_keeper();
             if self.is_over(now) {
@@ -553,6 +554,16 @@ impl Core {
         for holding in executor.world.log.blockers(covered) {
             operations.background_snapshot(holding.partition);
         }
+    }
+
+    /// Has the disk work on the next group while this turn's answers are made and sent, which may
+    /// take as long as the write. With nothing to answer it goes with the next wait, for free.
+    fn write_ahead(&mut self) -> Result<(), ReactorError> {
+        let Self { ring, executor, .. } = self;
+        if executor.world.calls.has_ready() && executor.world.log.pump(ring) {
+            ring.submit()?;
+        }
+        Ok(())
     }
 
     /// Answers what is ready, writes the log, sends to cores and clients, until all that can leave

@@ -35,6 +35,7 @@ use super::{
     directory::{self, FileKind},
     segment_file::{self, FILL_BYTES},
 };
+use crate::reactor::run_in_background;
 
 /// How long the keeper waits before it tries again what failed.
 const RETRY: Duration = Duration::from_millis(250);
@@ -113,7 +114,10 @@ impl SegmentKeeper {
             pending: VecDeque::new(),
             retry_at: None,
         };
-        let thread = thread::Builder::new().name("log-keeper".to_owned()).spawn(|| worker.run())?;
+        let thread = thread::Builder::new().name("log-keeper".to_owned()).spawn(|| {
+            run_in_background();
+            worker.run();
+        })?;
         Ok(Self { config, orders, stop, thread: Some(thread) })
     }
 

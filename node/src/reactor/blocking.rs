@@ -22,7 +22,7 @@ use stateside_types::limits;
 
 use super::{
     cores::FailureHook,
-    cpus::{bind_thread, cpus_allowed},
+    cpus::{bind_thread, cpus_allowed, run_in_background},
     error::{ReactorError, panic_message},
 };
 
@@ -138,6 +138,7 @@ impl BlockingPool {
             if let Err(error) = bind_thread(&shared.cpus) {
                 tracing::debug!(%error, "a blocking thread stays on its maker's CPU");
             }
+            run_in_background();
             work(&shared);
         })
     }

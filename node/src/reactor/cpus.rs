@@ -60,6 +60,33 @@ pub(super) fn bind_thread(cpus: &[usize]) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
+/// Weight against the cores', as for `nice`.
+const BACKGROUND_NICE: i32 = 5;
+/// Longest time on a CPU that a core waits for, nanoseconds: the least that Linux grants.
+const BACKGROUND_SLICE_NS: u64 = 100_000;
+
+/// Has the calling thread give way to cores that share a CPU with it: without, each of its turns on
+/// the CPU would hold up their requests for milliseconds. The slice takes Linux 6.12; older ones
+/// ignore it.
+pub fn run_in_background() {
+    let attributes = libc::sched_attr {
+        size: size_of::<libc::sched_attr>() as u32,
+        sched_policy: libc::SCHED_OTHER as u32,
+        sched_flags: 0,
+        sched_nice: BACKGROUND_NICE,
+        sched_priority: 0,
+        sched_runtime: BACKGROUND_SLICE_NS,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
+    // SAFETY: the structure outlives the call, which only reads as much of it as `size` says.
+    let done = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if done != 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "a thread in the background is scheduled like the cores");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,5 +112,22 @@ mod tests {
     #[test]
     fn the_mask_of_the_process_is_read() {
         assert!(!cpus_allowed().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_background_thread_weighs_less_than_a_core() {
+        let nice = || {
+            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+            // Behind the name in parentheses, which is the second field; nice is the 19th.
+            let (_, rest) = stat.rsplit_once(')').unwrap();
+            rest.split_whitespace().nth(16).unwrap().parse::<i32>().unwrap()
+        };
+        let before = nice();
+        let in_background = std::thread::spawn(move || {
+            run_in_background();
+            nice()
+        });
+        assert_eq!(in_background.join().unwrap(), before.max(BACKGROUND_NICE));
+        assert_eq!(nice(), before, "only the thread that asks");
     }
 }

@@ -290,6 +290,15 @@ impl CoreRing {
         self.file_writes.start(&mut self.uring, Rc::clone(file), offset, bytes, token);
     }
 
+    /// Submits queued writes now, for a caller that is busy for a while before its next
+    /// [`turn`](Self::turn) or [`wait`](Self::wait).
+    ///
+    /// # Errors
+    /// Only when the ring itself is broken: the core cannot go on.
+    pub fn submit(&mut self) -> Result<(), ReactorError> {
+        self.uring.submit()
+    }
+
     /// File writes that have not ended.
     pub fn file_writes(&self) -> usize {
         self.file_writes.count()

@@ -292,6 +292,15 @@ impl Uring {
         }
     }
 
+    /// Submits what has been queued and nothing else.
+    pub(super) fn submit(&mut self) -> Result<(), ReactorError> {
+        self.refill_submissions();
+        let count = self.ring.submission().len() as u32;
+        // SAFETY: as in `enter`, without the flag.
+        let entered = unsafe { self.ring.submitter().enter::<libc::sigset_t>(count, 0, 0, None) };
+        Self::tolerate(entered)
+    }
+
     /// Submits, runs deferred work, and sleeps until something completes, at most `patience`.
     pub(super) fn enter_and_wait(&mut self, patience: Duration) -> Result<(), ReactorError> {
         if !self.overflow.is_empty() {
