@@ -62,19 +62,11 @@ impl Connections {
     }
 
     /// A client has connected.
-    pub(crate) fn accepted(&mut self, id: ConnectionId, ring: &mut CoreRing, now: Millis) {
-        let session = match Session::new(&self.endpoint, now) {
-            Ok(mut session) => {
-                if self.draining {
-                    session.go_away(now);
-                }
-                session
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection was refused");
-                return ring.close(id, Closing::Abort);
-            }
-        };
+    pub(crate) fn accepted(&mut self, id: ConnectionId, now: Millis) {
+        let mut session = Session::new(&self.endpoint, now);
+        if self.draining {
+            session.go_away(now);
+        }
         if self.table.len() <= id.index() {
             self.table.resize_with(id.index() + 1, || None);
         }

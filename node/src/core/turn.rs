@@ -364,7 +364,7 @@ impl Core {
         match event {
             Event::Accepted { connection, .. } => {
                 metrics.connections_accepted.increment();
-                connections.accepted(connection, ring, at);
+                connections.accepted(connection, at);
             }
             Event::AcceptFailed { error, .. } => {
                 metrics.accept_errors.increment();
