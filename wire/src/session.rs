@@ -460,13 +460,13 @@ impl Session {
         self.grant_windows()?;
         while let Some((id, rejection)) = self.streams.rejected.pop() {
             // The client may have reset it since, in the same bytes.
-            if self.streams.get(id).is_none() {
-                continue;
-            }
+            let Some(stream) = self.streams.get(id) else { continue };
+            let method = stream.method;
             if rejection == Rejection::Malformed {
                 self.http2().reset(id.number, ErrorCode::Protocol)?;
             } else {
                 let refusal = rejection.refusal(&self.streams.endpoint.config);
+                self.streams.endpoint.count_rejection(method, refusal.reason);
                 self.submit_refusal(id, &refusal, rejection.http_status())?;
             }
         }
