@@ -490,7 +490,8 @@ fn start_logging(settings: &Settings) {
         LoggingLevel::Trace => LevelFilter::TRACE,
     };
     let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
-    // Only tests start logging twice in a process; the first stays.
+    // Only tests start logging twice in a process; the first stays. Starting also takes in the lines
+    // of libraries that use the `log` crate: the executor and the store on disk.
     let _ = match settings.logging.format {
         LoggingFormat::Json => builder.json().try_init(),
         LoggingFormat::Text => {
@@ -498,4 +499,6 @@ fn start_logging(settings: &Settings) {
             builder.with_ansi(colours).with_target(false).try_init()
         }
     };
+    // Of libraries only what an operator has to know, whatever the level is for our own lines.
+    log::set_max_level(log::LevelFilter::Warn.min(log::max_level()));
 }
