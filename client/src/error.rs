@@ -83,7 +83,7 @@ pub struct Refused {
     pub message: String,
     /// After how long a retry makes sense. `None`: a retry as is will fail again.
     pub retry_after: Option<Duration>,
-    /// Stable keys for programs, such as `entry`, `version`, `owner`.
+    /// Stable keys for programs, such as `entry`, `version`, `limit`.
     pub metadata: BTreeMap<String, String>,
 }
 

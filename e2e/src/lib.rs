@@ -8,6 +8,7 @@
 pub mod cases;
 pub mod command_line;
 pub mod config;
+pub mod exposition;
 pub mod grpcurl;
 pub mod history;
 pub mod hostile;

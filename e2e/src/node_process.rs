@@ -9,6 +9,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -52,6 +53,8 @@ pub struct Site {
     pub config: Config,
     /// Program and arguments in front of the binary, e.g. `taskset -c 0`.
     pub prefix: Vec<String>,
+    /// Run in the process before it becomes the node. Must not allocate or lock.
+    pub before_exec: Option<fn() -> std::io::Result<()>>,
 }
 
 impl Site {
@@ -65,7 +68,14 @@ impl Site {
             .tempdir()
             .expect("a temporary folder can be made");
         let data_dir = folder.path().join("data");
-        Self { folder, data_dir, first_port: ports::free_block(), config, prefix: Vec::new() }
+        Self {
+            folder,
+            data_dir,
+            first_port: ports::free_block(),
+            config,
+            prefix: Vec::new(),
+            before_exec: None,
+        }
     }
 
     /// The same with its data directory elsewhere, e.g. on a small disk.
@@ -135,6 +145,10 @@ impl Site {
             .args(["--control-listen", &self.control_address()])
             .args(["--metrics-listen", &self.metrics_address()])
             .stdin(Stdio::null());
+        if let Some(before_exec) = self.before_exec {
+            // SAFETY: between fork and exec it neither allocates nor locks, as the field demands.
+            unsafe { command.pre_exec(before_exec) };
+        }
         command
     }
 

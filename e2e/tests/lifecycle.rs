@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::{
-    io::Write,
-    net::TcpStream,
+    io::{ErrorKind, Write},
+    net::{TcpListener, TcpStream},
+    os::unix::net::UnixStream,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -16,7 +17,7 @@ use stateside_e2e::{
     command_line::stateside,
     config::{Config, Store},
     hostile::{EMPTY_SETTINGS, PREFACE, frame},
-    node_process::{Site, http_get},
+    node_process::{READY_LIMIT, Site, http_get},
     rpc,
     until::until,
 };
@@ -251,4 +252,51 @@ fn metrics_and_probes_tell_how_the_node_is() {
     assert!(!metrics.contains("key/"), "a key in a label");
     assert!(http_get(&site.metrics_address(), "/healthz").is_some_and(|(status, _)| status == 200));
     assert!(http_get(&site.metrics_address(), "/nothing").is_some_and(|(status, _)| status == 404));
+}
+
+/// Connections that came during a recovery once waited in the backlog for as long as it took.
+#[test]
+fn while_a_node_recovers_connecting_is_refused_and_its_port_is_its_own() {
+    let mut site = Site::new(Config { ack: "memory", ..Config::default() });
+    let unix = site.folder().join("data.sock");
+    site.config.more = format!("data.unix_socket = \"{}\"\n", unix.display());
+    let mut node = site.start();
+    Runtime::new().unwrap().block_on(async {
+        let mut data = rpc::data(&site.data_address()).await.unwrap();
+        for batch in 0..300 {
+            let entries = (0..1_000).map(|n| rpc::entry(format!("{batch}/{n}"), [b'x'; 100]));
+            let results = rpc::put_all(&mut data, entries.collect()).await.unwrap();
+            assert!(results.iter().all(|result| result.error.is_none()));
+        }
+    });
+    node.terminate();
+
+    let mut node = site.launch();
+    let ports = [site.data_address(), format!("127.0.0.1:{}", site.core_port_base())];
+    let mut refused = 0;
+    let connected = until("the node is connected to", READY_LIMIT, || {
+        let recovers = http_get(&site.metrics_address(), "/readyz")
+            .is_some_and(|(status, body)| status == 503 && body.starts_with("recovering"));
+        for port in &ports {
+            match TcpStream::connect(port) {
+                Ok(_) => return Some(port),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "{error}"),
+            }
+            // Whoever binds the port gets to know that it is taken.
+            if recovers {
+                let taken = TcpListener::bind(port).map(drop).unwrap_err();
+                assert_eq!(taken.kind(), ErrorKind::AddrInUse, "{taken}");
+            }
+        }
+        refused += usize::from(recovers && UnixStream::connect(&unix).is_err());
+        None
+    });
+    println!("refused {refused} times, then connected to {connected}");
+    assert!(refused > 0, "the recovery was over before it was looked at: write more");
+    node.wait_until_ready();
+    UnixStream::connect(&unix).unwrap();
+    Runtime::new().unwrap().block_on(async {
+        let mut data = rpc::data(&site.data_address()).await.unwrap();
+        assert!(rpc::get(&mut data, "299/999").await.unwrap().found);
+    });
 }

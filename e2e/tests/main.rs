@@ -8,6 +8,7 @@ mod hostile_peers;
 mod kill_loops;
 mod lifecycle;
 mod malformed_requests;
+mod metrics;
 mod partitions;
 mod quick_start;
 mod startup;

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::{fs, net::TcpListener, os::unix::process::CommandExt, path::Path};
+use std::{fs, net::TcpListener, path::Path};
 
 use stateside_e2e::{
     command_line::{Ran, run, stateside},
@@ -193,12 +193,35 @@ fn a_data_directory_that_cannot_be_made_is_refused() {
 
 #[test]
 fn a_kernel_that_forbids_io_uring_is_named() {
-    let site = Site::new(Config::default());
-    let mut command = site.serve_command();
-    // SAFETY: between fork and exec the filter is set with two prctl calls, which allocate
-    // nothing and take no lock.
-    unsafe { command.pre_exec(seccomp::forbid_io_uring) };
-    run(&mut command).failed_with(IO_URING_UNAVAILABLE, &["io_uring"]);
+    let mut site = Site::new(Config::default());
+    site.before_exec = Some(seccomp::forbid_io_uring);
+    serve(&site).failed_with(IO_URING_UNAVAILABLE, &["io_uring"]);
+}
+
+/// Lines of libraries that use the `log` crate once went nowhere.
+#[test]
+fn what_the_executor_warns_of_is_logged() {
+    for (format, level) in
+        [("text", "info"), ("json", "info"), ("text", "error"), ("text", "trace")]
+    {
+        let mut site = Site::new(Config::default());
+        site.config.more = format!("logging.format = \"{format}\"\nlogging.level = \"{level}\"\n");
+        site.before_exec = Some(seccomp::forbid_registered_buffers);
+        let mut node = site.start();
+        let output = node.output();
+        let line = output.lines().find(|line| line.contains("registering buffers"));
+        assert_eq!(line.is_some(), level != "error", "{output}");
+        if let Some(line) = line {
+            assert!(line.contains("WARN") && line.contains("main ring"), "{line}");
+            assert_eq!(format == "json", line.contains("\"target\":\"glommio"), "{line}");
+        }
+        // Below warnings such libraries are not asked, however curious somebody is about our own.
+        for line in output.lines().filter(|line| line.contains("log.target")) {
+            assert!(line.contains("\"WARN\"") || line.contains("\"ERROR\""), "{line}");
+        }
+        assert_eq!(stateside(&site, ["upsert", "key", "value"]).code, Some(0));
+        assert_eq!(node.terminate().code(), Some(0));
+    }
 }
 
 #[test]
@@ -228,19 +251,49 @@ fn a_node_that_is_not_there_is_named_with_its_address() {
 mod seccomp {
     use std::io;
 
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    /// Where a filter finds the number of the system call, and the low half of its second
+    /// argument, in `seccomp_data`.
+    const NUMBER: u32 = 0;
+    const SECOND_ARGUMENT: u32 = 24;
+
+    const fn instruction(code: u16, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+        libc::sock_filter { code, jt, jf, k }
+    }
+
+    const fn fail_with(errno: i32) -> libc::sock_filter {
+        instruction(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | errno as u32)
+    }
+
+    const ALLOW: libc::sock_filter = instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW);
+
     /// Makes io_uring_setup fail with EPERM from here on.
     pub(super) fn forbid_io_uring() -> io::Result<()> {
-        const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-        const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-        const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-        let instruction = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
-        // Offset 0 of what the filter sees is the number of the system call.
-        let mut program = [
-            instruction(LOAD, 0, 0, 0),
+        set(&mut [
+            instruction(LOAD, 0, 0, NUMBER),
             instruction(JUMP_IF_EQUAL, 0, 1, libc::SYS_io_uring_setup as u32),
-            instruction(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
-            instruction(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
-        ];
+            fail_with(libc::EPERM),
+            ALLOW,
+        ])
+    }
+
+    /// Makes the registration of buffers with an io_uring fail with ENOMEM from here on, as a low
+    /// limit of locked memory does.
+    pub(super) fn forbid_registered_buffers() -> io::Result<()> {
+        const IORING_REGISTER_BUFFERS: u32 = 0;
+        set(&mut [
+            instruction(LOAD, 0, 0, NUMBER),
+            instruction(JUMP_IF_EQUAL, 0, 3, libc::SYS_io_uring_register as u32),
+            instruction(LOAD, 0, 0, SECOND_ARGUMENT),
+            instruction(JUMP_IF_EQUAL, 0, 1, IORING_REGISTER_BUFFERS),
+            fail_with(libc::ENOMEM),
+            ALLOW,
+        ])
+    }
+
+    fn set(program: &mut [libc::sock_filter]) -> io::Result<()> {
         let filter = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
         // SAFETY: both calls take numbers and a pointer to a program that outlives them.
         let failed = unsafe {

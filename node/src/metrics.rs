@@ -84,6 +84,12 @@ impl Latency {
         self.sum_ns.add(ns);
     }
 
+    /// Counts so many calls that took the same time.
+    pub fn observe_many(&self, ns: u64, count: u64) {
+        self.buckets[Self::bucket(ns)].add(count);
+        self.sum_ns.add(ns.saturating_mul(count));
+    }
+
     /// The upper bound of a bucket, nanoseconds, inclusive.
     pub const fn bound_ns(bucket: usize) -> u64 {
         assert!(bucket < LATENCY_BOUNDS, "the last bucket has no bound");
@@ -168,7 +174,7 @@ methods! {
     Unknown = "unknown",
 }
 
-const METHODS: usize = Method::ALL.len();
+pub(crate) const METHODS: usize = Method::ALL.len();
 /// gRPC's codes are 0 to 16.
 const CODES: usize = 17;
 const REASONS: usize = Reason::ALL.len();
@@ -189,9 +195,9 @@ pub struct CoreMetrics {
     pub connections: Counter,
     /// Connections accepted.
     pub connections_accepted: Counter,
-    /// Failed accepts: descriptors used up, too many connections.
+    /// Failed accepts (descriptors used up), and connections closed because there were too many.
     pub accept_errors: Counter,
-    /// Connections ended by this side for what the peer sent: no HTTP/2, broken frames.
+    /// Connections ended for what the peer sent: no HTTP/2, broken frames, a flood, or nothing.
     pub protocol_errors: Counter,
     /// Parts of calls sent to other cores.
     pub hops_sent: Counter,
@@ -201,7 +207,7 @@ pub struct CoreMetrics {
     pub calls: Counter,
     /// Level: parts of calls out at other cores.
     pub hops_pending: Counter,
-    /// Level: writes accepted and not yet applied, over all partitions.
+    /// Level: writes accepted that some stage is not done with, over all partitions.
     pub window_writes: Counter,
     /// Level: reads held until what they saw is durable, over all partitions.
     pub held_reads: Counter,
@@ -217,9 +223,9 @@ pub struct CoreMetrics {
     pub log_group: Sizes,
     /// Snapshots finished, in the background and on request.
     pub snapshots: Counter,
-    /// Snapshots that failed.
+    /// Snapshots that could not be begun in the background, or did not get to their end.
     pub snapshot_failures: Counter,
-    /// Bytes of snapshots written.
+    /// Bytes of the snapshots that were finished.
     pub snapshot_bytes: Counter,
     /// Pieces of blocking work done for stores on disk.
     pub store_work: Latency,
@@ -257,17 +263,28 @@ impl Default for CoreMetrics {
 }
 
 impl CoreMetrics {
-    /// Counts an answered call: its outcome and how long it took on this core.
+    /// Counts an answered call by its outcome. How long it took is for `took` to tell.
     #[inline]
-    pub fn request(&self, method: Method, code: Code, ns: u64) {
+    pub fn answered(&self, method: Method, code: Code) {
         self.requests[method as usize][code as usize].increment();
-        self.latency[method as usize].observe_ns(ns);
+    }
+
+    /// How long so many answered calls took on this core, each.
+    #[inline]
+    pub fn took(&self, method: Method, ns: u64, calls: u64) {
+        self.latency[method as usize].observe_many(ns, calls);
     }
 
     /// Counts a refusal, of a call or of one entry of a batch over several partitions.
     #[inline]
     pub fn refusal(&self, reason: Reason) {
         self.refused[reason as usize].increment();
+    }
+
+    /// Counts calls that were refused before the core saw them: how long they took is not known.
+    pub fn rejected(&self, method: Method, reason: Reason, count: u64) {
+        self.requests[method as usize][reason.code() as usize].add(count);
+        self.refused[reason as usize].add(count);
     }
 
     /// Calls answered, over all methods and outcomes.

@@ -7,12 +7,14 @@
 //! ```
 //! The control plane is up while the cores still recover, so that `status` can tell how far they
 //! are. The data plane's ports are taken at once, so that a port in use is told before anything is
-//! read; connections are accepted when every partition is ready to answer.
+//! read, but nobody listens on them until every partition is ready to answer: who connects before is
+//! refused by the kernel, at once, and knows that trying again makes sense.
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
     os::fd::OwnedFd,
+    path::PathBuf,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -44,7 +46,7 @@ use crate::{
     metrics::NodeMetrics,
     reactor::{
         self, BlockingPool, CoreConfig, CoreExecutor, FailureHook, ReactorError, bind_shared,
-        bind_unix,
+        bind_unix, check_unix, start_listening,
     },
 };
 
@@ -259,22 +261,21 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
 
     // Every core recovers, then every core opens its log, then all listen.
     let data_address = sockets.shared_address;
-    let mut listeners = sockets.listeners(cores).into_iter();
-    for round in 0..2 {
-        for _ in 0..cores {
-            if !wait_for_core(&reaches, &happenings)? {
-                tracing::info!("stopped before the start was complete");
-                return Ok(());
-            }
-        }
-        for proceed in &proceeds {
-            let sockets =
-                if round == 0 { Vec::new() } else { listeners.next().unwrap_or_default() };
-            // A core that has ended in between is heard of below.
+    let go_on = |sockets: Vec<Vec<OwnedFd>>| {
+        for (proceed, sockets) in proceeds.iter().zip(sockets) {
+            // A core that has ended in between is heard of by whoever waits for the cores next.
             let _ = proceed.send(sockets);
         }
         peers.iter().for_each(Peer::wake);
+    };
+    if !wait_for_cores(cores, &reaches, &happenings)? {
+        return Ok(());
     }
+    go_on((0..cores).map(|_| Vec::new()).collect());
+    if !wait_for_cores(cores, &reaches, &happenings)? {
+        return Ok(());
+    }
+    go_on(sockets.listen(cores)?);
     control.set_phase(Phase::Serving);
     tracing::info!(
         node = %node.id,
@@ -341,7 +342,22 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
     Ok(())
 }
 
-/// Waits until one more core has got where all must be. False: told to stop meanwhile.
+/// Waits until every core has got where all must be. False: told to stop meanwhile.
+fn wait_for_cores(
+    cores: usize,
+    reaches: &flume::Receiver<CoreId>,
+    happenings: &flume::Receiver<Happening>,
+) -> Result<bool, ServeError> {
+    for _ in 0..cores {
+        if !wait_for_core(reaches, happenings)? {
+            tracing::info!("stopped before the start was complete");
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Waits until one more core has got there. False: told to stop meanwhile.
 fn wait_for_core(
     reaches: &flume::Receiver<CoreId>,
     happenings: &flume::Receiver<Happening>,
@@ -363,12 +379,12 @@ fn wait_for_core(
         .wait()
 }
 
-/// The data plane's sockets.
+/// The data plane's sockets: bound, until `listen` has them listen.
 struct Sockets {
     shared_address: SocketAddr,
     shared: Vec<OwnedFd>,
     own: Vec<(SocketAddr, OwnedFd)>,
-    unix: Option<OwnedFd>,
+    unix: Option<PathBuf>,
 }
 
 impl Sockets {
@@ -396,7 +412,8 @@ impl Sockets {
                 bind_shared(SocketAddr::new(settings.data.listen.ip(), port), 1)?;
             own.extend(sockets.pop().map(|socket| (address, socket)));
         }
-        let unix = settings.data.unix_socket.as_deref().map(bind_unix).transpose()?;
+        let unix = settings.data.unix_socket.clone();
+        unix.as_deref().map_or(Ok(()), check_unix)?;
         Ok(Self { shared_address, shared, own, unix })
     }
 
@@ -404,18 +421,22 @@ impl Sockets {
         self.own.iter().map(|(address, _)| format!("{host}:{}", address.port())).collect()
     }
 
-    /// The sockets of each core: its share of the shared port, its own, and on core 0 the Unix
-    /// socket.
-    fn listeners(self, cores: usize) -> Vec<Vec<OwnedFd>> {
-        let mut unix = self.unix;
+    /// Has all sockets listen. The sockets of each core: its share of the shared port, its own, and
+    /// on core 0 the Unix socket.
+    fn listen(self, cores: usize) -> Result<Vec<Vec<OwnedFd>>, ReactorError> {
+        let mut unix = self.unix.as_deref().map(bind_unix).transpose()?;
+        start_listening(self.shared_address, &self.shared)?;
+        for (address, socket) in &self.own {
+            start_listening(*address, std::slice::from_ref(socket))?;
+        }
         let per_core = self.shared.into_iter().zip(self.own).take(cores);
-        per_core
+        Ok(per_core
             .map(|(shared, (_, own))| {
                 let mut sockets = vec![shared, own];
                 sockets.extend(unix.take());
                 sockets
             })
-            .collect()
+            .collect())
     }
 }
 
@@ -470,7 +491,8 @@ fn start_logging(settings: &Settings) {
         LoggingLevel::Trace => LevelFilter::TRACE,
     };
     let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
-    // Only tests start logging twice in a process; the first stays.
+    // Only tests start logging twice in a process; the first stays. Starting also takes in the lines
+    // of libraries that use the `log` crate: the executor and the store on disk.
     let _ = match settings.logging.format {
         LoggingFormat::Json => builder.json().try_init(),
         LoggingFormat::Text => {
@@ -478,4 +500,6 @@ fn start_logging(settings: &Settings) {
             builder.with_ansi(colours).with_target(false).try_init()
         }
     };
+    // Of libraries only what an operator has to know, whatever the level is for our own lines.
+    log::set_max_level(log::LevelFilter::Warn.min(log::max_level()));
 }

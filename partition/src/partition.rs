@@ -139,6 +139,16 @@ impl Partition {
         self.pipeline.passed().unwrap_or_else(|| self.store.applied())
     }
 
+    /// Writes accepted that some stage is not done with: with a log, those not durable yet.
+    pub fn window_writes(&self) -> u64 {
+        self.applied().0.saturating_sub(self.passed().0)
+    }
+
+    /// Reads held until what they saw is durable.
+    pub fn held_reads(&self) -> usize {
+        self.held.reads()
+    }
+
     /// What the store covers without log or snapshot.
     pub fn covered(&self) -> Sequence {
         self.store.covered()

@@ -82,7 +82,7 @@ reasons! {
     /// `if_absent` or `if_version` did not hold; nothing of the partition's batch was written.
     ConditionFailed = "CONDITION_FAILED", FailedPrecondition, "read the record again and decide anew";
     /// No partition of this node owns the key.
-    BadNode = "BAD_NODE", FailedPrecondition, "refresh Topology and send the request to the owner";
+    BadNode = "BAD_NODE", FailedPrecondition, "refresh Topology, of other nodes too, and send the request to the owner";
     /// A queue, window or buffer is full.
     Overloaded = "OVERLOADED", ResourceExhausted, "retry after the delay in RetryInfo, with backoff";
     /// The disk of the log or the store is full; reads go on.
@@ -150,7 +150,7 @@ pub struct Refusal {
     pub message: Cow<'static, str>,
     /// After how long a retry makes sense, milliseconds. None: a retry as is will fail again.
     pub retry_after_ms: Option<u32>,
-    /// `ErrorInfo.metadata`: stable keys for programs, e.g. `entry`, `version`, `owner`.
+    /// `ErrorInfo.metadata`: stable keys for programs, e.g. `entry`, `version`, `limit`.
     pub metadata: Vec<(&'static str, String)>,
 }
 

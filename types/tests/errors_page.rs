@@ -27,6 +27,8 @@ fn page() -> String {
          of the same request makes sense, `google.rpc.RetryInfo` says after how long.\n\n\
          When the entries of a batch fall into several partitions the call answers OK, and what was refused says so in its\n\
          own result: the same code, reason, message and delay.\n\n\
+         `BAD_NODE` names no owner. A node knows its own partitions, and its registry declares no other node's: a client\n\
+         that uses several nodes asks each of them for its `Topology`.\n\n\
          | reason | code | retry after | what to do |\n|---|---|---|---|\n",
     );
     for reason in Reason::ALL {

@@ -100,7 +100,7 @@ fn exchange(criterion: &mut Criterion) {
         ("in turn, Upsert of 1000", 1, 124_000, 14_000),
     ] {
         let endpoint = Endpoint::new(SessionConfig::new(METHODS)).expect("memory");
-        let mut session = Session::new(&endpoint, Millis(0)).expect("memory");
+        let mut session = Session::new(&endpoint, Millis(0));
         let mut client = Client::new(request_bytes);
         client.connect(&mut session);
         let answer = vec![9; answer_bytes];

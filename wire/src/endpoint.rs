@@ -1,10 +1,12 @@
 //! What the sessions of one core share: configuration, pooled buffers, the library's set-up.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, collections::HashMap, mem, rc::Rc};
 
-use stateside_types::limits;
+use stateside_types::{Reason, limits};
 
-use crate::{buffer_pool::BufferPool, nghttp2::Setup, request_budget::Account, streams::Streams};
+use crate::{
+    Method, buffer_pool::BufferPool, nghttp2::Setup, request_budget::Account, streams::Streams,
+};
 
 /// Methods and limits of a server. `new` takes every limit from `stateside_types::limits`.
 #[derive(Clone, Debug)]
@@ -71,7 +73,11 @@ pub struct Endpoint {
     pub(crate) requests: Account,
     /// Unsent answer bytes of all sessions.
     pub(crate) answers: Account,
+    rejections: RefCell<Rejections>,
 }
+
+/// How many calls sessions refused by themselves, by method (none: not known) and reason.
+pub type Rejections = HashMap<(Option<Method>, Reason), u64>;
 
 impl Endpoint {
     /// # Errors
@@ -81,7 +87,14 @@ impl Endpoint {
         let setup = Setup::new(limits::UNSENT_ACKS_MAX)?;
         let requests = Account::new(config.request_bytes_per_core_max);
         let answers = Account::new(config.response_backlog_bytes_per_core_max);
-        Ok(Rc::new(Self { config, setup, pool: RefCell::default(), requests, answers }))
+        Ok(Rc::new(Self {
+            config,
+            setup,
+            pool: RefCell::default(),
+            requests,
+            answers,
+            rejections: RefCell::default(),
+        }))
     }
 
     /// What it was made with.
@@ -93,6 +106,17 @@ impl Endpoint {
     /// given back are merely allocated anew.
     pub fn recycle(&self, buffer: Vec<u8>) {
         self.pool.borrow_mut().give(buffer);
+    }
+
+    /// The calls that sessions answered by themselves since this was asked last: what was no call,
+    /// was too large, or took longer than its deadline. The owner has seen none of them, but for
+    /// those whose deadline passed.
+    pub fn take_rejections(&self) -> Rejections {
+        mem::take(&mut *self.rejections.borrow_mut())
+    }
+
+    pub(crate) fn count_rejection(&self, method: Option<Method>, reason: Reason) {
+        *self.rejections.borrow_mut().entry((method, reason)).or_default() += 1;
     }
 
     pub(crate) fn take_buffer(&self) -> Vec<u8> {

@@ -33,7 +33,7 @@ mod status;
 mod stream;
 mod streams;
 
-pub use endpoint::{Endpoint, SessionConfig};
+pub use endpoint::{Endpoint, Rejections, SessionConfig};
 pub use session::{Closed, Event, Session};
 pub use stream::StreamId;
 

@@ -46,6 +46,7 @@ pub(crate) mod frame {
     pub(crate) const HEADERS: u8 = 1;
     pub(crate) const SETTINGS: u8 = 4;
     pub(crate) const PING: u8 = 6;
+    pub(crate) const GOAWAY: u8 = 7;
     pub(crate) const WINDOW_UPDATE: u8 = 8;
     pub(crate) const FLAG_END_STREAM: u8 = 1;
     pub(crate) const FLAG_ACK: u8 = 1;

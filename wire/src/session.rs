@@ -18,7 +18,7 @@ use crate::{
     Method, Millis,
     endpoint::Endpoint,
     message::PREFIX_BYTES,
-    nghttp2::{Announced, Connection, ErrorCode, Failure, NameValue},
+    nghttp2::{Announced, Connection, ErrorCode, Failure, NameValue, frame},
     preface::{CLIENT_PREFACE, HTTP1_ANSWER, Preface, Verdict},
     rejection::Rejection,
     status::RefusalFields,
@@ -104,12 +104,12 @@ enum Phase {
 
 /// One connection's server side. Lives on one core, in the table of its connections.
 pub struct Session {
-    connection: Connection<Streams>,
+    /// Made when the client's preface was seen. Before, the client is sent nothing (it may not
+    /// speak HTTP/2 at all), and thousands that connect and stay silent must cost little.
+    connection: Option<Connection<Streams>>,
     streams: Streams,
     phase: Phase,
     preface: Preface,
-    /// The client's preface was seen. Before, it is sent nothing: it may not speak HTTP/2 at all.
-    speaks_http2: bool,
     /// When the client must have sent its SETTINGS.
     handshake_until: Millis,
     last_active: Millis,
@@ -117,38 +117,28 @@ pub struct Session {
     farewell: &'static [u8],
     /// Nothing more will come from the client.
     input_ended: bool,
+    /// The client was told of an error of its own, with a GOAWAY.
+    accused: bool,
     /// Reused by `tick`.
     expired: Vec<StreamId>,
 }
 
 impl Session {
     /// A session for a connection that was just accepted.
-    ///
-    /// # Errors
-    /// [`Closed::OutOfMemory`].
-    pub fn new(endpoint: &Rc<Endpoint>, now: Millis) -> Result<Self, Closed> {
+    pub fn new(endpoint: &Rc<Endpoint>, now: Millis) -> Self {
         let config = &endpoint.config;
-        let connection = Connection::new(
-            &endpoint.setup,
-            &Announced {
-                streams_max: config.streams_max,
-                stream_window: config.stream_window_bytes,
-                connection_window: config.connection_window_bytes,
-                header_bytes_max: config.header_bytes_max,
-            },
-        )?;
-        Ok(Self {
-            connection,
+        Self {
+            connection: None,
             streams: Streams::new(Rc::clone(endpoint), now),
             phase: Phase::Preface,
             preface: Preface::default(),
-            speaks_http2: false,
             handshake_until: now.plus(config.handshake_timeout_ms),
             last_active: now,
             farewell: &[],
             input_ended: false,
+            accused: false,
             expired: Vec::new(),
-        })
+        }
     }
 
     /// Takes bytes from the socket, cut anywhere. Then ask `next_event` until it has none, and `send`.
@@ -163,8 +153,7 @@ impl Session {
             Phase::Preface => match self.preface.read(bytes) {
                 Verdict::Undecided => return Ok(()),
                 Verdict::Http2(rest) => {
-                    self.phase = Phase::Open;
-                    self.speaks_http2 = true;
+                    self.begin_http2()?;
                     self.feed(CLIENT_PREFACE)?;
                     self.feed(rest)?;
                 }
@@ -246,10 +235,10 @@ impl Session {
         if !self.streams.put_answer(stream, framed) {
             // Not a refusal: that would say that nothing was done. A reset promises nothing.
             self.streams.begin_answer(stream);
-            self.submitted(|this| this.connection.reset(stream.number, ErrorCode::EnhanceYourCalm));
+            self.submitted(|this| this.http2().reset(stream.number, ErrorCode::EnhanceYourCalm));
             return false;
         }
-        self.submitted(|this| this.connection.respond(stream.number, stream.slot, OK_HEADERS))
+        self.submitted(|this| this.http2().respond(stream.number, stream.slot, OK_HEADERS))
     }
 
     /// Answers a call with a refusal. False: the call is gone, or has been answered.
@@ -307,7 +296,7 @@ impl Session {
     /// Appends bytes for the socket to `out`, until about `budget` were appended (one frame more at
     /// most) or nothing can go now. Then ask `next_event` again.
     pub fn send(&mut self, out: &mut Vec<u8>, budget: usize) {
-        if !self.speaks_http2 {
+        if self.connection.is_none() {
             out.extend_from_slice(mem::take(&mut self.farewell));
             return;
         }
@@ -334,7 +323,7 @@ impl Session {
                 let until = now.plus(self.streams.endpoint.config.drain_notice_ms);
                 self.phase = Phase::Notified { until };
                 self.streams.ping_answered = false;
-                self.connection.announce_shutdown()
+                self.http2().announce_shutdown()
             }
             Phase::Notified { .. } | Phase::Draining | Phase::Closed(_) => return,
         };
@@ -355,7 +344,7 @@ impl Session {
                 self.input_ended && !self.streams.any_unanswered()
             }
         };
-        (done || !self.connection.wants_read()) && !self.wants_write()
+        (done || !self.library_reads()) && !self.wants_write()
     }
 
     /// Calls that are open: arriving, under way, or with answers to be sent.
@@ -384,10 +373,23 @@ impl Session {
         (self.streams.open() == 0).then_some(self.last_active)
     }
 
+    /// Whether the client broke the protocol and the session ends, or has ended, for that.
+    pub fn is_peers_fault(&self) -> bool {
+        let gave_up = match self.phase {
+            Phase::Closed(closed) => matches!(
+                closed,
+                Closed::Http1 | Closed::NotHttp2 | Closed::HandshakeTimeout | Closed::Flooded
+            ),
+            _ => false,
+        };
+        gave_up || self.accused
+    }
+
     /// Moves frames from the library to `streams.out`, up to `out_bytes_max`.
     fn write_frames(&mut self) -> Result<(), Failure> {
         while self.streams.out.len() < self.streams.out_bytes_max {
-            let bytes = self.connection.send(&mut self.streams)?;
+            let bytes = begun(&mut self.connection).send(&mut self.streams)?;
+            self.accused |= is_accusation(bytes);
             self.streams.out.extend_from_slice(bytes);
             let is_drained =
                 bytes.is_empty() && self.streams.out.len() < self.streams.out_bytes_max;
@@ -401,11 +403,41 @@ impl Session {
         Ok(())
     }
 
+    /// The client speaks HTTP/2: the library has a session for it from now on.
+    fn begin_http2(&mut self) -> Result<(), Closed> {
+        let endpoint = &self.streams.endpoint;
+        let config = &endpoint.config;
+        let announced = Announced {
+            streams_max: config.streams_max,
+            stream_window: config.stream_window_bytes,
+            connection_window: config.connection_window_bytes,
+            header_bytes_max: config.header_bytes_max,
+        };
+        match Connection::new(&endpoint.setup, &announced) {
+            Ok(connection) => {
+                self.connection = Some(connection);
+                self.phase = Phase::Open;
+                Ok(())
+            }
+            Err(failure) => Err(self.close(failure.into())),
+        }
+    }
+
+    fn http2(&mut self) -> &mut Connection<Streams> {
+        begun(&mut self.connection)
+    }
+
+    /// False: the library is done with what the client sends.
+    fn library_reads(&self) -> bool {
+        self.connection.as_ref().is_none_or(Connection::wants_read)
+    }
+
     fn feed(&mut self, bytes: &[u8]) -> Result<(), Closed> {
-        if !self.connection.wants_read() {
+        if !self.library_reads() {
             return Err(self.close(Closed::Ended));
         }
-        if let Err(failure) = self.connection.receive(&mut self.streams, bytes) {
+        let connection = begun(&mut self.connection);
+        if let Err(failure) = connection.receive(&mut self.streams, bytes) {
             return Err(self.close(failure.into()));
         }
         if self.streams.flooded {
@@ -422,19 +454,19 @@ impl Session {
     fn try_settle(&mut self) -> Result<(), Failure> {
         let consumed = mem::take(&mut self.streams.unconsumed_bytes);
         if consumed > 0 {
-            self.connection.consume(consumed)?;
+            self.http2().consume(consumed)?;
         }
         // First, since a reservation may be refused.
         self.grant_windows()?;
         while let Some((id, rejection)) = self.streams.rejected.pop() {
             // The client may have reset it since, in the same bytes.
-            if self.streams.get(id).is_none() {
-                continue;
-            }
+            let Some(stream) = self.streams.get(id) else { continue };
+            let method = stream.method;
             if rejection == Rejection::Malformed {
-                self.connection.reset(id.number, ErrorCode::Protocol)?;
+                self.http2().reset(id.number, ErrorCode::Protocol)?;
             } else {
                 let refusal = rejection.refusal(&self.streams.endpoint.config);
+                self.streams.endpoint.count_rejection(method, refusal.reason);
                 self.submit_refusal(id, &refusal, rejection.http_status())?;
             }
         }
@@ -445,7 +477,7 @@ impl Session {
     fn grant_windows(&mut self) -> Result<bool, Failure> {
         let mut granted = false;
         while let Some((number, total_bytes)) = self.streams.next_grant() {
-            self.connection.set_window(number, total_bytes.saturating_add(WINDOW_SLACK_BYTES))?;
+            self.http2().set_window(number, total_bytes.saturating_add(WINDOW_SLACK_BYTES))?;
             granted = true;
         }
         Ok(granted)
@@ -457,7 +489,7 @@ impl Session {
         while let Some(number) = self.streams.answered_early.pop() {
             // Its rest may have arrived since: then the stream is over, or about to be.
             if self.streams.still_sends(number) {
-                self.connection.reset(number, ErrorCode::NoError)?;
+                self.http2().reset(number, ErrorCode::NoError)?;
                 reset = true;
             }
         }
@@ -471,7 +503,7 @@ impl Session {
         http_status: &'static str,
     ) -> Result<(), Failure> {
         let fields = RefusalFields::new(refusal);
-        self.connection.respond_headers_only(stream.number, &fields.headers(http_status))
+        self.http2().respond_headers_only(stream.number, &fields.headers(http_status))
     }
 
     fn is_running(&mut self, stream: StreamId) -> bool {
@@ -486,18 +518,31 @@ impl Session {
 
     fn refuse_new_streams(&mut self) -> Result<(), Closed> {
         self.phase = Phase::Draining;
-        self.connection.refuse_new_streams().map_err(|failure| self.close(failure.into()))
+        self.http2().refuse_new_streams().map_err(|failure| self.close(failure.into()))
     }
 
     fn wants_write(&self) -> bool {
-        self.speaks_http2 && self.connection.wants_write()
+        self.connection.as_ref().is_some_and(Connection::wants_write)
     }
 
     fn close(&mut self, closed: Closed) -> Closed {
         if closed == Closed::Flooded {
-            self.connection.terminate(ErrorCode::EnhanceYourCalm);
+            self.http2().terminate(ErrorCode::EnhanceYourCalm);
         }
         self.phase = Phase::Closed(closed);
         closed
     }
+}
+
+/// A connection of a session that is past its preface.
+fn begun(connection: &mut Option<Connection<Streams>>) -> &mut Connection<Streams> {
+    connection.as_mut().expect("there are no streams, frames or drains before the preface")
+}
+
+/// Whether a frame that leaves is a GOAWAY with an error. The library hands out one frame at a time,
+/// and whole: no header block of ours is longer than its buffer.
+fn is_accusation(frame: &[u8]) -> bool {
+    // Nine bytes of frame header, the last stream, then the code. Source: RFC 9113, section 6.8.
+    frame.get(3) == Some(&frame::GOAWAY)
+        && frame.get(13..17).is_some_and(|code| code != (ErrorCode::NoError as u32).to_be_bytes())
 }

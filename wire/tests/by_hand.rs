@@ -60,7 +60,7 @@ fn plain_http1_is_told_what_the_port_speaks() {
     let answer = String::from_utf8(hand.output()).unwrap();
     assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{answer}");
     assert!(answer.contains("gRPC (HTTP/2"), "{answer}");
-    assert!(hand.session.is_finished());
+    assert!(hand.session.is_finished() && hand.session.is_peers_fault());
     assert_eq!(hand.feed(b"more"), Err(Closed::Http1));
 }
 
@@ -71,7 +71,7 @@ fn tls_and_noise_end_the_session_without_an_answer() {
         let mut hand = ByHand::new(config());
         assert_eq!(hand.feed(bytes), Err(Closed::NotHttp2));
         assert_eq!(hand.output(), b"");
-        assert!(hand.session.is_finished());
+        assert!(hand.session.is_finished() && hand.session.is_peers_fault());
     }
 }
 
@@ -81,7 +81,7 @@ fn noise_after_the_preface_gets_a_goaway_and_the_end() {
     hand.feed(&[PREFACE, &[0xff; 100]].concat()).unwrap();
     let frames = hand.frames();
     assert_ne!(of_kind(&frames, GOAWAY)[0].error_code(), 0);
-    assert!(hand.session.is_finished());
+    assert!(hand.session.is_finished() && hand.session.is_peers_fault());
     assert_eq!(hand.feed(b"x"), Err(Closed::Ended));
 }
 
@@ -97,7 +97,7 @@ fn a_client_that_never_begins_is_closed_in_time() {
         assert_eq!(hand.session.tick(Millis(late.0 - 1)), Ok(()));
         assert_eq!(hand.session.tick(late), Err(Closed::HandshakeTimeout));
         hand.output();
-        assert!(hand.session.is_finished());
+        assert!(hand.session.is_finished() && hand.session.is_peers_fault());
     }
     let mut hand = ByHand::connected(config());
     assert_eq!(hand.session.next_tick(), None);
@@ -431,7 +431,7 @@ fn a_half_closed_connection_still_gets_its_answers() {
     assert!(!hand.session.is_finished());
     assert!(is_answered(&hand.frames(), 3, b"late"));
     // The call on stream 1 can never be whole.
-    assert!(hand.session.is_finished());
+    assert!(hand.session.is_finished() && !hand.session.is_peers_fault());
 }
 
 #[test]
@@ -451,7 +451,7 @@ fn a_drain_waits_for_the_ping_then_names_the_last_stream() {
     hand.feed(&frame(PING, ACK, 0, &ping.payload)).unwrap();
     let frames = hand.frames();
     assert_eq!(of_kind(&frames, GOAWAY)[0].payload[..4], [0, 0, 0, 1]);
-    assert!(hand.session.is_finished());
+    assert!(hand.session.is_finished() && !hand.session.is_peers_fault());
 }
 
 #[test]
@@ -463,12 +463,12 @@ fn a_drain_does_not_wait_for_a_silent_client() {
     assert_eq!(hand.session.next_tick(), Some(until));
     hand.session.tick(until).unwrap();
     assert_eq!(of_kind(&hand.frames(), GOAWAY).len(), 1);
-    assert!(hand.session.is_finished());
+    assert!(hand.session.is_finished() && !hand.session.is_peers_fault());
 
     let mut silent = ByHand::new(config());
     silent.session.go_away(silent.now);
     assert_eq!(silent.output(), b"");
-    assert!(silent.session.is_finished());
+    assert!(silent.session.is_finished() && !silent.session.is_peers_fault());
 }
 
 #[test]

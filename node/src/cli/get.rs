@@ -24,7 +24,7 @@ use crate::exit::Exit;
 #[command(after_help = "Examples:
   stateside get user/1
   stateside get user/1 user/2 -o json
-  stateside get backup/app | gunzip | psql app")]
+  stateside get config/app | gunzip")]
 pub(super) struct GetArgs {
     /// Keys.
     #[arg(required = true, value_name = "KEY")]

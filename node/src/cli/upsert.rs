@@ -25,10 +25,13 @@ use crate::exit::Exit;
 /// Prints the version that the record has from now on. With a condition that does not hold
 /// nothing is written and the exit code is 5.
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Examples:
   stateside upsert user/1 '{\"name\":\"Ada\"}'
   stateside upsert lock/backup \"$HOSTNAME\" --if-absent
-  pg_dump app | gzip | stateside upsert backup/app -")]
+  gzip -c app.toml | stateside upsert config/app -",
+    override_usage = "stateside upsert [OPTIONS] <KEY> <VALUE|--value-file <PATH>>"
+)]
 #[group(id = "source", required = true, multiple = false, args = ["value", "value_file"])]
 pub(super) struct UpsertArgs {
     /// Key, 1 to 4096 bytes.

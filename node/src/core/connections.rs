@@ -9,7 +9,7 @@
 
 use std::{rc::Rc, time::Instant};
 
-use stateside_wire::{Endpoint, Event as SessionEvent, Millis, Session};
+use stateside_wire::{Endpoint, Event as SessionEvent, Millis, Rejections, Session};
 
 use crate::reactor::{Closing, ConnectionId, CoreRing, ReceivedBuffer};
 
@@ -39,6 +39,8 @@ pub(crate) struct Connections {
     draining: bool,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
+    /// Connections that ended for what the peer sent.
+    pub(crate) protocol_errors: u64,
 }
 
 impl Connections {
@@ -53,6 +55,7 @@ impl Connections {
             draining: false,
             bytes_in: 0,
             bytes_out: 0,
+            protocol_errors: 0,
         }
     }
 
@@ -61,20 +64,17 @@ impl Connections {
         self.open
     }
 
+    /// Calls that sessions refused by themselves since this was asked last.
+    pub(crate) fn take_rejections(&self) -> Rejections {
+        self.endpoint.take_rejections()
+    }
+
     /// A client has connected.
-    pub(crate) fn accepted(&mut self, id: ConnectionId, ring: &mut CoreRing, now: Millis) {
-        let session = match Session::new(&self.endpoint, now) {
-            Ok(mut session) => {
-                if self.draining {
-                    session.go_away(now);
-                }
-                session
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection was refused");
-                return ring.close(id, Closing::Abort);
-            }
-        };
+    pub(crate) fn accepted(&mut self, id: ConnectionId, now: Millis) {
+        let mut session = Session::new(&self.endpoint, now);
+        if self.draining {
+            session.go_away(now);
+        }
         if self.table.len() <= id.index() {
             self.table.resize_with(id.index() + 1, || None);
         }
@@ -120,7 +120,8 @@ impl Connections {
 
     /// The connection broke; the ring has forgotten it.
     pub(crate) fn failed(&mut self, id: ConnectionId) {
-        if find(&mut self.table, id).is_some() {
+        if let Some(connection) = find(&mut self.table, id) {
+            self.protocol_errors += u64::from(connection.session.is_peers_fault());
             self.table[id.index()] = None;
             self.open -= 1;
         }
@@ -169,6 +170,7 @@ impl Connections {
             }
             if backlog == 0 && !more && (connection.session.is_finished() || connection.over) {
                 ring.close(id, Closing::Graceful);
+                self.protocol_errors += u64::from(connection.session.is_peers_fault());
                 self.table[id.index()] = None;
                 self.open -= 1;
                 continue;

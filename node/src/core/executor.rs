@@ -554,6 +554,7 @@ impl Executor {
     }
 }
 
+/// Without the owner: the registry declares this node's partitions and no other's.
 fn bad_node() -> Refusal {
     Refusal::new(Reason::BadNode, "no partition of this node owns the key")
 }

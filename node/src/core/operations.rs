@@ -19,6 +19,7 @@ use super::{
     pool::PoolDone,
     snapshots::{Progress, Purpose, SnapshotJob},
 };
+use crate::metrics::CoreMetrics;
 
 /// Snapshots that a core makes at a time: each walks a little in every turn.
 const SNAPSHOTS_AT_A_TIME: usize = 4;
@@ -39,6 +40,7 @@ type Retiring = (Box<Partition>, Reply<Result<(), Refusal>>);
 /// The operations under way on a core. Lives on its thread.
 pub(crate) struct Operations {
     files: Arc<PartitionFiles>,
+    metrics: Arc<CoreMetrics>,
     next_number: u64,
     pending: HashMap<u64, Pending>,
     snapshots: Vec<SnapshotJob>,
@@ -56,9 +58,11 @@ impl Operations {
     pub(crate) fn new(
         files: Arc<PartitionFiles>,
         newest: HashMap<PartitionId, SnapshotInfo>,
+        metrics: Arc<CoreMetrics>,
     ) -> Self {
         Self {
             files,
+            metrics,
             next_number: 0,
             pending: HashMap::new(),
             snapshots: Vec::new(),
@@ -144,6 +148,7 @@ impl Operations {
             Ok(job) => self.snapshots.push(job),
             Err((refusal, Purpose::Operator(reply))) => answer(&reply, Err(refusal)),
             Err((refusal, Purpose::Background)) => {
+                self.metrics.snapshot_failures.increment();
                 tracing::warn!(partition = id.0, %refusal, "no background snapshot");
             }
         }
@@ -179,7 +184,10 @@ impl Operations {
         }
         match self.files.prepare_snapshot(id, epoch, sequence) {
             Ok(path) => self.snapshot(id, path, Purpose::Background, executor),
-            Err(error) => tracing::warn!(partition = id.0, %error, "no background snapshot"),
+            Err(error) => {
+                self.metrics.snapshot_failures.increment();
+                tracing::warn!(partition = id.0, %error, "no background snapshot");
+            }
         }
     }
 
@@ -245,7 +253,8 @@ impl Operations {
     /// Something came back from the pool.
     pub(crate) fn pool_done(&mut self, done: PoolDone, executor: &mut Executor) {
         match done {
-            PoolDone::Store(id, done) => {
+            PoolDone::Store(id, done, took) => {
+                self.metrics.store_work.observe(took);
                 if let Some((partition, mut effects)) = executor.partition(id) {
                     let input = stateside_partition::Input::WorkDone(done);
                     partition.step(input, &mut effects);
@@ -401,6 +410,13 @@ impl Operations {
             Progress::Ended(result) => result,
         };
         let job = self.snapshots.swap_remove(at);
+        match &result {
+            Ok(report) => {
+                self.metrics.snapshots.increment();
+                self.metrics.snapshot_bytes.add(report.bytes);
+            }
+            Err(_) => self.metrics.snapshot_failures.increment(),
+        }
         match job.purpose {
             Purpose::Operator(reply) => answer(&reply, result),
             Purpose::Background => match result {

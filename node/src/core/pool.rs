@@ -1,6 +1,6 @@
 //! A core's way to the blocking pool, and what comes back from it.
 
-use std::{collections::VecDeque, io};
+use std::{collections::VecDeque, io, time::Duration};
 
 use stateside_statestore::WorkDone;
 use stateside_types::{PartitionId, Refusal};
@@ -16,8 +16,8 @@ use crate::{
 
 /// Something that ran on the pool for this core.
 pub(crate) enum PoolDone {
-    /// A piece of a store's work.
-    Store(PartitionId, WorkDone),
+    /// A piece of a store's work, and how long it took.
+    Store(PartitionId, WorkDone, Duration),
     /// A step of writing a snapshot's file.
     SnapshotFile(u64, io::Result<SnapshotFile>),
     /// A snapshot was verified and installed as a partition's own.

@@ -7,7 +7,7 @@ use prost::Message;
 use stateside_proto::{codec, v1};
 use stateside_router::RoutingTable;
 use stateside_types::{Code, CoreId, Reason, Refusal};
-use stateside_wire::{Event, Session};
+use stateside_wire::{Event, Rejections, Session};
 
 use super::{
     calls::{Call, Origin, Outcome},
@@ -79,22 +79,21 @@ pub(crate) fn on_event(
         GET => Verb::Get,
         REMOVE => Verb::Remove,
         other => {
-            let (label, outcome) = if other == TOPOLOGY {
+            let outcome = if other == TOPOLOGY {
                 let topology = topology(node, executor.table());
                 session.respond(stream, |out| append(&topology, out));
-                (Method::Topology, Ok(()))
+                Ok(())
             } else {
                 let draining = executor.world.is_draining;
-                let outcome = health(&message, draining).map(|answer| {
+                health(&message, draining).map(|answer| {
                     session.respond(stream, |out| append(&answer, out));
-                });
-                (Method::Health, outcome)
+                })
             };
             if let Err(refusal) = &outcome {
                 session.refuse(stream, refusal);
             }
             session.recycle(message);
-            count(metrics, label, outcome.err().as_ref(), 0);
+            count_at_once(executor, metrics, label(Some(method)), outcome.err().as_ref());
             return;
         }
     };
@@ -113,7 +112,7 @@ pub(crate) fn on_event(
         Err((refusal, message)) => {
             session.refuse(stream, &refusal);
             session.recycle(message);
-            count(metrics, verb.into(), Some(&refusal), 0);
+            count_at_once(executor, metrics, verb.into(), Some(&refusal));
         }
     }
 }
@@ -146,7 +145,6 @@ fn answer(
         Origin::Hop(core, ticket) => return executor.answer_hop(slot, core, ticket),
         Origin::Stream(StreamRef { stream, .. }) => stream,
     };
-    let took_ns = now.saturating_sub(call.started_ns);
     let refusal = match call.parts() {
         [only] => match &only.outcome {
             Outcome::Refused(refusal) => Some(refusal),
@@ -154,12 +152,21 @@ fn answer(
         },
         _ => None,
     };
-    count(metrics, Method::ALL[usize::from(call.method)], refusal, took_ns);
     if let Some(session) = session {
-        match refusal {
+        let is_answered = match refusal {
             Some(refusal) => session.refuse(stream, refusal),
             None => session.respond(stream, |out| write_answer(call, metrics, out)),
         };
+        // Else its client has reset it, or its session has told it that its deadline passed.
+        if is_answered {
+            let method = Method::ALL[usize::from(call.method)];
+            count(metrics, method, refusal);
+            if call.started_ns == now {
+                executor.world.answered_at_once[method as usize] += 1;
+            } else {
+                metrics.took(method, now.saturating_sub(call.started_ns), 1);
+            }
+        }
         let message = std::mem::take(&mut call.message);
         if message.capacity() > 0 {
             session.recycle(message);
@@ -207,12 +214,40 @@ const _: () = {
     assert!(Method::Remove as u8 == Verb::Remove as u8);
 };
 
-fn count(metrics: &CoreMetrics, method: Method, refusal: Option<&Refusal>, took_ns: u64) {
-    let code = refusal.map_or(Code::Ok, |refusal| refusal.reason.code());
-    metrics.request(method, code, took_ns);
+/// Counts what sessions answered by themselves.
+pub(crate) fn count_rejections(metrics: &CoreMetrics, rejections: Rejections) {
+    for ((method, reason), count) in rejections {
+        metrics.rejected(label(method), reason, count);
+    }
+}
+
+fn label(method: Option<stateside_wire::Method>) -> Method {
+    match method.map(|method| method.0) {
+        Some(UPSERT) => Method::Upsert,
+        Some(GET) => Method::Get,
+        Some(REMOVE) => Method::Remove,
+        Some(TOPOLOGY) => Method::Topology,
+        Some(_) => Method::Health,
+        None => Method::Unknown,
+    }
+}
+
+fn count(metrics: &CoreMetrics, method: Method, refusal: Option<&Refusal>) {
+    metrics.answered(method, refusal.map_or(Code::Ok, |refusal| refusal.reason.code()));
     if let Some(refusal) = refusal {
         metrics.refusal(refusal.reason);
     }
+}
+
+/// Counts an answer that no partition was asked for.
+fn count_at_once(
+    executor: &mut Executor,
+    metrics: &CoreMetrics,
+    method: Method,
+    refusal: Option<&Refusal>,
+) {
+    count(metrics, method, refusal);
+    executor.world.answered_at_once[method as usize] += 1;
 }
 
 fn topology(node: &Node, table: &Arc<RoutingTable>) -> v1::TopologyResponse {

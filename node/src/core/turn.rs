@@ -39,7 +39,7 @@ use super::{
 use crate::{
     control::RecoveryProgress,
     log_files::{LogCatalog, LogConfig, LogError, OrphanedLog, RecoveringCore, SegmentKeeper},
-    metrics::CoreMetrics,
+    metrics::{CoreMetrics, Method},
     reactor::{BlockingPool, CoreRing, Event, ReactorError, RingConfig, Turn, Waker},
 };
 
@@ -269,6 +269,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         memory: MemoryBudget::new(setup.memory_limit_bytes),
         wall: wall_clock(),
         turn_ns: 0,
+        answered_at_once: Default::default(),
         hops: 0,
         is_draining: false,
     };
@@ -288,7 +289,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         listening: Vec::new(),
         executor,
         connections: Connections::new(Endpoint::new(SessionConfig::new(METHODS))?),
-        operations: Operations::new(setup.files, recovered.newest),
+        operations: Operations::new(setup.files, recovered.newest, Arc::clone(&setup.metrics)),
         late_recovery: LateRecovery::new(recovery, start),
         node: setup.node,
         metrics: setup.metrics,
@@ -369,11 +370,9 @@ impl Core {
         let Self { connections, ring, executor, node, metrics, .. } = self;
         match event {
             Event::Accepted { connection, .. } => {
-                metrics.connections_accepted.increment();
-                connections.accepted(connection, ring, at);
+                connections.accepted(connection, at);
             }
             Event::AcceptFailed { error, .. } => {
-                metrics.accept_errors.increment();
                 tracing::warn!(core = self.id.0, %error, "cannot accept connections for now");
             }
             Event::Received { connection, buffer } => {
@@ -509,7 +508,6 @@ impl Core {
         }
         self.executor.step_all(|| Input::Tick);
         self.late_recovery.tick(&mut self.executor, now);
-        self.count_memory();
         self.count_levels();
         if now >= self.next_retention {
             self.next_retention = now + RETENTION_INTERVAL;
@@ -517,26 +515,35 @@ impl Core {
         }
     }
 
-    fn count_memory(&mut self) {
-        let own = self.executor.all().map(|hosted| match hosted {
-            Hosted::Here(partition) => partition.stats().memory_bytes,
-            Hosted::Down(..) => 0,
-        });
-        let own: u64 = own.sum();
+    /// Brings the levels up to date that nothing on the way of a request keeps.
+    fn count_levels(&mut self) {
+        let (mut memory_bytes, mut window_writes, mut held_reads) = (0, 0, 0);
+        for hosted in self.executor.all() {
+            if let Hosted::Here(partition) = hosted {
+                memory_bytes += partition.stats().memory_bytes;
+                window_writes += partition.window_writes();
+                held_reads += partition.held_reads() as u64;
+            }
+        }
         let peers = &self.peers;
-        peers[usize::from(self.id.0)].memory_bytes.store(own, Ordering::Relaxed);
+        peers[usize::from(self.id.0)].memory_bytes.store(memory_bytes, Ordering::Relaxed);
         let used = peers.iter().map(|peer| peer.memory_bytes.load(Ordering::Relaxed)).sum();
         self.executor.world.memory.counted(used);
-    }
 
-    fn count_levels(&self) {
         let (metrics, world) = (&self.metrics, &self.executor.world);
         metrics.connections.set(self.connections.len() as u64);
         metrics.received_bytes.set(self.connections.bytes_in);
         metrics.sent_bytes.set(self.connections.bytes_out);
+        metrics.protocol_errors.set(self.connections.protocol_errors);
+        let ring = self.ring.counters();
+        metrics.connections_accepted.set(ring.accepted);
+        metrics.accept_errors.set(ring.accept_failures + ring.refused);
+        service::count_rejections(metrics, self.connections.take_rejections());
         metrics.calls.set(world.calls.len() as u64);
         metrics.hops_sent.set(world.hops);
         metrics.hops_pending.set(self.executor.hops_pending() as u64);
+        metrics.window_writes.set(window_writes);
+        metrics.held_reads.set(held_reads);
         metrics.log_pending_bytes.set(world.log.staged_bytes() as u64);
     }
 
@@ -569,6 +576,7 @@ impl Core {
     /// Answers what is ready, writes the log, sends to cores and clients, until all that can leave
     /// has left: sending may let waiting calls start.
     fn answer_and_send(&mut self) {
+        self.time_answers();
         let Self { ring, executor, connections, node, metrics, .. } = self;
         loop {
             service::answer_ready(executor, metrics, connections);
@@ -598,7 +606,24 @@ impl Core {
                 service::on_event(executor, node, metrics, id, session, event);
             });
             if !executor.world.calls.has_ready() {
-                return;
+                break;
+            }
+        }
+        self.time_answers();
+    }
+
+    /// Books how long the calls took that were answered in the turn that took them.
+    fn time_answers(&mut self) {
+        let world = &mut self.executor.world;
+        if world.answered_at_once.iter().all(|calls| *calls == 0) {
+            return;
+        }
+        let now_ns = self.start.elapsed().as_nanos() as u64;
+        let took_ns = now_ns.saturating_sub(world.turn_ns);
+        world.turn_ns = now_ns;
+        for (method, calls) in Method::ALL.iter().zip(&mut world.answered_at_once) {
+            if *calls > 0 {
+                self.metrics.took(*method, took_ns, std::mem::take(calls));
             }
         }
     }

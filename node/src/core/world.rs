@@ -1,5 +1,7 @@
 //! What the partitions of a core act upon: its calls, its log, the blocking pool, the time.
 
+use std::time::Instant;
+
 use stateside_partition::{Effects, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::Work;
@@ -11,7 +13,7 @@ use super::{
     log::CoreLog,
     pool::{PoolDone, PoolHandle},
 };
-use crate::reactor::ConnectionId;
+use crate::{metrics::METHODS, reactor::ConnectionId};
 
 /// A stream of a connection of this core.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +73,9 @@ pub(crate) struct World {
     pub(crate) wall: WallClock,
     /// The monotonic clock as of this turn, nanoseconds since the core's start.
     pub(crate) turn_ns: u64,
+    /// By method: calls answered since `turn_ns` in the turn that took them. Timed together when
+    /// the answers leave: reading the clock for each would cost as much as finding a record.
+    pub(crate) answered_at_once: [u64; METHODS],
     /// Requests that went to other cores.
     pub(crate) hops: u64,
     /// The node is stopping.
@@ -116,7 +121,11 @@ impl Effects for PartitionEffects<'_> {
 
     fn run(&mut self, work: Work) {
         let partition = self.partition;
-        self.world.pool.submit(move || PoolDone::Store(partition, work()));
+        self.world.pool.submit(move || {
+            let since = Instant::now();
+            let done = work();
+            PoolDone::Store(partition, done, since.elapsed())
+        });
     }
 
     fn now(&self) -> WallClock {

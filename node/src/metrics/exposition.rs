@@ -316,9 +316,13 @@ mod tests {
 
     fn page() -> String {
         let metrics = NodeMetrics::new(2);
-        metrics.cores[1].request(Method::Get, Code::Ok, 1_400);
-        metrics.cores[1].request(Method::Get, Code::Ok, 40_000_000_000);
-        metrics.cores[1].request(Method::Upsert, Code::DataLoss, 2_000_000);
+        let answered = |method, code, ns| {
+            metrics.cores[1].answered(method, code);
+            metrics.cores[1].took(method, ns, 1);
+        };
+        answered(Method::Get, Code::Ok, 1_400);
+        answered(Method::Get, Code::Ok, 40_000_000_000);
+        answered(Method::Upsert, Code::DataLoss, 2_000_000);
         metrics.cores[1].log_group.observe(3);
         let spec = PartitionSpec {
             id: PartitionId(7),

@@ -49,19 +49,19 @@ macro_rules! families {
 
 families! {
     REQUESTS: Counter "stateside_requests_total" ["core", "method", "code"] "Calls answered on the data plane, by gRPC status code.";
-    REQUEST_SECONDS: Histogram "stateside_request_duration_seconds" ["core", "method"] "Time from a whole request to its answer.";
+    REQUEST_SECONDS: Histogram "stateside_request_duration_seconds" ["core", "method"] "Time from a whole request to its answer; calls that are refused before they reach a core, such as unknown methods, are not timed.";
     REFUSED: Counter "stateside_refused_total" ["core", "reason"] "Refusals, of calls or of entries of a batch over several partitions, by reason.";
     RECEIVED: Counter "stateside_received_bytes_total" ["core"] "Bytes received on data plane connections.";
     SENT: Counter "stateside_sent_bytes_total" ["core"] "Bytes sent on data plane connections.";
     CONNECTIONS: Gauge "stateside_connections" ["core"] "Open data plane connections.";
     ACCEPTED: Counter "stateside_connections_accepted_total" ["core"] "Data plane connections accepted.";
-    ACCEPT_ERRORS: Counter "stateside_accept_errors_total" ["core"] "Failed accepts: descriptors used up, or too many connections.";
-    PROTOCOL_ERRORS: Counter "stateside_protocol_errors_total" ["core"] "Connections ended for what the peer sent: no HTTP/2, or broken frames.";
+    ACCEPT_ERRORS: Counter "stateside_accept_errors_total" ["core"] "Failed accepts (descriptors used up), and connections closed because there were too many.";
+    PROTOCOL_ERRORS: Counter "stateside_protocol_errors_total" ["core"] "Connections ended for what the peer sent: no HTTP/2, broken frames, a flood of control frames, or nothing within the time for a beginning.";
     HOPS_SENT: Counter "stateside_hops_sent_total" ["core"] "Parts of calls that this core sent to the core that owns the partition. Clients that route for themselves cause none.";
     HOPS_RECEIVED: Counter "stateside_hops_received_total" ["core"] "Parts of calls that other cores sent to this core.";
     HOPS_PENDING: Gauge "stateside_hops_pending" ["core"] "Parts of calls out at other cores.";
     CALLS: Gauge "stateside_calls_pending" ["core"] "Calls under way.";
-    WINDOW: Gauge "stateside_window_writes" ["core"] "Writes accepted and not yet applied, over all partitions of the core.";
+    WINDOW: Gauge "stateside_window_writes" ["core"] "Writes accepted that some stage is not done with: with a log, those not on disk yet.";
     HELD_READS: Gauge "stateside_held_reads" ["core"] "Reads that wait until what they saw is durable.";
     LOG_PENDING: Gauge "stateside_log_pending_bytes" ["core"] "Bytes accepted and not yet written to the log.";
     LOG_RECORDS: Counter "stateside_log_records_total" ["core"] "Records written to the log.";
@@ -72,9 +72,9 @@ families! {
     LOG_SEGMENTS: Gauge "stateside_log_segments" ["core"] "Log segments in use.";
     LOG_PROBLEM: Gauge "stateside_log_problem" ["core"] "1 while the log of the core takes no writes: disk full, or failed.";
     SNAPSHOTS: Counter "stateside_snapshots_total" ["core"] "Snapshots finished, in the background and on request.";
-    SNAPSHOT_FAILURES: Counter "stateside_snapshot_failures_total" ["core"] "Snapshots that failed.";
-    SNAPSHOT_BYTES: Counter "stateside_snapshot_written_bytes_total" ["core"] "Bytes of snapshots written.";
-    STORE_WORK: Histogram "stateside_store_work_duration_seconds" ["core"] "Time of one piece of blocking work of a store on disk.";
+    SNAPSHOT_FAILURES: Counter "stateside_snapshot_failures_total" ["core"] "Snapshots that did not get to their end, or could not be begun in the background.";
+    SNAPSHOT_BYTES: Counter "stateside_snapshot_written_bytes_total" ["core"] "Bytes of the snapshots that were finished.";
+    STORE_WORK: Histogram "stateside_store_work_duration_seconds" ["core"] "Time of one piece of blocking work of a store on disk, such as fetching records or writing a batch of them.";
     STORE_MEMORY: Gauge "stateside_store_memory_bytes" ["core"] "Memory of the state stores of the core.";
     PARTITION_STATE: Gauge "stateside_partition_state" ["core", "partition", "state"] "1 for the state that the partition is in: init, primary, stopped, damaged or retired.";
     PARTITION_RECORDS: Gauge "stateside_partition_records" ["core", "partition"] "Records held.";
@@ -82,8 +82,8 @@ families! {
     PARTITION_MEMORY: Gauge "stateside_partition_memory_bytes" ["core", "partition"] "Memory of the partition, everything included.";
     PARTITION_SEQUENCE: Gauge "stateside_partition_sequence" ["core", "partition"] "Sequence of the last batch applied.";
     PARTITION_DURABLE: Gauge "stateside_partition_durable_sequence" ["core", "partition"] "Sequence up to which the partition is durable.";
-    PARTITION_SNAPSHOT: Gauge "stateside_partition_snapshot_sequence" ["core", "partition"] "Sequence that the newest snapshot, or the store itself, covers.";
-    PARTITION_SNAPSHOT_AGE: Gauge "stateside_partition_snapshot_age_seconds" ["core", "partition"] "Age of the newest snapshot; absent while there is none.";
+    PARTITION_SNAPSHOT: Gauge "stateside_partition_snapshot_sequence" ["core", "partition"] "Sequence that the newest snapshot in the data directory, or the store itself, covers.";
+    PARTITION_SNAPSHOT_AGE: Gauge "stateside_partition_snapshot_age_seconds" ["core", "partition"] "Age of the newest snapshot in the data directory; absent while there is none.";
     NODE_STATE: Gauge "stateside_node_state" ["state"] "1 for the state that the node is in: recovering, serving or draining.";
     RECOVERY_READ: Gauge "stateside_recovery_read_bytes" [] "Bytes of log and snapshots read by the recovery at the start.";
     RECOVERY_TOTAL: Gauge "stateside_recovery_bytes" [] "Bytes of log and snapshots that the recovery at the start reads in all.";
@@ -110,7 +110,8 @@ pub fn documentation() -> String {
          `http://127.0.0.1:7402/metrics` (`metrics.listen`) answers in the Prometheus text format 0.0.4. The same address\n\
          answers `/healthz` (200 while the process lives) and `/readyz` (200 while the node serves, else 503 with the reason).\n\
          Labels go by core and partition, never by key. Durations are in seconds; their buckets double every two steps,\n\
-         from 1 µs to 16.8 s.\n\n\
+         from 1 µs to 16.8 s. What a core counts beside its requests (bytes, connections, what is pending) is as of its\n\
+         last tick: 5 ms ago at most while it is busy, 100 ms while it is not.\n\n\
          This page is made from the list that the node itself uses: `UPDATE_DOCS=1 cargo test -p stateside-node documentation`.\n\n\
          | metric | kind | labels | meaning |\n|---|---|---|---|\n",
     );

@@ -6,10 +6,21 @@
 //! fails when anybody holds the port, and is opened to its siblings only afterwards: nobody can
 //! slip in between, and a port in use is an error that names it.
 //!
+//! ```text
+//!   bind_shared ──► held: connecting is refused, the port is nobody else's ──► start_listening
+//! ```
+//! A node takes its ports before it recovers, and listens when it can answer: a client that comes
+//! early is refused at once and tries again, where a listening socket would let it wait in the
+//! backlog for as long as the recovery takes. The hazard: with `SO_REUSEADDR` on both sides the
+//! kernel lets two sockets that do not listen yet bind one port, and the later `listen` would fail
+//! after all the work of a recovery. So a port is held without that flag, which is needed only
+//! for binding (the last run's connections in TIME_WAIT) and for the sockets accepted later.
+//!
 //! Options are set on the listener; Linux copies them to each accepted socket, which saves
 //! system calls per connection.
 
 use std::{
+    fs::remove_file,
     net::SocketAddr,
     os::{fd::OwnedFd, unix::fs::FileTypeExt},
     path::Path,
@@ -49,12 +60,12 @@ pub fn bind_tcp(address: SocketAddr, reuse_port: bool) -> Result<OwnedFd, Reacto
     attempt().map_err(|errno| cannot_listen(address, errno))
 }
 
-/// Listens on `address` with one socket for each of `cores`, and returns the address too: with
-/// port 0 all share the port that the first got.
+/// Binds one socket for each of `cores` to `address` and returns the address too: with port 0 all
+/// share the port that the first got. They do not listen yet.
 ///
 /// # Errors
 /// [`ReactorError::AddressInUse`] when any socket of any process is bound to the address, even
-/// one with `SO_REUSEPORT`.
+/// one with `SO_REUSEPORT`, and even one that does not listen yet.
 pub fn bind_shared(
     address: SocketAddr,
     cores: usize,
@@ -64,23 +75,52 @@ pub fn bind_shared(
         let first = tcp_socket(address)?;
         // Exclusive: fails while anybody holds the port.
         bind(&first, &address)?;
-        // From here on the port is ours, and its siblings may join. The kernel looks at this
-        // flag when another socket binds and when this one begins to listen.
+        // From here on the port is ours, and its siblings may join. The kernel looks at these
+        // flags when another socket binds and when this one begins to listen.
+        sockopt::set_socket_reuseaddr(&first, false)?;
         sockopt::set_socket_reuseport(&first, true)?;
         let bound = SocketAddr::try_from(getsockname(&first)?)?;
         let mut sockets = vec![first];
-        for _ in 1..cores {
+        // At least one sibling, though a single core needs none: older kernels remember of a port
+        // that its first socket would share it, until one binds that would not.
+        for _ in 1..cores.max(2) {
             let socket = tcp_socket(bound)?;
+            sockopt::set_socket_reuseaddr(&socket, false)?;
             sockopt::set_socket_reuseport(&socket, true)?;
             bind(&socket, &bound)?;
             sockets.push(socket);
         }
-        for socket in &sockets {
-            listen(socket, limits::LISTEN_BACKLOG)?;
-        }
+        sockets.truncate(cores);
         Ok((bound, sockets))
     };
     attempt().map_err(|errno| cannot_listen(address, errno))
+}
+
+/// Has sockets of [`bind_shared`] listen: clients may connect.
+///
+/// # Errors
+/// [`ReactorError::AddressInUse`] when somebody got hold of the port all the same.
+pub fn start_listening(address: SocketAddr, sockets: &[OwnedFd]) -> Result<(), ReactorError> {
+    let attempt = || {
+        for socket in sockets {
+            // Inherited by accepted sockets: they must not keep the next start from binding.
+            sockopt::set_socket_reuseaddr(socket, true)?;
+            listen(socket, limits::LISTEN_BACKLOG)?;
+        }
+        Ok(())
+    };
+    attempt().map_err(|errno| cannot_listen(address, errno))
+}
+
+/// Refuses a `path` at which [`bind_unix`] would fail because somebody listens there or because it
+/// is another kind of file. Makes nothing: until the node listens, connecting fails at once.
+pub fn check_unix(path: &Path) -> Result<(), ReactorError> {
+    let failed = |errno: Errno| ReactorError::CannotListenUnix {
+        path: path.to_owned(),
+        source: errno.into(),
+    };
+    let address = SocketAddrUnix::new(path).map_err(failed)?;
+    if path.symlink_metadata().is_ok() { check_stale(path, &address) } else { Ok(()) }
 }
 
 /// Listens on the Unix socket `path`. A socket that nobody listens on any more (its process was
@@ -96,7 +136,11 @@ pub fn bind_unix(path: &Path) -> Result<OwnedFd, ReactorError> {
     match bind(&socket, &address) {
         Ok(()) => {}
         Err(Errno::ADDRINUSE) => {
-            remove_stale(path, &address)?;
+            check_stale(path, &address)?;
+            remove_file(path).map_err(|source| ReactorError::CannotListenUnix {
+                path: path.to_owned(),
+                source,
+            })?;
             bind(&socket, &address).map_err(failed)?;
         }
         Err(errno) => return Err(failed(errno)),
@@ -105,8 +149,8 @@ pub fn bind_unix(path: &Path) -> Result<OwnedFd, ReactorError> {
     Ok(socket)
 }
 
-/// Removes the socket at `path` if nobody listens on it.
-fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), ReactorError> {
+/// Whether what is at `path` may go: a socket that nobody listens on.
+fn check_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), ReactorError> {
     let failed = |source| ReactorError::CannotListenUnix { path: path.to_owned(), source };
     let metadata = std::fs::symlink_metadata(path).map_err(failed)?;
     if !metadata.file_type().is_socket() {
@@ -117,7 +161,7 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), ReactorErro
     let probe = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
         .map_err(|errno| failed(errno.into()))?;
     match connect(&probe, address) {
-        Err(Errno::CONNREFUSED) => std::fs::remove_file(path).map_err(failed),
+        Err(Errno::CONNREFUSED) => Ok(()),
         // Connected, or refused for another reason (its backlog is full): somebody is there.
         _ => Err(ReactorError::SocketInUse { path: path.to_owned() }),
     }
@@ -181,6 +225,35 @@ mod tests {
         bind_shared(address, 2).expect("the port is free again at once");
     }
 
+    /// Two nodes that recover at a time once both got the port; the slower one failed at the end.
+    #[test]
+    fn a_port_that_is_held_refuses_clients_and_strangers_until_it_listens() {
+        for cores in [1, 3] {
+            let (address, sockets) = bind_shared(any_port(), cores).unwrap();
+            let refused = TcpStream::connect(address).unwrap_err();
+            assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+            assert!(is_in_use(bind_shared(address, cores), address.port()), "a node that starts");
+            assert!(is_in_use(bind_tcp(address, false), address.port()), "a plain listener");
+            start_listening(address, &sockets).unwrap();
+            TcpStream::connect(address).unwrap();
+            assert!(is_in_use(bind_shared(address, cores), address.port()), "while it listens");
+        }
+    }
+
+    #[test]
+    fn connections_of_the_last_run_do_not_keep_a_port() {
+        let (address, mut sockets) = bind_shared(any_port(), 1).unwrap();
+        start_listening(address, &sockets).unwrap();
+        let listener = TcpListener::from(sockets.pop().unwrap());
+        let mut client = TcpStream::connect(address).unwrap();
+        // The side that closes first keeps the port in TIME_WAIT.
+        drop(listener.accept().unwrap());
+        assert_eq!(std::io::Read::read(&mut client, &mut [0]).unwrap(), 0);
+        drop((client, listener));
+        let (_, sockets) = bind_shared(address, 2).expect("TIME_WAIT is no owner");
+        start_listening(address, &sockets).unwrap();
+    }
+
     /// A process of the same user that uses SO_REUSEPORT could share our port silently.
     #[test]
     fn a_stranger_with_reuse_port_is_noticed() {
@@ -192,6 +265,7 @@ mod tests {
     #[test]
     fn connections_reach_every_socket_of_the_set() {
         let (address, sockets) = bind_shared(any_port(), 2).unwrap();
+        start_listening(address, &sockets).unwrap();
         let listeners: Vec<_> = sockets.into_iter().map(TcpListener::from).collect();
         let clients: Vec<_> = (0..64).map(|_| TcpStream::connect(address).unwrap()).collect();
         let mut reached = Vec::new();
@@ -222,10 +296,15 @@ mod tests {
     fn a_stale_unix_socket_is_replaced_and_a_live_one_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("stateside.sock");
+        check_unix(&path).unwrap();
         let live = bind_unix(&path).unwrap();
-        assert!(matches!(bind_unix(&path), Err(ReactorError::SocketInUse { .. })));
+        for refused in [check_unix(&path), bind_unix(&path).map(drop)] {
+            assert!(matches!(refused, Err(ReactorError::SocketInUse { .. })));
+        }
         // A process that is killed leaves the file behind.
         drop(live);
+        check_unix(&path).unwrap();
+        assert!(path.exists(), "checking changes nothing");
         let again = bind_unix(&path).unwrap();
         std::os::unix::net::UnixStream::connect(&path).unwrap();
         drop(again);
@@ -236,7 +315,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("precious");
         std::fs::write(&path, b"data").unwrap();
-        assert!(matches!(bind_unix(&path), Err(ReactorError::NotASocket { .. })));
+        for refused in [check_unix(&path), bind_unix(&path).map(drop)] {
+            assert!(matches!(refused, Err(ReactorError::NotASocket { .. })));
+        }
         assert_eq!(std::fs::read(&path).unwrap(), b"data");
         let long = directory.path().join("x".repeat(200));
         assert!(matches!(bind_unix(&long), Err(ReactorError::CannotListenUnix { .. })));

@@ -31,7 +31,7 @@ pub use blocking::{BlockingPool, Job};
 pub use cores::{CoreConfig, CoreExecutor, FailureHook, LocalTask, sleep, spawn_local, yield_now};
 pub use cpus::{cpus_allowed, place_cores, run_in_background};
 pub use error::ReactorError;
-pub use listen::{bind_shared, bind_tcp, bind_unix};
+pub use listen::{bind_shared, bind_tcp, bind_unix, check_unix, start_listening};
 pub use probe::{probe, raise_limits};
 pub use ring::{
     Closing, ConnectionId, CoreRing, Event, ListenerId, ReceivedBuffer, RingConfig, RingCounters,

@@ -138,7 +138,7 @@ impl ByHand {
     /// One of several on an endpoint.
     pub(crate) fn on(endpoint: &Rc<Endpoint>) -> Self {
         let now = Millis(1_000);
-        Self { session: Session::new(endpoint, now).unwrap(), now, events: Vec::new() }
+        Self { session: Session::new(endpoint, now), now, events: Vec::new() }
     }
 
     /// Through the handshake.

@@ -100,7 +100,7 @@ pub(crate) async fn serve(
     shared: Rc<Shared>,
 ) -> Ended {
     let endpoint = Endpoint::new(config).unwrap();
-    let mut session = Session::new(&endpoint, Millis(shared.now.get())).unwrap();
+    let mut session = Session::new(&endpoint, Millis(shared.now.get()));
     let mut buffer = vec![0; 64 << 10];
     let mut ended = None;
     loop {

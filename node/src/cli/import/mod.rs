@@ -90,7 +90,7 @@ pub(super) struct ImportArgs {
     #[arg(long, value_name = "PATH")]
     checkpoint: Option<PathBuf>,
     /// What to do about a record that cannot be imported.
-    #[arg(long, value_enum, default_value_t = OnError::Stop)]
+    #[arg(long, value_enum, value_name = "ACTION", default_value_t = OnError::Stop)]
     on_error: OnError,
     /// With --on-error skip: stop after more than this many errors.
     #[arg(long, value_name = "N")]
