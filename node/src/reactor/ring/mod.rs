@@ -192,7 +192,8 @@ pub struct CoreRing {
     file_writes: FileWrites,
     waker: CoreWaker,
     sleep: Sleep,
-    /// Events that arose outside of a turn.
+    /// Ends of connections that are to be told before anything else that comes: their indices may
+    /// be used again by the next accept.
     deferred: Vec<Event>,
     starved: Starved,
     /// Gracefully closing connections and when they are cut, earliest first.
@@ -245,13 +246,13 @@ impl CoreRing {
         if !self.sleep.take_entered() {
             self.uring.enter()?;
         }
+        events.append(&mut self.deferred);
         let mut completions = self.collect(events);
         // More completed than the queue holds: the kernel kept them for us.
         while self.uring.has_overflown() && completions < self.config.completions as usize * 4 {
             self.uring.enter()?;
             completions += self.collect(events);
         }
-        events.append(&mut self.deferred);
         let woken = self.waker.take();
         let tick = self.sleep.end_turn(now, &self.config, completions > 0 || woken);
         Ok(Turn { completions, woken, tick })
@@ -324,6 +325,9 @@ impl CoreRing {
                     }
                 }
                 Kind::Wake => self.on_wake(&completion),
+            }
+            if !self.deferred.is_empty() {
+                events.append(&mut self.deferred);
             }
         }
         count
