@@ -9,11 +9,13 @@ use std::{
 
 use stateside_e2e::{
     config::Config,
+    exposition::Page,
     hostile::{EMPTY_SETTINGS, NeverReads, PREFACE, send_raw},
     node_process::{Node, Site},
     random::Random,
     requirements::{raise_open_files, skipped},
     rpc,
+    until::until,
 };
 use stateside_types::limits::{RESPONSE_BACKLOG_BYTES_MAX, SEND_BACKLOG_BYTES_MAX};
 
@@ -142,7 +144,7 @@ fn a_client_that_never_reads_is_not_read_any_more() {
 #[test]
 fn half_open_and_reset_connections_are_forgotten() {
     let site = Site::new(Config::default());
-    let _node = site.start();
+    let mut node = site.start();
     for _ in 0..200 {
         // Part of a preface, then gone.
         let (_, _) = send_raw(&site.data_address(), &PREFACE[..10], Duration::from_millis(1));
@@ -151,4 +153,10 @@ fn half_open_and_reset_connections_are_forgotten() {
         client.ask(20);
     }
     is_served(&site);
+    until("all are forgotten", CLOSE_LIMIT, || {
+        let page = Page::parse(&node.metrics()).unwrap();
+        (page.sum("stateside_connections", &[]) == 0.0).then_some(())
+    });
+    assert_eq!(node.terminate().code(), Some(0));
+    assert!(!node.output().contains("the drain took too long"), "{}", node.output());
 }

@@ -8,11 +8,11 @@ use std::{
     collections::HashSet,
     io::{ErrorKind, Read, Write},
     net::{Shutdown, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use reactor_support::{Driver, Mode, PATIENCE, pattern, reset_on_close, small};
-use stateside_node::reactor::{Closing, RingConfig, bind_shared, bind_unix};
+use stateside_node::reactor::{Closing, Event, RingConfig, bind_shared, bind_unix};
 
 #[test]
 fn bytes_come_back_as_they_were_sent() {
@@ -202,6 +202,30 @@ fn a_peer_that_resets_in_the_middle_fails_once_and_leaves_nothing() {
     driver.ring.close(id, Closing::Graceful);
     driver.settle();
     assert_eq!(driver.failed.len(), 1);
+}
+
+/// The end of a connection was told after everything else of its turn. A client that came in the
+/// same turn got the index, and its owner found two connections in one place: the first was
+/// never counted as closed, and a drain waited for it in vain.
+#[test]
+fn the_end_of_a_connection_is_told_before_its_index_is_used_again() {
+    let mut driver = Driver::new(small(), Mode::Collect);
+    let (first, before) = driver.connect();
+    reset_on_close(&first);
+    drop(first);
+    let _second = TcpStream::connect(driver.address).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        assert!(Instant::now() < deadline, "only {told:?}");
+        driver.ring.turn(Instant::now(), &mut told).unwrap();
+    }
+    let [Event::Failed { connection: ended, .. }, Event::Accepted { connection: new, .. }] =
+        told.as_slice()
+    else {
+        panic!("not in order: {told:?}");
+    };
+    assert_eq!((*ended, ended.index()), (before, new.index()));
 }
 
 #[test]

@@ -77,20 +77,23 @@ pub fn bind_shared(
         bind(&first, &address)?;
         // From here on the port is ours, and its siblings may join. The kernel looks at these
         // flags when another socket binds and when this one begins to listen.
-        sockopt::set_socket_reuseaddr(&first, false)?;
         sockopt::set_socket_reuseport(&first, true)?;
+        sockopt::set_socket_reuseaddr(&first, false)?;
         let bound = SocketAddr::try_from(getsockname(&first)?)?;
         let mut sockets = vec![first];
-        // At least one sibling, though a single core needs none: older kernels remember of a port
-        // that its first socket would share it, until one binds that would not.
-        for _ in 1..cores.max(2) {
+        for _ in 1..cores {
             let socket = tcp_socket(bound)?;
-            sockopt::set_socket_reuseaddr(&socket, false)?;
             sockopt::set_socket_reuseport(&socket, true)?;
             bind(&socket, &bound)?;
+            sockopt::set_socket_reuseaddr(&socket, false)?;
             sockets.push(socket);
         }
-        sockets.truncate(cores);
+        // Older kernels remember of a port that its first socket would share it, until one binds
+        // that would not. Where others' connections in TIME_WAIT forbid that, we do without.
+        let witness = tcp_socket(bound)?;
+        sockopt::set_socket_reuseport(&witness, true)?;
+        sockopt::set_socket_reuseaddr(&witness, false)?;
+        let _ = bind(&witness, &bound);
         Ok((bound, sockets))
     };
     attempt().map_err(|errno| cannot_listen(address, errno))
@@ -244,14 +247,21 @@ mod tests {
     fn connections_of_the_last_run_do_not_keep_a_port() {
         let (address, mut sockets) = bind_shared(any_port(), 1).unwrap();
         start_listening(address, &sockets).unwrap();
-        let listener = TcpListener::from(sockets.pop().unwrap());
-        let mut client = TcpStream::connect(address).unwrap();
-        // The side that closes first keeps the port in TIME_WAIT.
-        drop(listener.accept().unwrap());
-        assert_eq!(std::io::Read::read(&mut client, &mut [0]).unwrap(), 0);
-        drop((client, listener));
-        let (_, sockets) = bind_shared(address, 2).expect("TIME_WAIT is no owner");
-        start_listening(address, &sockets).unwrap();
+        let ours = sockets.pop().unwrap();
+        // Nor do those of another program.
+        let others = bind_tcp(any_port(), false).unwrap();
+        for listener in [ours, others] {
+            let listener = TcpListener::from(listener);
+            let address = listener.local_addr().unwrap();
+            let mut client = TcpStream::connect(address).unwrap();
+            // The side that closes first keeps the port in TIME_WAIT.
+            drop(listener.accept().unwrap());
+            assert_eq!(std::io::Read::read(&mut client, &mut [0]).unwrap(), 0);
+            drop((client, listener));
+            let (_, sockets) = bind_shared(address, 2).expect("TIME_WAIT is no owner");
+            assert!(is_in_use(bind_shared(address, 2), address.port()), "but we are");
+            start_listening(address, &sockets).unwrap();
+        }
     }
 
     /// A process of the same user that uses SO_REUSEPORT could share our port silently.

@@ -196,7 +196,8 @@ pub struct CoreRing {
     waker: CoreWaker,
     sleep: Sleep,
     spin: SpinPolicy,
-    /// Events that arose outside of a turn.
+    /// Ends of connections that are to be told before anything else that comes: their indices may
+    /// be used again by the next accept.
     deferred: Vec<Event>,
     starved: Starved,
     /// Gracefully closing connections and when they are cut, earliest first.
@@ -251,13 +252,13 @@ impl CoreRing {
         if !self.sleep.take_entered() {
             self.uring.enter()?;
         }
+        events.append(&mut self.deferred);
         let mut completions = self.collect(events);
         // More completed than the queue holds: the kernel kept them for us.
         while self.uring.has_overflown() && completions < self.config.completions as usize * 4 {
             self.uring.enter()?;
             completions += self.collect(events);
         }
-        events.append(&mut self.deferred);
         let woken = self.waker.take();
         if let Some((what, since)) = self.sleep.take_wait() {
             let waited = now.saturating_duration_since(since).as_nanos() as u64;
@@ -343,6 +344,9 @@ impl CoreRing {
                     }
                 }
                 Kind::Wake => self.on_wake(&completion),
+            }
+            if !self.deferred.is_empty() {
+                events.append(&mut self.deferred);
             }
         }
         count
