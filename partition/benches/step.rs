@@ -145,9 +145,9 @@ fn put(partition: &mut Partition, world: &mut World, key: &[u8], ack: Ack) {
     partition.step(input, world);
 }
 
-/// The end of a turn.
+/// The end of a turn. What `memory` writes left behind may fill a group before this turn's.
 fn settle(partition: &mut Partition, world: &mut World) {
-    if let Some(durable) = world.write_log() {
+    while let Some(durable) = world.write_log() {
         partition.step(Input::LogDurable(durable), world);
     }
 }
