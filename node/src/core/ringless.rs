@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_client_is_greeted_and_nonsense_ends_the_session() {
+    fn a_client_is_greeted_and_nonsense_is_answered_with_goaway() {
         let directory = tempfile::tempdir().unwrap();
         let mut core = RinglessCore::new(directory.path(), 2, 1).unwrap();
         let mut out = Vec::new();
@@ -248,6 +248,10 @@ mod tests {
         assert_eq!(out[3], 4, "the server's settings come first");
         assert_eq!((core.answered(), core.refused(), core.calls_under_way()), (0, 0, 0));
         let data_on_no_stream = b"\0\0\x01\0\0\0\0\0\0x";
-        assert!(core.turn(data_on_no_stream, &mut out).is_err());
+        out.clear();
+        core.turn(data_on_no_stream, &mut out).unwrap();
+        let goaway = out.windows(9).any(|head| head[3..] == [7, 0, 0, 0, 0, 0]);
+        assert!(goaway, "a frame of type 7 on stream 0: {out:?}");
+        assert_eq!((core.answered(), core.calls_under_way()), (0, 0));
     }
 }
