@@ -291,6 +291,11 @@ impl CoreMetrics {
     pub fn requests_total(&self) -> u64 {
         self.requests.iter().flatten().map(Counter::get).sum()
     }
+
+    /// Refusals, over all reasons.
+    pub fn refusals_total(&self) -> u64 {
+        self.refused.iter().map(Counter::get).sum()
+    }
 }
 
 /// What the control thread counts; written by that thread alone.

@@ -40,7 +40,7 @@ pub(crate) fn test(arguments: &[String]) -> Outcome {
     }
     let mut report = Report::default();
     let steps: Vec<&Step> = if only.is_empty() { STEPS.iter().collect() } else { only };
-    let needs_tools = steps.iter().any(|step| ["deny", "e2e"].contains(&step.name));
+    let needs_tools = steps.iter().any(|step| ["deny", "e2e", "counts"].contains(&step.name));
     if needs_tools {
         suite::announce();
     }
@@ -95,6 +95,15 @@ pub(crate) fn bench(arguments: &[String]) -> Outcome {
     let ready = report.step("tools", "install what the comparison needs", suite::install_tools);
     let packages = ["--release", "--package", "stateside-node", "--package", "stateside-benches"];
     Ok(ready && build(&packages) && run_built("release", "side-by-side", arguments))
+}
+
+/// The table of what calls cost, or one of its profiles.
+pub(crate) fn counts(arguments: &[String]) -> Outcome {
+    let mut report = Report::default();
+    let ready = report.step("tools", "install what counting needs", suite::install_tools);
+    Ok(ready
+        && build(&["--release", "--package", "stateside-counts"])
+        && run_built("release", "counts", arguments))
 }
 
 /// Generated code from the `.proto` files.

@@ -37,6 +37,8 @@ Commands:
                   --seconds N   length of one measurement (default 5)
                   --rounds N    rounds of ours and theirs in turn (default 3)
                   --figures     also replay rate, cold start, snapshot, sizes, build time
+  counts        instructions and allocations of unary calls, each beside its bound
+                  profile OPERATION FILE   where they go, for callgrind_annotate FILE
   codegen       write proto/src/generated anew from the .proto files
   tools         install what the tests need beyond Rust, and nothing else
 
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         "e2e" => commands::e2e(rest),
         "kill-loops" => commands::kill_loops(rest),
         "bench" => commands::bench(rest),
+        "counts" => commands::counts(rest),
         "codegen" => commands::codegen(rest),
         "tools" => commands::install_tools(rest),
         "help" | "--help" | "-h" => {

@@ -54,6 +54,11 @@ pub(crate) const STEPS: &[Step] = &[
         about: "clients in four languages, bad input, kill -9, through the real binary",
         run: e2e,
     },
+    Step {
+        name: "counts",
+        about: "instructions and allocations of a unary call, each within its bound",
+        run: counts,
+    },
 ];
 
 /// Says what will be installed, installs it, and tells what could not be.
@@ -198,6 +203,26 @@ pub(crate) fn e2e_filtered(log: &mut Log, filters: &[String]) -> StepResult {
             .args(filters),
     )?;
     counted(log)
+}
+
+/// Counts instructions of the release code. Linking is all that is built for it: dependencies
+/// and node are those of the release binary.
+pub(crate) fn counts(log: &mut Log) -> StepResult {
+    if std::env::consts::ARCH != "x86_64" {
+        let skipped = vec!["counts: the bounds are instructions of x86-64".to_owned()];
+        return Ok(Passed { skipped, ..Passed::default() });
+    }
+    if !Tool::Valgrind.installed() {
+        return missing(Tool::Valgrind, "instructions and allocations of a call");
+    }
+    log.run(process::cargo().args(["build", "--release", "--locked", "-p", "stateside-counts"]))?;
+    log.run(&mut process::command(workspace::target().join("release").join("counts")))?;
+    let lower = log.text().lines().filter(|line| line.starts_with("LOWER ")).count();
+    let note = match lower {
+        0 => String::new(),
+        _ => format!("{lower} far below: lower their bounds in counts/src/bounds.rs"),
+    };
+    Ok(Passed::check(note))
 }
 
 fn missing(tool: Tool, what: &str) -> StepResult {

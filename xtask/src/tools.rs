@@ -23,6 +23,8 @@ const NODE_LOCK: &str = "e2e/clients/node/package-lock.json";
 pub(crate) enum Tool {
     /// h2load, the load generator.
     H2load,
+    /// valgrind, which counts instructions.
+    Valgrind,
     /// grpcio and its companions.
     Python,
     /// grpc-js, proto-loader and the quick start's data set.
@@ -35,13 +37,23 @@ pub(crate) enum Tool {
 
 impl Tool {
     /// All, in the order of installation.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::CargoDeny, Self::H2load, Self::Python, Self::Node, Self::Grpcurl];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::CargoDeny, Self::H2load, Self::Valgrind, Self::Python, Self::Node, Self::Grpcurl];
+
+    /// The program of a Debian package: on the system, not in a folder of ours.
+    fn system_program(self) -> Option<&'static str> {
+        match self {
+            Self::H2load => Some("h2load"),
+            Self::Valgrind => Some("valgrind"),
+            Self::Python | Self::Node | Self::Grpcurl | Self::CargoDeny => None,
+        }
+    }
 
     /// What is installed from where, for the announcement.
     pub(crate) fn describe(self) -> String {
         match self {
             Self::H2load => "Debian: nghttp2-client (h2load), with apt-get".into(),
+            Self::Valgrind => "Debian: valgrind, with apt-get".into(),
             Self::Python => format!(
                 "PyPI:   {} into a virtual environment",
                 packages_in(PYTHON_REQUIREMENTS, "==").join(", ")
@@ -56,8 +68,8 @@ impl Tool {
 
     /// Where it is, when it is installed in the version that is asked for.
     pub(crate) fn installed(self) -> bool {
-        if self == Self::H2load {
-            return process::first_line_of("h2load", &["--version"]).is_some();
+        if let Some(program) = self.system_program() {
+            return process::first_line_of(program, &["--version"]).is_some();
         }
         fs::read_to_string(self.stamp()).is_ok_and(|text| text == self.version())
     }
@@ -69,7 +81,7 @@ impl Tool {
     pub(crate) fn install(self, log: &mut Log) -> Result<(), String> {
         self.needs()?;
         let folder = self.folder();
-        if self != Self::H2load {
+        if self.system_program().is_none() {
             // A broken or older installation is not repaired but made anew.
             let _ = fs::remove_dir_all(&folder);
             fs::create_dir_all(&folder)
@@ -77,6 +89,7 @@ impl Tool {
         }
         match self {
             Self::H2load => install_debian("nghttp2-client", log)?,
+            Self::Valgrind => install_debian("valgrind", log)?,
             Self::Python => {
                 log.run(process::command("python3").args(["-m", "venv"]).arg(&folder))?;
                 log.run(
@@ -110,7 +123,7 @@ impl Tool {
                     .arg(&folder),
             )?,
         }
-        if self != Self::H2load {
+        if self.system_program().is_none() {
             fs::write(self.stamp(), self.version())
                 .map_err(|error| format!("cannot write {}: {error}", self.stamp().display()))?;
         }
@@ -121,6 +134,7 @@ impl Tool {
     pub(crate) fn folder(self) -> PathBuf {
         workspace::tools().join(match self {
             Self::H2load => "h2load",
+            Self::Valgrind => "valgrind",
             Self::Python => "python",
             Self::Node => "node",
             Self::Grpcurl => "grpcurl",
@@ -137,7 +151,7 @@ impl Tool {
         let file =
             |name: &str| fs::read_to_string(workspace::root().join(name)).unwrap_or_default();
         match self {
-            Self::H2load => String::new(),
+            Self::H2load | Self::Valgrind => String::new(),
             Self::Python => file(PYTHON_REQUIREMENTS),
             Self::Node => file(NODE_MANIFEST) + &file(NODE_LOCK),
             Self::Grpcurl => GRPCURL.to_owned(),
@@ -148,7 +162,7 @@ impl Tool {
     /// What has to be on the machine first.
     fn needs(self) -> Result<(), String> {
         let (program, arguments, what): (&str, &[&str], &str) = match self {
-            Self::H2load => ("apt-get", &["--version"], "Debian's apt-get"),
+            Self::H2load | Self::Valgrind => ("apt-get", &["--version"], "Debian's apt-get"),
             Self::Python => ("python3", &["-c", PYTHON_IS_NEW_ENOUGH], "Python 3.11 or later"),
             Self::Node => ("npm", &["--version"], "Node 20 or later with npm"),
             Self::Grpcurl => ("go", &["version"], "Go 1.24 or later"),

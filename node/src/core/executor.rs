@@ -8,9 +8,10 @@
 //! Lives on its core's thread. Buffers for decoding are kept, so a request of one partition
 //! allocates nothing here.
 
-use std::{collections::HashMap, mem, sync::Arc};
+use std::{collections::HashMap, io, mem, sync::Arc};
 
 use stateside_partition::{Input, Partition, Ticket};
+use stateside_pipeline::log::LogFailed;
 use stateside_proto::codec;
 use stateside_router::{BatchPlan, Placement, RoutingTable, UNOWNED};
 use stateside_types::{
@@ -23,6 +24,7 @@ use super::{
     hop::{HopAnswer, HopAnswers, HopKind, HopOutcome, HopRequests},
     world::{PartitionEffects, StreamRef, World},
 };
+use crate::metrics::CoreMetrics;
 
 /// A route's partition is not on this core.
 const ELSEWHERE: u32 = u32::MAX;
@@ -212,6 +214,28 @@ impl Executor {
                 partition.step(input(), &mut effects);
             }
         }
+    }
+
+    /// The log's write has ended: partitions hear up to where they are durable.
+    ///
+    /// # Errors
+    /// The log is over.
+    pub(crate) fn log_written(
+        &mut self,
+        result: io::Result<()>,
+        metrics: &CoreMetrics,
+    ) -> Result<(), LogFailed> {
+        let durable = self.world.log.written(result, metrics)?;
+        for durable in &durable {
+            let Some((partition, mut effects)) = self.partition(durable.partition) else {
+                continue;
+            };
+            if partition.spec().first_epoch == durable.epoch {
+                partition.step(Input::LogDurable(durable.sequence), &mut effects);
+            }
+        }
+        self.world.log.take_back(durable);
+        Ok(())
     }
 
     /// Ends the service of every partition with the same refusal.

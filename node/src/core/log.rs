@@ -126,7 +126,15 @@ impl CoreLog {
 
     /// Starts the next write if one is due and none is under way; true when it did.
     pub(crate) fn pump(&mut self, ring: &mut CoreRing) -> bool {
-        let Some(write) = self.writer.next_write(self.now) else { return false };
+        let Some((file, write)) = self.next_write() else { return false };
+        let offset = write.offset();
+        ring.write_file(&file, offset, write as Rc<dyn StableBytes>, LOG_WRITE);
+        true
+    }
+
+    /// The next write, encoded, and its file. It is under way from now on: [`Self::written`] ends it.
+    pub(crate) fn next_write(&mut self) -> Option<(Rc<OwnedFd>, Rc<PendingWrite>)> {
+        let write = self.writer.next_write(self.now)?;
         let generation = write.segment();
         let file = match &self.file {
             Some((open, file)) if *open == generation => Rc::clone(file),
@@ -135,15 +143,13 @@ impl CoreLog {
                 Err(error) => {
                     // As a failed write: what waits for this one is never acknowledged.
                     self.open_failed = Some((write, error));
-                    return false;
+                    return None;
                 }
             },
         };
-        let offset = write.offset();
         let write = Rc::new(write);
-        ring.write_file(&file, offset, Rc::clone(&write) as Rc<dyn StableBytes>, LOG_WRITE);
-        self.under_way = Some((write, self.now));
-        true
+        self.under_way = Some((Rc::clone(&write), self.now));
+        Some((file, write))
     }
 
     fn open(&mut self, generation: Generation) -> io::Result<Rc<OwnedFd>> {

@@ -21,6 +21,8 @@ mod operations;
 mod partition_files;
 mod pool;
 mod recovery;
+#[doc(hidden)]
+pub mod ringless;
 mod service;
 mod snapshots;
 mod turn;

@@ -133,7 +133,7 @@ pub(crate) fn answer_ready(
 }
 
 /// Answers a ready call. Without a session its client has gone.
-fn answer(
+pub(crate) fn answer(
     executor: &mut Executor,
     metrics: &CoreMetrics,
     slot: u32,

@@ -394,20 +394,8 @@ impl Core {
     }
 
     fn log_written(&mut self, result: io::Result<()>) {
-        match self.executor.world.log.written(result, &self.metrics) {
-            Ok(durable) => {
-                for durable in &durable {
-                    let Some((partition, mut effects)) = self.executor.partition(durable.partition)
-                    else {
-                        continue;
-                    };
-                    if partition.spec().first_epoch == durable.epoch {
-                        partition.step(Input::LogDurable(durable.sequence), &mut effects);
-                    }
-                }
-                self.executor.world.log.take_back(durable);
-            }
-            Err(failed) => self.log_failed(&failed),
+        if let Err(failed) = self.executor.log_written(result, &self.metrics) {
+            self.log_failed(&failed);
         }
     }
 

@@ -54,6 +54,11 @@ pub struct Waker {
 }
 
 impl Waker {
+    /// Wakes nobody: for a core that runs without a ring.
+    pub(crate) fn without_ring() -> io::Result<Self> {
+        Ok(CoreWaker::new()?.waker())
+    }
+
     /// Makes the core take another turn that reports `woken`. Call it after the message is in
     /// the core's queue. Costs a fence while the core runs, one system call when it sleeps.
     pub fn wake(&self) {

@@ -34,6 +34,9 @@ pub struct ConnectionId {
 }
 
 impl ConnectionId {
+    /// The one connection of a core that runs without a ring; no ring gives it out.
+    pub(crate) const WITHOUT_RING: Self = Self { index: 0, generation: u32::MAX };
+
     /// A small number, unique among the open connections of the core: an index for tables.
     /// Numbers of closed connections are used again.
     pub fn index(self) -> usize {
