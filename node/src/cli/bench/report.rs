@@ -1,0 +1,331 @@
+//! What `bench` ends with: tables for people, JSON for programs.
+
+use serde_json::{Map, Value, json};
+
+use super::{
+    load::Loaded,
+    measure::Measured,
+    schedule::Pace,
+    statistics::{Doubt, Percentiles, doubts},
+    steps::Step,
+};
+use crate::cli::{
+    failure::Failure,
+    output::{Format, Table, print_bytes, print_json},
+};
+
+/// Why a measurement was made.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Role {
+    /// The only one.
+    Single,
+    /// To know what shares of it are.
+    Peak,
+    /// One load of a sweep.
+    Step(Step),
+}
+
+/// A measurement and why it was made.
+#[derive(Debug)]
+pub(super) struct Finding {
+    pub(super) role: Role,
+    pub(super) measured: Measured,
+}
+
+/// Everything that was found.
+#[derive(Debug)]
+pub(super) struct Report {
+    /// What was asked for, for JSON.
+    pub(super) settings: Map<String, Value>,
+    /// The same in a line for people.
+    pub(super) title: String,
+    pub(super) loaded: Option<Loaded>,
+    pub(super) findings: Vec<Finding>,
+}
+
+impl Report {
+    /// False when somebody stopped it.
+    pub(super) fn complete(&self) -> bool {
+        self.findings.iter().all(|finding| finding.measured.complete)
+    }
+
+    pub(super) fn print(&self, format: Format) -> Result<(), Failure> {
+        if format == Format::Json {
+            return print_json(&self.json());
+        }
+        print_bytes(format!("{}\n", self.title).as_bytes())?;
+        if let Some(loaded) = &self.loaded {
+            let rate = loaded.records as f64 / loaded.seconds.max(1e-9);
+            let text = format!(
+                "loaded {} records in {:.1} s, {rate:.0}/s\n",
+                loaded.records, loaded.seconds
+            );
+            print_bytes(text.as_bytes())?;
+        }
+        print_bytes(b"\n")?;
+        match &self.findings[..] {
+            [Finding { role: Role::Single, measured }] => by_kind(measured).print()?,
+            findings => by_load(findings).print()?,
+        }
+        for finding in &self.findings {
+            print_bytes(finding.remarks().as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn json(&self) -> Value {
+        let mut object = self.settings.clone();
+        object.insert("complete".to_owned(), self.complete().into());
+        let loaded = self.loaded.map(|loaded| {
+            let rate = loaded.records as f64 / loaded.seconds.max(1e-9);
+            json!({ "records": loaded.records, "seconds": loaded.seconds, "records_per_second": rate })
+        });
+        object.insert("load".to_owned(), loaded.into());
+        let runs: Vec<Value> = self.findings.iter().map(Finding::json).collect();
+        object.insert("runs".to_owned(), runs.into());
+        object.into()
+    }
+}
+
+impl Finding {
+    fn doubts(&self) -> Vec<Doubt> {
+        doubts(&self.measured.recorder, self.measured.unsent, self.measured.busiest)
+    }
+
+    fn name(&self) -> String {
+        match self.role {
+            Role::Single => "run".to_owned(),
+            Role::Peak => "peak".to_owned(),
+            Role::Step(step) => step.to_string(),
+        }
+    }
+
+    /// Failures and doubts, a line each.
+    fn remarks(&self) -> String {
+        let mut text = String::new();
+        let name = match self.role {
+            Role::Single => String::new(),
+            _ => format!("{}: ", self.name()),
+        };
+        for (reason, failures) in self.measured.recorder.failures() {
+            text += &format!(
+                "\n{name}{} calls failed, {reason}, no work done; the first said: {}",
+                failures.calls, failures.example
+            );
+        }
+        for doubt in self.doubts() {
+            text += &format!("\n{name}{}", sentence(doubt));
+        }
+        if !self.measured.complete {
+            text += &format!("\n{name}stopped before its end");
+        }
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text
+    }
+
+    fn json(&self) -> Value {
+        let measured = &self.measured;
+        let recorder = &measured.recorder;
+        let (loop_name, asked, arrivals) = match measured.pace {
+            Pace::Open { calls_per_second, arrivals } => {
+                ("open", Some(calls_per_second), Some(arrivals.as_str()))
+            }
+            Pace::Closed => ("closed", None, None),
+        };
+        let share = match self.role {
+            Role::Step(Step::Share(percent)) => Some(percent),
+            _ => None,
+        };
+        let kinds: Map<String, Value> = recorder
+            .latency_by_kind()
+            .map(|(kind, latency)| {
+                let done = json!({ "calls": latency.calls, "latency_us": micros(&latency) });
+                (kind.as_str().to_owned(), done)
+            })
+            .collect();
+        let failures: Map<String, Value> = recorder
+            .failures()
+            .iter()
+            .map(|(reason, failures)| (reason.clone(), failures.calls.into()))
+            .collect();
+        let doubts = self.doubts();
+        json!({
+            "name": self.name(),
+            "loop": loop_name,
+            "arrivals": arrivals,
+            "asked_calls_per_second": asked,
+            "percent_of_peak": share,
+            "complete": measured.complete,
+            "seconds": measured.seconds,
+            "calls": recorder.done(),
+            "calls_per_second": measured.calls_per_second(),
+            "records": recorder.records,
+            "records_per_second": measured.records_per_second(),
+            "not_found": recorder.not_found,
+            "failed_calls": recorder.failed_calls(),
+            "failures": failures,
+            "unsent_calls": measured.unsent,
+            "held_back_calls": recorder.held_back,
+            "latency_us": micros(&recorder.latency()),
+            "service_time_us": micros(&recorder.service_time()),
+            "operations": kinds,
+            "schedule_lag_us": micros(&recorder.lag()),
+            "generator_busy": measured.busiest,
+            "generator_was_the_limit": doubts.iter().any(|doubt| doubt.is_generator()),
+            "remarks": doubts.into_iter().map(sentence).collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn by_kind(measured: &Measured) -> Table {
+    let mut table =
+        Table::new(&["OPERATION", "CALLS", "CALLS/S", "P50", "P90", "P99", "P99.9", "MAX"]);
+    let mut row = |name: &str, latency: &Percentiles| {
+        let rate = latency.calls as f64 / measured.seconds;
+        let mut cells = vec![name.to_owned(), latency.calls.to_string(), format!("{rate:.0}")];
+        cells.extend(times(latency));
+        table.row(cells);
+    };
+    let kinds: Vec<_> = measured.recorder.latency_by_kind().collect();
+    for (kind, latency) in &kinds {
+        row(kind.as_str(), latency);
+    }
+    if kinds.len() != 1 {
+        row("all", &measured.recorder.latency());
+    }
+    table
+}
+
+fn by_load(findings: &[Finding]) -> Table {
+    let mut table =
+        Table::new(&["LOAD", "ASKED/S", "DONE/S", "P50", "P90", "P99", "P99.9", "MAX", "FAILED"]);
+    for finding in findings {
+        let measured = &finding.measured;
+        let asked = match measured.pace {
+            Pace::Open { calls_per_second, .. } => calls_per_second.to_string(),
+            Pace::Closed => "-".to_owned(),
+        };
+        let mut cells = vec![finding.name(), asked, format!("{:.0}", measured.calls_per_second())];
+        cells.extend(times(&measured.recorder.latency()));
+        cells.push(measured.recorder.failed_calls().to_string());
+        table.row(cells);
+    }
+    table
+}
+
+fn times(latency: &Percentiles) -> [String; 5] {
+    [latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max].map(time_text)
+}
+
+fn micros(latency: &Percentiles) -> Value {
+    let micros = |nanos: u64| nanos as f64 / 1e3;
+    json!({
+        "mean": latency.mean / 1e3,
+        "p50": micros(latency.p50),
+        "p90": micros(latency.p90),
+        "p99": micros(latency.p99),
+        "p99_9": micros(latency.p99_9),
+        "max": micros(latency.max),
+    })
+}
+
+/// What a doubt means, and what to do about it.
+fn sentence(doubt: Doubt) -> String {
+    match doubt {
+        Doubt::GeneratorBusy { percent } => format!(
+            "the generator was the limit: one of its threads computed {percent} % of the time, and the node may well do more; give it --threads, or a machine of its own"
+        ),
+        Doubt::GeneratorLate { p99 } => format!(
+            "the generator was late: it sent one call in a hundred {} or more after it was due, and the latencies include that; give it --threads, or a machine of its own",
+            time_text(u64::try_from(p99.as_nanos()).unwrap_or(u64::MAX))
+        ),
+        Doubt::HeldBack { calls } => format!(
+            "{calls} calls had to wait for a place among the calls under way, and the latencies include that: the node was behind, or --concurrency is too low for this rate"
+        ),
+        Doubt::Unsent { calls } => format!(
+            "{calls} calls of the schedule were never sent: the node does not take this rate"
+        ),
+        Doubt::NotFound { records } => {
+            format!("{records} records that were read did not exist; are they loaded (--load)?")
+        }
+    }
+}
+
+/// Three digits with a unit: `812 ns`, `81.2 µs`, `1.23 ms`, `4.56 s`.
+pub(super) fn time_text(nanos: u64) -> String {
+    let (amount, unit) = match nanos {
+        0..1_000 => return format!("{nanos} ns"),
+        1_000..1_000_000 => (nanos as f64 / 1e3, "µs"),
+        1_000_000..1_000_000_000 => (nanos as f64 / 1e6, "ms"),
+        _ => (nanos as f64 / 1e9, "s"),
+    };
+    let digits = if amount < 10.0 { 2 } else { usize::from(amount < 100.0) };
+    format!("{amount:.digits$} {unit}")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::cli::bench::{
+        schedule::Arrivals,
+        statistics::{Ended, Outcome, Recorder},
+        workload::Kind,
+    };
+
+    fn finding(role: Role) -> Finding {
+        let mut recorder = Recorder::new(Duration::ZERO);
+        let ended = |kind, outcome| Ended {
+            kind,
+            due: Duration::ZERO,
+            sent: Duration::ZERO,
+            answered: Duration::from_millis(2),
+            held_back: false,
+            outcome,
+        };
+        let done = Outcome::Done { records: 1, not_found: 1 };
+        recorder.record(ended(Kind::Read, done.clone()));
+        recorder.record(ended(Kind::Update, done));
+        let failed = Outcome::Failed { reason: "OVERLOADED".into(), message: "full".into() };
+        recorder.record(ended(Kind::Read, failed));
+        let pace = Pace::Open { calls_per_second: 10, arrivals: Arrivals::Constant };
+        let measured =
+            Measured { pace, recorder, seconds: 0.5, unsent: 0, busiest: 0.95, complete: true };
+        Finding { role, measured }
+    }
+
+    #[test]
+    fn times_read_well() {
+        let shown = [999, 1_000, 81_234, 812_345, 1_234_567, 45_600_000_000].map(time_text);
+        assert_eq!(shown, ["999 ns", "1.00 µs", "81.2 µs", "812 µs", "1.23 ms", "45.6 s"]);
+    }
+
+    #[test]
+    fn failures_and_doubts_are_said() {
+        let remarks = finding(Role::Single).remarks();
+        assert!(
+            remarks.contains("\n1 calls failed, OVERLOADED, no work done; the first said: full")
+        );
+        assert!(
+            remarks.contains("\nthe generator was the limit: one of its threads computed 95 %")
+        );
+        assert!(remarks.contains("\n2 records that were read did not exist"));
+        let step = finding(Role::Step(Step::Share(25.0))).remarks();
+        assert!(step.contains("\n25%: the generator was the limit"));
+    }
+
+    #[test]
+    fn programs_get_every_figure() {
+        let run = finding(Role::Step(Step::Share(25.0))).json();
+        assert_eq!(run["asked_calls_per_second"], 10);
+        assert_eq!(run["percent_of_peak"], 25.0);
+        assert_eq!((&run["calls"], &run["failed_calls"]), (&json!(2), &json!(1)));
+        assert_eq!(run["calls_per_second"], 4.0);
+        assert_eq!(run["failures"], json!({ "OVERLOADED": 1 }));
+        assert_eq!(run["generator_was_the_limit"], true);
+        assert_eq!(run["operations"]["update"]["calls"], 1);
+    }
+}
