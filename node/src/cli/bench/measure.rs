@@ -100,6 +100,7 @@ pub(super) async fn measure(
                     if ready == extent.threads {
                         let now = Instant::now();
                         begun = Some(now);
+                        ticks.reset();
                         threads.order(Order::Begin(now));
                     }
                 }

@@ -73,7 +73,7 @@ fn draw_into(svg: &mut String, title: &str, points: &[Point]) -> Drawn {
         .x_desc("calls/s asked for (hollow: not kept up with)")
         .y_desc("latency from when the call was due")
         .x_label_formatter(&|load| rate_text(*load))
-        .y_label_formatter(&|millis| time_text((millis * 1e6).round() as u64))
+        .y_label_formatter(&|millis| decade_text(*millis))
         .label_style((FONT, 13))
         .axis_desc_style((FONT, 14))
         .light_line_style(RGBColor(240, 240, 240))
@@ -99,6 +99,11 @@ fn draw_into(svg: &mut String, title: &str, points: &[Point]) -> Drawn {
         .draw()?;
     root.present()?;
     Ok(())
+}
+
+/// A decade of milliseconds: `100 µs`, `1 ms`.
+fn decade_text(millis: f64) -> String {
+    time_text((millis * 1e6).round() as u64).replace(".00 ", " ").replace(".0 ", " ")
 }
 
 /// `800`, `12k`, `1.5M`.
@@ -141,12 +146,12 @@ mod tests {
             assert_eq!(svg.matches(&line).count(), 2, "a line and its legend: {name}");
         }
         assert!(svg.contains("a &lt; b &amp; c"), "the title is escaped");
-        for word in ["p50", "p99.9", "calls/s", "100 µs", "100 ms"] {
+        for word in ["p50", "p99.9", "calls/s asked", "1 ms", "10 ms"] {
             assert!(svg.contains(word), "no {word}");
         }
-        let higher = |svg: &str| svg.matches(r#"fill="none""#).count();
+        let hollow = |svg: &str| svg.matches(r#"fill="none""#).count();
         let kept_up = [point(1_000.0, 1_000.0, 200_000), point(5_000.0, 5_000.0, 900_000)];
-        assert_eq!(higher(&svg), higher(&draw("a", &kept_up).unwrap()) + LINES.len(), "hollow");
+        assert_eq!(hollow(&svg), hollow(&draw("a", &kept_up).unwrap()) + LINES.len(), "hollow");
     }
 
     #[test]
@@ -157,7 +162,8 @@ mod tests {
     }
 
     #[test]
-    fn rates_read_well() {
+    fn labels_read_well() {
+        assert_eq!([0.01, 1.0, 10.0, 1e3].map(decade_text), ["10 µs", "1 ms", "10 ms", "1 s"]);
         assert_eq!([800.0, 9_000.0, 12_500.0, 2e6].map(rate_text), ["800", "9000", "12.5k", "2M"]);
     }
 }

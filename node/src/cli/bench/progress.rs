@@ -68,11 +68,10 @@ impl Progress {
     pub(super) fn tick(&mut self, elapsed: Duration, recent: &Recent) {
         self.recent.add(recent);
         let passed = elapsed.saturating_sub(self.since);
-        // The first tick comes at once, with nothing to show.
         if passed.is_zero() || !self.is_due() {
             return;
         }
-        let text = line(&self.title, elapsed, passed, &self.recent);
+        let text = line(&self.title, (elapsed, self.total), passed, &self.recent);
         self.recent = Recent::new();
         self.since = elapsed;
         self.show(elapsed.min(self.total).as_millis() as u64, &text);
@@ -119,7 +118,12 @@ impl Progress {
     }
 }
 
-fn line(title: &str, elapsed: Duration, passed: Duration, recent: &Recent) -> String {
+fn line(
+    title: &str,
+    (elapsed, total): (Duration, Duration),
+    passed: Duration,
+    recent: &Recent,
+) -> String {
     let latency = Percentiles::of(&recent.latency);
     let rate = latency.calls as f64 / passed.as_secs_f64();
     let failed = match recent.failed {
@@ -127,8 +131,9 @@ fn line(title: &str, elapsed: Duration, passed: Duration, recent: &Recent) -> St
         some => format!(", {some} failed"),
     };
     format!(
-        "{title}: {:.0} s, {rate:.0} calls/s, p50 {}, p99 {}{failed}",
+        "{title}: {:.0} of {:.0} s, {rate:.0} calls/s, p50 {}, p99 {}{failed}",
         elapsed.as_secs_f64(),
+        total.as_secs_f64(),
         time_text(latency.p50),
         time_text(latency.p99),
     )
@@ -146,10 +151,10 @@ mod tests {
         }
         let second = Duration::from_secs(1);
         assert_eq!(
-            line("run", second * 3, second / 2, &recent),
-            "run: 3 s, 200 calls/s, p50 1.00 ms, p99 1.00 ms"
+            line("run", (second * 3, second * 12), second / 2, &recent),
+            "run: 3 of 12 s, 200 calls/s, p50 1.00 ms, p99 1.00 ms"
         );
         recent.failed = 3;
-        assert!(line("run", second, second, &recent).ends_with(", 3 failed"));
+        assert!(line("run", (second, second), second, &recent).ends_with(", 3 failed"));
     }
 }

@@ -67,10 +67,22 @@ impl Report {
             [Finding { role: Role::Single, measured }] => by_kind(measured).print()?,
             findings => by_load(findings).print()?,
         }
-        for finding in &self.findings {
-            print_bytes(finding.remarks().as_bytes())?;
+        let remarks = self.remarks();
+        if remarks.is_empty() { Ok(()) } else { print_bytes(format!("\n{remarks}").as_bytes()) }
+    }
+
+    /// What to know about the figures: what was seen for each measurement, then what it means.
+    fn remarks(&self) -> String {
+        let mut text: String = self.findings.iter().map(Finding::remarks).collect();
+        let mut said: Vec<&str> = Vec::new();
+        for doubt in self.findings.iter().flat_map(Finding::doubts) {
+            let advice = advice(doubt);
+            if !said.contains(&advice) {
+                said.push(advice);
+                text += &format!("note: {advice}\n");
+            }
         }
-        Ok(())
+        text
     }
 
     fn json(&self) -> Value {
@@ -109,18 +121,15 @@ impl Finding {
         };
         for (reason, failures) in self.measured.recorder.failures() {
             text += &format!(
-                "\n{name}{} calls failed, {reason}, no work done; the first said: {}",
+                "{name}{} calls failed, {reason}, no work done; the first said: {}\n",
                 failures.calls, failures.example
             );
         }
         for doubt in self.doubts() {
-            text += &format!("\n{name}{}", sentence(doubt));
+            text += &format!("{name}{}\n", fact(doubt));
         }
         if !self.measured.complete {
-            text += &format!("\n{name}stopped before its end");
-        }
-        if !text.is_empty() {
-            text.push('\n');
+            text += &format!("{name}stopped before its end\n");
         }
         text
     }
@@ -174,7 +183,7 @@ impl Finding {
             "schedule_lag_us": micros(&recorder.lag()),
             "generator_busy": measured.busiest,
             "generator_was_the_limit": doubts.iter().any(|doubt| doubt.is_generator()),
-            "remarks": doubts.into_iter().map(sentence).collect::<Vec<_>>(),
+            "remarks": doubts.into_iter().map(remark).collect::<Vec<_>>(),
         })
     }
 }
@@ -231,25 +240,42 @@ fn micros(latency: &Percentiles) -> Value {
     })
 }
 
-/// What a doubt means, and what to do about it.
-fn sentence(doubt: Doubt) -> String {
+fn remark(doubt: Doubt) -> String {
+    format!("{}; {}", fact(doubt), advice(doubt))
+}
+
+/// What is in doubt, and why.
+fn fact(doubt: Doubt) -> String {
     match doubt {
         Doubt::GeneratorBusy { percent } => format!(
-            "the generator was the limit: one of its threads computed {percent} % of the time, and the node may well do more; give it --threads, or a machine of its own"
+            "the generator was the limit: one of its threads computed {percent} % of the time"
         ),
         Doubt::GeneratorLate { p99 } => format!(
-            "the generator was late: it sent one call in a hundred {} or more after it was due, and the latencies include that; give it --threads, or a machine of its own",
+            "the generator was late: it sent one call in a hundred {} or more after it was due",
             time_text(u64::try_from(p99.as_nanos()).unwrap_or(u64::MAX))
         ),
-        Doubt::HeldBack { calls } => format!(
-            "{calls} calls had to wait for a place among the calls under way, and the latencies include that: the node was behind, or --concurrency is too low for this rate"
-        ),
-        Doubt::Unsent { calls } => format!(
-            "{calls} calls of the schedule were never sent: the node does not take this rate"
-        ),
-        Doubt::NotFound { records } => {
-            format!("{records} records that were read did not exist; are they loaded (--load)?")
+        Doubt::HeldBack { calls } => {
+            format!("{calls} calls had to wait for a place among the calls under way")
         }
+        Doubt::Unsent { calls } => format!("{calls} calls of the schedule were never sent"),
+        Doubt::NotFound { records } => format!("{records} records that were read did not exist"),
+    }
+}
+
+/// What it means, and what to do about it. Said once, however often it applies.
+fn advice(doubt: Doubt) -> &'static str {
+    match doubt {
+        Doubt::GeneratorBusy { .. } => {
+            "the node may well do more than was seen: give the generator --threads, or a machine of its own"
+        }
+        Doubt::GeneratorLate { .. } => {
+            "latencies include the generator's lateness: give it --threads, or a machine of its own"
+        }
+        Doubt::HeldBack { .. } => {
+            "latencies include the wait for a place: the node was behind, or --concurrency is too low for the rate"
+        }
+        Doubt::Unsent { .. } => "the node does not take this rate",
+        Doubt::NotFound { .. } => "the records are not there: load them (--load)",
     }
 }
 
@@ -304,17 +330,25 @@ mod tests {
     }
 
     #[test]
-    fn failures_and_doubts_are_said() {
-        let remarks = finding(Role::Single).remarks();
+    fn failures_and_doubts_are_said_and_what_they_mean_is_said_once() {
+        let findings = [25.0, 50.0].map(|share| finding(Role::Step(Step::Share(share))));
+        let report = Report {
+            settings: Map::new(),
+            title: String::new(),
+            loaded: None,
+            findings: findings.into(),
+        };
+        let remarks = report.remarks();
+        let lines: Vec<_> = remarks.lines().collect();
+        assert_eq!(lines.len(), 2 * 3 + 2, "{remarks}");
+        assert_eq!(lines[0], "25%: 1 calls failed, OVERLOADED, no work done; the first said: full");
         assert!(
-            remarks.contains("\n1 calls failed, OVERLOADED, no work done; the first said: full")
+            lines[1]
+                .starts_with("25%: the generator was the limit: one of its threads computed 95 %")
         );
-        assert!(
-            remarks.contains("\nthe generator was the limit: one of its threads computed 95 %")
-        );
-        assert!(remarks.contains("\n2 records that were read did not exist"));
-        let step = finding(Role::Step(Step::Share(25.0))).remarks();
-        assert!(step.contains("\n25%: the generator was the limit"));
+        assert_eq!(lines[2], "25%: 2 records that were read did not exist");
+        assert!(lines[3].starts_with("50%: 1 calls failed"));
+        assert!(lines[6].starts_with("note: the node may well do more"));
     }
 
     #[test]
