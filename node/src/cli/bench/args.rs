@@ -75,14 +75,14 @@ pub(in crate::cli) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 100_000,
         value_parser = clap::value_parser!(u64).range(1..=BENCH_RECORDS_MAX), help_heading = WORK)]
     records: u64,
-    /// Length of a key.
+    /// Bytes of a key.
     #[arg(long, value_name = "N", default_value_t = 16,
         value_parser = clap::value_parser!(u64).range(1..=KEY_BYTES_MAX as u64), help_heading = WORK)]
     key_bytes: u64,
     /// What keys begin with; their records are overwritten.
     #[arg(long, value_name = "TEXT", default_value = "bench/", help_heading = WORK)]
     key_prefix: String,
-    /// Length of a value.
+    /// Bytes of a value.
     #[arg(long, value_name = "N", default_value_t = 100,
         value_parser = clap::value_parser!(u64).range(0..=BENCH_VALUE_BYTES_MAX as u64),
         help_heading = WORK)]

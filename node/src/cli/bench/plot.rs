@@ -52,12 +52,12 @@ fn draw_into(svg: &mut String, title: &str, points: &[Point]) -> Drawn {
     let millis = |nanos: u64| nanos.max(1) as f64 / 1e6;
     let lowest = points.iter().map(|point| millis(point.latency.p50)).fold(f64::MAX, f64::min);
     let highest = points.iter().map(|point| millis(point.latency.p99_9)).fold(0.0, f64::max);
-    // Whole decades, so that the axis begins and ends with a label.
+    // Whole decades, so that the axis begins and ends with a label; room above for the legend.
     let decade = |value: f64, round: fn(f64) -> f64| 10_f64.powf(round(value.log10()));
     let latencies = if points.is_empty() {
         0.1..1.0
     } else {
-        decade(lowest, f64::floor)..decade(highest * 1.001, f64::ceil)
+        decade(lowest, f64::floor)..decade(highest * 5.0, f64::ceil)
     };
 
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();

@@ -10,7 +10,8 @@ const VALUE_OFFSETS: usize = 4_096;
 pub(super) struct Records {
     prefix: String,
     digits: usize,
-    /// Random bytes, so that nothing on the way can compress them.
+    /// Random letters and digits: nothing on the way can make much less of them, and people can look
+    /// at a record.
     text: Vec<u8>,
     value_bytes: usize,
 }
@@ -34,7 +35,8 @@ impl Records {
             ));
         }
         let mut random = stream(seed, "values", 0);
-        let text = std::iter::repeat_with(|| random.u8(..)).take(value_bytes + VALUE_OFFSETS);
+        let text = std::iter::repeat_with(|| random.alphanumeric() as u8)
+            .take(value_bytes + VALUE_OFFSETS);
         Ok(Self {
             prefix: prefix.to_owned(),
             digits: key_bytes - prefix.len(),

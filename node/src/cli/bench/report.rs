@@ -250,9 +250,9 @@ fn fact(doubt: Doubt) -> String {
         Doubt::GeneratorBusy { percent } => format!(
             "the generator was the limit: one of its threads computed {percent} % of the time"
         ),
-        Doubt::GeneratorLate { p99 } => format!(
-            "the generator was late: it sent one call in a hundred {} or more after it was due",
-            time_text(u64::try_from(p99.as_nanos()).unwrap_or(u64::MAX))
+        Doubt::GeneratorLate { percent, longest } => format!(
+            "the generator was late: it sent {percent:.1} % of the calls over a millisecond after they were due, up to {}",
+            time_text(u64::try_from(longest.as_nanos()).unwrap_or(u64::MAX))
         ),
         Doubt::HeldBack { calls } => {
             format!("{calls} calls had to wait for a place among the calls under way")

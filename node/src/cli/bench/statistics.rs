@@ -12,8 +12,9 @@ const LONGEST_NS: u64 = 24 * 3_600 * 1_000_000_000;
 const DIGITS: u8 = 3;
 /// A thread that computes for this share of the time has none left to be on time.
 const BUSY_MAX: f64 = 0.9;
-/// One call in a hundred that is sent so late because of this program spoils the percentiles.
+/// One call in a hundred that is sent later than this, because of this program, spoils percentiles.
 const LAG_MAX: Duration = Duration::from_millis(1);
+const LATE_CALLS_MAX: f64 = 0.01;
 /// Distinct reasons of failure that are told apart; more are counted together.
 const REASONS_MAX: usize = 32;
 /// What further reasons are counted as.
@@ -194,6 +195,12 @@ impl Recorder {
         Percentiles::of(&self.lag)
     }
 
+    /// Share of all calls that this program sent later than [`LAG_MAX`].
+    fn late_share(&self) -> f64 {
+        let late = self.lag.count_between(nanos(LAG_MAX) + 1, LONGEST_NS);
+        late as f64 / (self.lag.len() + self.held_back).max(1) as f64
+    }
+
     fn failed(&mut self, reason: String, failures: Failures) {
         let is_new = !self.failures.contains_key(&reason);
         let reason = if is_new && self.failures.len() >= REASONS_MAX {
@@ -236,12 +243,12 @@ impl Percentiles {
 }
 
 /// What to know before the figures are believed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Doubt {
     /// A thread of this program had no time left: there may be more to the node than was seen.
     GeneratorBusy { percent: u8 },
     /// This program sent calls late, through no fault of the node.
-    GeneratorLate { p99: Duration },
+    GeneratorLate { percent: f64, longest: Duration },
     /// Calls waited for a place: the node was behind, or `--concurrency` is too low for the rate.
     HeldBack { calls: u64 },
     /// Calls of the schedule were never sent.
@@ -263,9 +270,10 @@ pub(super) fn doubts(recorder: &Recorder, unsent: u64, busiest: f64) -> Vec<Doub
     if busiest >= BUSY_MAX {
         doubts.push(Doubt::GeneratorBusy { percent: (busiest * 100.0).round().min(100.0) as u8 });
     }
-    let lag = Duration::from_nanos(recorder.lag().p99);
-    if lag > LAG_MAX {
-        doubts.push(Doubt::GeneratorLate { p99: lag });
+    let late = recorder.late_share();
+    if late > LATE_CALLS_MAX {
+        let longest = Duration::from_nanos(recorder.lag().max);
+        doubts.push(Doubt::GeneratorLate { percent: late * 100.0, longest });
     }
     if recorder.held_back > 0 {
         doubts.push(Doubt::HeldBack { calls: recorder.held_back });
@@ -368,7 +376,8 @@ mod tests {
             recorder.record(done(n, n + 7, n + 8));
         }
         let late = doubts(&recorder, 0, 0.0);
-        assert!(matches!(late[..], [Doubt::GeneratorLate { p99 }] if p99.as_millis() >= 7));
+        let [Doubt::GeneratorLate { percent, longest }] = late[..] else { panic!("{late:?}") };
+        assert!((percent - 100.0 * 20.0 / 1_020.0).abs() < 1e-9 && longest.as_millis() == 7);
         assert!(late[0].is_generator());
         let mut recorder = Recorder::new(Duration::ZERO);
         recorder.record(Ended { held_back: true, ..done(0, 500, 501) });
