@@ -7,12 +7,20 @@ use super::{report::time_text, statistics::Percentiles};
 
 const SIZE: (u32, u32) = (960, 560);
 const FONT: &str = "sans-serif";
-/// The lines: name, percentile, colour (distinct also to the colour-blind: Okabe and Ito).
-const LINES: [(&str, fn(&Percentiles) -> u64, RGBColor); 4] = [
-    ("p50", |latency| latency.p50, RGBColor(0, 114, 178)),
-    ("p90", |latency| latency.p90, RGBColor(0, 158, 115)),
-    ("p99", |latency| latency.p99, RGBColor(230, 159, 0)),
-    ("p99.9", |latency| latency.p99_9, RGBColor(213, 94, 0)),
+
+/// One of the lines.
+struct Line {
+    name: &'static str,
+    percentile: fn(&Percentiles) -> u64,
+    colour: RGBColor,
+}
+
+/// The colours are distinct also to the colour-blind. Source: Okabe and Ito, "Color Universal Design".
+const LINES: [Line; 4] = [
+    Line { name: "p50", percentile: |latency| latency.p50, colour: RGBColor(0, 114, 178) },
+    Line { name: "p90", percentile: |latency| latency.p90, colour: RGBColor(0, 158, 115) },
+    Line { name: "p99", percentile: |latency| latency.p99, colour: RGBColor(230, 159, 0) },
+    Line { name: "p99.9", percentile: |latency| latency.p99_9, colour: RGBColor(213, 94, 0) },
 ];
 
 /// One load of a sweep.
@@ -79,7 +87,7 @@ fn draw_into(svg: &mut String, title: &str, points: &[Point]) -> Drawn {
         .light_line_style(RGBColor(240, 240, 240))
         .bold_line_style(RGBColor(215, 215, 215))
         .draw()?;
-    for (name, percentile, colour) in LINES {
+    for Line { name, percentile, colour } in LINES {
         let at = |point: &Point| (point.asked, millis(percentile(&point.latency)));
         let line = LineSeries::new(points.iter().map(at), colour.stroke_width(2));
         chart.draw_series(line)?.label(name).legend(move |(x, y)| {
@@ -139,7 +147,7 @@ mod tests {
         let points = [point(1_000.0, 1_000.0, 200_000), point(5_000.0, 2_000.0, 900_000)];
         let svg = draw("a < b & c", &points).unwrap();
         assert_eq!(svg.matches("<circle").count(), 2 * LINES.len());
-        for (name, _, RGBColor(red, green, blue)) in LINES {
+        for Line { name, colour: RGBColor(red, green, blue), .. } in LINES {
             let line = format!(
                 r##"<polyline fill="none" opacity="1" stroke="#{red:02X}{green:02X}{blue:02X}""##
             );
