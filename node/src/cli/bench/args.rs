@@ -101,7 +101,7 @@ pub(in crate::cli) struct BenchArgs {
     #[arg(long, overrides_with = "no_load", help_heading = WORK)]
     load: bool,
     /// The records are there from an earlier run.
-    #[arg(long, help_heading = WORK)]
+    #[arg(long, overrides_with = "load", help_heading = WORK)]
     no_load: bool,
 
     /// Calls a second, such as 5000/s or 5k/s, or max.
@@ -227,6 +227,9 @@ impl BenchArgs {
             None => self.workload.distribution(),
         };
         let batch = self.batch as usize;
+        let threads = self.threads.map_or_else(half_of_the_cpus, |threads| threads as usize);
+        let concurrency = self.concurrency.map(|calls| calls as usize);
+        let connections = self.connections as usize;
         Ok(Plan {
             shape: Shape { mix, distribution, theta: self.theta, batch },
             workload: if self.mix.is_some() { "mix" } else { self.workload.as_str() },
@@ -236,7 +239,7 @@ impl BenchArgs {
             value_bytes: self.value_bytes as usize,
             ack: self.ack.ack,
             seed: self.seed,
-            load: !self.no_load,
+            load: self.load || !self.no_load,
             arrivals: self.arrivals,
             loads,
             plot: self.plot.clone(),
@@ -244,9 +247,10 @@ impl BenchArgs {
             routing: !self.no_routing,
             duration: self.duration,
             warm_up: self.warm_up,
-            concurrency: self.concurrency.map(|calls| calls as usize),
-            connections: self.connections as usize,
-            threads: self.threads.map_or_else(half_of_the_cpus, |threads| threads as usize),
+            concurrency,
+            connections,
+            // A thread without a connection, or without a call, would do nothing.
+            threads: threads.min(connections).min(concurrency.unwrap_or(CALLS_CLOSED)),
         })
     }
 }
@@ -283,8 +287,7 @@ impl Plan {
         let default = if pace == Pace::Closed { CALLS_CLOSED } else { CALLS_OPEN };
         let calls_max = self.concurrency.unwrap_or(default);
         Extent {
-            // A thread without a connection, or without a call, would do nothing.
-            threads: self.threads.min(self.connections).min(calls_max),
+            threads: self.threads,
             connections: self.connections,
             calls_max,
             warm_up: self.warm_up,
@@ -350,4 +353,71 @@ fn parse_theta(text: &str) -> Result<f64, String> {
         .ok()
         .filter(|&theta: &f64| theta > 0.0 && theta < 1.0)
         .ok_or_else(|| format!("`{text}` is not a skew between 0 and 1, such as 0.99"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        bench: BenchArgs,
+    }
+
+    fn plan(line: &str) -> Result<Plan, Failure> {
+        let words = ["bench"].into_iter().chain(line.split_whitespace());
+        Line::try_parse_from(words).unwrap().bench.plan()
+    }
+
+    #[test]
+    fn without_flags_the_peak_of_workload_b_is_measured() {
+        let plan = plan("").unwrap();
+        assert_eq!(plan.loads, Loads::One(Pace::Closed));
+        assert_eq!((plan.workload, plan.shape.distribution), ("b", Distribution::Zipfian));
+        assert!(plan.load && plan.threads > 0);
+        assert_eq!(plan.extent(Pace::Closed).calls_max, CALLS_CLOSED);
+    }
+
+    #[test]
+    fn each_workload_has_its_distribution_unless_told_otherwise() {
+        let distribution = |line| plan(line).unwrap().shape.distribution;
+        assert_eq!(distribution("--workload D"), Distribution::Latest);
+        assert_eq!(distribution("--workload d --distribution uniform"), Distribution::Uniform);
+        assert_eq!(distribution("--mix read=95,insert=5"), Distribution::Zipfian);
+        assert_eq!(distribution("--mix insert=100 --distribution latest"), Distribution::Latest);
+    }
+
+    #[test]
+    fn a_rate_makes_the_loop_open() {
+        let plan = plan("--rate 5k/s --arrivals poisson").unwrap();
+        let pace = Pace::Open { calls_per_second: 5_000, arrivals: Arrivals::Poisson };
+        assert_eq!(plan.loads, Loads::One(pace));
+        assert_eq!(plan.extent(pace).calls_max, CALLS_OPEN);
+    }
+
+    #[test]
+    fn threads_that_would_have_nothing_to_do_are_not_started() {
+        assert_eq!(plan("--threads 8 --connections 3").unwrap().threads, 3);
+        assert_eq!(plan("--threads 8 --concurrency 2").unwrap().threads, 2);
+    }
+
+    #[test]
+    fn the_last_word_on_loading_counts() {
+        assert!(!plan("--no-load").unwrap().load);
+        assert!(plan("--no-load --load").unwrap().load);
+        assert!(!plan("--load --no-load").unwrap().load);
+    }
+
+    #[test]
+    fn scans_are_refused_and_so_is_what_contradicts_itself() {
+        assert!(plan("--workload e").unwrap_err().message().contains("scans"));
+        assert!(plan("--batch 9 --records 8").unwrap_err().message().contains("--records"));
+        for line in ["--sweep --steps 10%", "--sweep --rate 9", "--plot a.svg", "--warm-up -1s"] {
+            let words = ["bench"].into_iter().chain(line.split(' '));
+            assert!(Line::try_parse_from(words).is_err(), "{line}");
+        }
+    }
 }

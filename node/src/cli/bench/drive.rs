@@ -9,16 +9,16 @@
 use std::{
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use futures_util::{FutureExt, StreamExt, stream::FuturesUnordered};
-use rustix::time::{ClockId, clock_gettime};
 use stateside_client::{Client, Error, Options};
-use tokio::sync::{mpsc::UnboundedSender, watch};
+use tokio::sync::{mpsc::Sender, watch};
 
 use super::{
     caller::{Target, Turn},
+    cpu::Busy,
     schedule::{Next, Pace, Pacer, Part},
     statistics::Recorder,
     timer::Timer,
@@ -57,6 +57,9 @@ pub(super) enum Order {
     Stop,
 }
 
+/// Ready, and how it ended.
+pub(super) const EVENTS_PER_THREAD: usize = 2;
+
 /// What a thread tells.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -70,8 +73,8 @@ pub(super) enum Event {
 pub(super) struct Share {
     /// Calls of the schedule that were never sent.
     pub(super) unsent: u64,
-    /// Share of the time for which it computed.
-    pub(super) busy: f64,
+    /// Shares of the time.
+    pub(super) busy: Busy<f64>,
 }
 
 /// Why a thread cannot go on.
@@ -89,7 +92,7 @@ impl From<io::Error> for Problem {
 
 impl Driver {
     /// The whole life of the thread.
-    pub(super) fn run(self, orders: watch::Receiver<Order>, events: &UnboundedSender<Event>) {
+    pub(super) fn run(self, orders: watch::Receiver<Order>, events: &Sender<Event>) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let ended = match runtime {
             Ok(runtime) => runtime.block_on(self.live(orders, events)),
@@ -99,14 +102,14 @@ impl Driver {
             Ok(share) => Event::Ended(share),
             Err(problem) => Event::Failed(problem),
         };
-        // Nobody listens any more when another thread has failed.
-        drop(events.send(event));
+        // There is room for all events; nobody listens any more when another thread has failed.
+        drop(events.try_send(event));
     }
 
     async fn live(
         &self,
         mut orders: watch::Receiver<Order>,
-        events: &UnboundedSender<Event>,
+        events: &Sender<Event>,
     ) -> Result<Share, Problem> {
         let mut clients = Vec::with_capacity(self.connections);
         for _ in 0..self.connections {
@@ -114,8 +117,8 @@ impl Driver {
             let client = Client::connect(&self.run.endpoint, options).await;
             clients.push(client.map_err(Problem::Client)?);
         }
-        drop(events.send(Event::Ready));
-        let idle = Share { unsent: 0, busy: 0.0 };
+        drop(events.try_send(Event::Ready));
+        let idle = Share { unsent: 0, busy: Busy::default() };
         let begun = loop {
             let order = *orders.borrow_and_update();
             match order {
@@ -125,9 +128,9 @@ impl Driver {
                 Order::Connect => {}
             }
         };
-        let computed = computed();
+        let before = Busy::so_far();
         let unsent = self.drive(&clients, begun, &mut orders).await?;
-        let busy = (self::computed() - computed).as_secs_f64() / begun.elapsed().as_secs_f64();
+        let busy = Busy::so_far().shares_since(before, begun.elapsed());
         Ok(Share { unsent, busy })
     }
 
@@ -185,10 +188,4 @@ impl Driver {
         // Counts are whole after every record: a panic elsewhere does not spoil them.
         self.recorder.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// CPU time of this thread.
-fn computed() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.cast_unsigned(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }

@@ -9,14 +9,15 @@ use std::{
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{
-        mpsc::{UnboundedReceiver, unbounded_channel},
+        mpsc::{Receiver, channel},
         watch,
     },
     time::{Interval, MissedTickBehavior, interval},
 };
 
 use super::{
-    drive::{Driver, Event, Order, Problem, Run, Share},
+    cpu::Busy,
+    drive::{Driver, EVENTS_PER_THREAD, Event, Order, Problem, Run, Share},
     progress::Progress,
     schedule::{Pace, Part},
     statistics::{Recent, Recorder},
@@ -45,12 +46,14 @@ pub(super) struct Extent {
 #[derive(Debug)]
 pub(super) struct Measured {
     pub(super) pace: Pace,
+    /// Calls that were allowed under way.
+    pub(super) calls_max: usize,
     pub(super) recorder: Recorder,
     /// From the end of the warm-up to the last answer, at least the duration of an open loop.
     pub(super) seconds: f64,
     pub(super) unsent: u64,
-    /// Share of the time for which the busiest thread computed.
-    pub(super) busiest: f64,
+    /// Of the busiest thread.
+    pub(super) busiest: Busy<f64>,
     /// False: somebody stopped it.
     pub(super) complete: bool,
 }
@@ -70,7 +73,7 @@ struct Threads {
     handles: Vec<JoinHandle<()>>,
     recorders: Vec<Arc<Mutex<Recorder>>>,
     orders: watch::Sender<Order>,
-    events: UnboundedReceiver<Event>,
+    events: Receiver<Event>,
 }
 
 /// What ends a measurement early.
@@ -97,7 +100,7 @@ pub(super) async fn measure(
             event = threads.events.recv() => match event {
                 Some(Event::Ready) => {
                     ready += 1;
-                    if ready == extent.threads {
+                    if ready == extent.threads && complete {
                         let now = Instant::now();
                         begun = Some(now);
                         ticks.reset();
@@ -145,12 +148,15 @@ fn summed(
         Pace::Open { .. } => counted.max(planned),
         Pace::Closed => counted,
     };
+    let busy = shares.iter().map(|share| share.busy);
+    let busiest = busy.max_by(|a, b| a.wanted().total_cmp(&b.wanted()));
     Measured {
         pace,
+        calls_max: extent.calls_max,
         recorder,
         seconds: seconds.as_secs_f64().max(1e-9),
         unsent: shares.iter().map(|share| share.unsent).sum(),
-        busiest: shares.iter().map(|share| share.busy).fold(0.0, f64::max),
+        busiest: busiest.unwrap_or_default(),
         complete,
     }
 }
@@ -158,7 +164,7 @@ fn summed(
 impl Threads {
     fn start(run: &Run, extent: Extent) -> Result<Self, Failure> {
         let (orders, listen) = watch::channel(Order::Connect);
-        let (tell, events) = unbounded_channel();
+        let (tell, events) = channel(EVENTS_PER_THREAD * extent.threads);
         let end = extent.warm_up + extent.duration;
         let mut threads = Self { handles: Vec::new(), recorders: Vec::new(), orders, events };
         for thread in 0..extent.threads {

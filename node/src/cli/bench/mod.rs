@@ -10,6 +10,7 @@
 
 mod args;
 mod caller;
+mod cpu;
 mod drive;
 mod inserts;
 mod load;
@@ -65,15 +66,22 @@ pub(super) async fn run(args: BenchArgs, format: Format) -> Result<Exit, Failure
         endpoint: args.data.endpoint.clone(),
         plan,
     };
-    let findings = bench.find(&mut progress).await;
+    let mut findings = Vec::new();
+    let found = bench.find(&mut findings, &mut progress).await;
     progress.finish();
+    if findings.is_empty() {
+        return found.map(|()| Exit::Done);
+    }
     let plan = bench.plan;
-    let report =
-        Report { settings: plan.settings(), title: plan.title(), loaded, findings: findings? };
+    let complete = found.is_ok() && findings.iter().all(|finding| finding.measured.complete);
+    let (settings, title) = (plan.settings(), plan.title());
+    let report = Report { settings, title, loaded, findings, complete };
+    // What was found before a failure is worth as much as without it.
     report.print(format)?;
     if let Some((path, file)) = plot {
         write_plot(&path, file, &report)?;
     }
+    found?;
     end(&report)
 }
 
@@ -85,16 +93,20 @@ struct Bench {
 }
 
 impl Bench {
-    /// Measures all loads, until somebody stops it.
-    async fn find(&self, progress: &mut Progress) -> Result<Vec<Finding>, Failure> {
+    /// Measures all loads, until somebody stops it or the node is gone.
+    async fn find(
+        &self,
+        findings: &mut Vec<Finding>,
+        progress: &mut Progress,
+    ) -> Result<(), Failure> {
         let steps = match &self.plan.loads {
             Loads::One(pace) => {
                 let measured = self.measure(*pace, "run", progress).await?;
-                return Ok(vec![Finding { role: Role::Single, measured }]);
+                findings.push(Finding { role: Role::Single, measured });
+                return Ok(());
             }
             Loads::Sweep(steps) => steps,
         };
-        let mut findings = Vec::new();
         let mut peak = 0.0;
         if steps.need_peak() {
             let measured = self.measure(Pace::Closed, "peak", progress).await?;
@@ -102,7 +114,7 @@ impl Bench {
             let go_on = measured.complete && measured.recorder.done() > 0;
             findings.push(Finding { role: Role::Peak, measured });
             if !go_on {
-                return Ok(findings);
+                return Ok(());
             }
         }
         let count = steps.as_slice().len();
@@ -117,7 +129,7 @@ impl Bench {
                 break;
             }
         }
-        Ok(findings)
+        Ok(())
     }
 
     async fn measure(
@@ -142,7 +154,7 @@ impl Bench {
 
 /// Failed calls are a result like others, unless there was nothing else.
 fn end(report: &Report) -> Result<Exit, Failure> {
-    if !report.complete() {
+    if !report.complete {
         return Err(Failure::new(
             Exit::Failure,
             "interrupted: the figures are of what was done until then",

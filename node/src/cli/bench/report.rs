@@ -41,14 +41,11 @@ pub(super) struct Report {
     pub(super) title: String,
     pub(super) loaded: Option<Loaded>,
     pub(super) findings: Vec<Finding>,
+    /// False: somebody stopped it, or the node is gone.
+    pub(super) complete: bool,
 }
 
 impl Report {
-    /// False when somebody stopped it.
-    pub(super) fn complete(&self) -> bool {
-        self.findings.iter().all(|finding| finding.measured.complete)
-    }
-
     pub(super) fn print(&self, format: Format) -> Result<(), Failure> {
         if format == Format::Json {
             return print_json(&self.json());
@@ -87,7 +84,7 @@ impl Report {
 
     fn json(&self) -> Value {
         let mut object = self.settings.clone();
-        object.insert("complete".to_owned(), self.complete().into());
+        object.insert("complete".to_owned(), self.complete.into());
         let loaded = self.loaded.map(|loaded| {
             let rate = loaded.records as f64 / loaded.seconds.max(1e-9);
             json!({ "records": loaded.records, "seconds": loaded.seconds, "records_per_second": rate })
@@ -165,6 +162,7 @@ impl Finding {
             "loop": loop_name,
             "arrivals": arrivals,
             "asked_calls_per_second": asked,
+            "concurrency": measured.calls_max,
             "percent_of_peak": share,
             "complete": measured.complete,
             "seconds": measured.seconds,
@@ -181,7 +179,8 @@ impl Finding {
             "service_time_us": micros(&recorder.service_time()),
             "operations": kinds,
             "schedule_lag_us": micros(&recorder.lag()),
-            "generator_busy": measured.busiest,
+            "generator_computed": measured.busiest.computed,
+            "generator_waited_for_cpu": measured.busiest.waited,
             "generator_was_the_limit": doubts.iter().any(|doubt| doubt.is_generator()),
             "remarks": doubts.into_iter().map(remark).collect::<Vec<_>>(),
         })
@@ -247,8 +246,8 @@ fn remark(doubt: Doubt) -> String {
 /// What is in doubt, and why.
 fn fact(doubt: Doubt) -> String {
     match doubt {
-        Doubt::GeneratorBusy { percent } => format!(
-            "the generator was the limit: one of its threads computed {percent} % of the time"
+        Doubt::GeneratorBusy { computed_percent, waited_percent } => format!(
+            "the generator was the limit: one of its threads computed {computed_percent:.0} % of the time, and waited for a CPU {waited_percent:.0} %"
         ),
         Doubt::GeneratorLate { percent, longest } => format!(
             "the generator was late: it sent {percent:.1} % of the calls over a millisecond after they were due, up to {}",
@@ -297,6 +296,7 @@ mod tests {
 
     use super::*;
     use crate::cli::bench::{
+        cpu::Busy,
         schedule::Arrivals,
         statistics::{Ended, Outcome, Recorder},
         workload::Kind,
@@ -318,8 +318,15 @@ mod tests {
         let failed = Outcome::Failed { reason: "OVERLOADED".into(), message: "full".into() };
         recorder.record(ended(Kind::Read, failed));
         let pace = Pace::Open { calls_per_second: 10, arrivals: Arrivals::Constant };
-        let measured =
-            Measured { pace, recorder, seconds: 0.5, unsent: 0, busiest: 0.95, complete: true };
+        let measured = Measured {
+            pace,
+            calls_max: 4,
+            recorder,
+            seconds: 0.5,
+            unsent: 0,
+            busiest: Busy { computed: 0.95, waited: 0.02 },
+            complete: true,
+        };
         Finding { role, measured }
     }
 
@@ -337,6 +344,7 @@ mod tests {
             title: String::new(),
             loaded: None,
             findings: findings.into(),
+            complete: true,
         };
         let remarks = report.remarks();
         let lines: Vec<_> = remarks.lines().collect();
@@ -344,7 +352,7 @@ mod tests {
         assert_eq!(lines[0], "25%: 1 calls failed, OVERLOADED, no work done; the first said: full");
         assert!(
             lines[1]
-                .starts_with("25%: the generator was the limit: one of its threads computed 95 %")
+                .starts_with("25%: the generator was the limit: one of its threads computed 95 % of the time, and waited for a CPU 2 %")
         );
         assert_eq!(lines[2], "25%: 2 records that were read did not exist");
         assert!(lines[3].starts_with("50%: 1 calls failed"));

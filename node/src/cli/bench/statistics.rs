@@ -5,12 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use hdrhistogram::Histogram;
 
-use super::workload::Kind;
+use super::{cpu::Busy, workload::Kind};
 
 /// Latencies are kept to three digits, from a nanosecond to a day (the longest run).
 const LONGEST_NS: u64 = 24 * 3_600 * 1_000_000_000;
 const DIGITS: u8 = 3;
-/// A thread that computes for this share of the time has none left to be on time.
+/// A thread that computes, or waits for a CPU, for this share of the time has none left to be on time.
 const BUSY_MAX: f64 = 0.9;
 /// One call in a hundred that is sent later than this, because of this program, spoils percentiles.
 const LAG_MAX: Duration = Duration::from_millis(1);
@@ -246,7 +246,7 @@ impl Percentiles {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Doubt {
     /// A thread of this program had no time left: there may be more to the node than was seen.
-    GeneratorBusy { percent: u8 },
+    GeneratorBusy { computed_percent: f64, waited_percent: f64 },
     /// This program sent calls late, through no fault of the node.
     GeneratorLate { percent: f64, longest: Duration },
     /// Calls waited for a place: the node was behind, or `--concurrency` is too low for the rate.
@@ -264,11 +264,14 @@ impl Doubt {
     }
 }
 
-/// Looks for doubts. `busiest` is the share of the time for which the busiest thread computed.
-pub(super) fn doubts(recorder: &Recorder, unsent: u64, busiest: f64) -> Vec<Doubt> {
+/// Looks for doubts. `busiest` is the thread that had the least time left.
+pub(super) fn doubts(recorder: &Recorder, unsent: u64, busiest: Busy<f64>) -> Vec<Doubt> {
     let mut doubts = Vec::new();
-    if busiest >= BUSY_MAX {
-        doubts.push(Doubt::GeneratorBusy { percent: (busiest * 100.0).round().min(100.0) as u8 });
+    if busiest.wanted() >= BUSY_MAX {
+        doubts.push(Doubt::GeneratorBusy {
+            computed_percent: busiest.computed * 100.0,
+            waited_percent: busiest.waited * 100.0,
+        });
     }
     let late = recorder.late_share();
     if late > LATE_CALLS_MAX {
@@ -370,12 +373,15 @@ mod tests {
         for n in 0..1_000 {
             recorder.record(done(n, n, n + 1));
         }
-        assert_eq!(doubts(&recorder, 0, 0.5), []);
-        assert_eq!(doubts(&recorder, 0, 0.97), [Doubt::GeneratorBusy { percent: 97 }]);
+        let busy = |computed, waited| Busy { computed, waited };
+        assert_eq!(doubts(&recorder, 0, busy(0.5, 0.3)), []);
+        let starved = doubts(&recorder, 0, busy(0.25, 0.75));
+        let expected = Doubt::GeneratorBusy { computed_percent: 25.0, waited_percent: 75.0 };
+        assert_eq!(starved, [expected]);
         for n in 0..20 {
             recorder.record(done(n, n + 7, n + 8));
         }
-        let late = doubts(&recorder, 0, 0.0);
+        let late = doubts(&recorder, 0, Busy::default());
         let [Doubt::GeneratorLate { percent, longest }] = late[..] else { panic!("{late:?}") };
         assert!((percent - 100.0 * 20.0 / 1_020.0).abs() < 1e-9 && longest.as_millis() == 7);
         assert!(late[0].is_generator());
@@ -383,7 +389,7 @@ mod tests {
         recorder.record(Ended { held_back: true, ..done(0, 500, 501) });
         // Waiting for a place is not this program's lateness.
         assert_eq!(
-            doubts(&recorder, 3, 0.0),
+            doubts(&recorder, 3, Busy::default()),
             [Doubt::HeldBack { calls: 1 }, Doubt::Unsent { calls: 3 }]
         );
         assert!(!Doubt::HeldBack { calls: 1 }.is_generator());
