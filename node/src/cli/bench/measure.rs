@@ -143,7 +143,11 @@ fn summed(
     }
     let counted = recorder.counted();
     // An open loop ends with its schedule, also when the last call of it was answered before.
-    let planned = extent.duration.min(elapsed.saturating_sub(extent.warm_up));
+    let planned = if complete {
+        extent.duration
+    } else {
+        extent.duration.min(elapsed.saturating_sub(extent.warm_up))
+    };
     let seconds = match pace {
         Pace::Open { .. } => counted.max(planned),
         Pace::Closed => counted,

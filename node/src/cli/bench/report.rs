@@ -118,7 +118,7 @@ impl Finding {
         };
         for (reason, failures) in self.measured.recorder.failures() {
             text += &format!(
-                "{name}{} calls failed, {reason}, no work done; the first said: {}\n",
+                "{name}failed calls, no work done: {} {reason}; the first said: {}\n",
                 failures.calls, failures.example
             );
         }
@@ -349,13 +349,13 @@ mod tests {
         let remarks = report.remarks();
         let lines: Vec<_> = remarks.lines().collect();
         assert_eq!(lines.len(), 2 * 3 + 2, "{remarks}");
-        assert_eq!(lines[0], "25%: 1 calls failed, OVERLOADED, no work done; the first said: full");
+        assert_eq!(lines[0], "25%: failed calls, no work done: 1 OVERLOADED; the first said: full");
         assert!(
             lines[1]
                 .starts_with("25%: the generator was the limit: one of its threads computed 95 % of the time, and waited for a CPU 2 %")
         );
         assert_eq!(lines[2], "25%: 2 records that were read did not exist");
-        assert!(lines[3].starts_with("50%: 1 calls failed"));
+        assert!(lines[3].starts_with("50%: failed calls"));
         assert!(lines[6].starts_with("note: the node may well do more"));
     }
 
