@@ -121,7 +121,7 @@ impl Bench {
         for (index, &step) in steps.as_slice().iter().enumerate() {
             let calls_per_second = step.calls_per_second(peak);
             let pace = Pace::Open { calls_per_second, arrivals: self.plan.arrivals };
-            let title = format!("load {} of {count}, {calls_per_second}/s", index + 1);
+            let title = format!("step {} of {count}, {calls_per_second}/s", index + 1);
             let measured = self.measure(pace, &title, progress).await?;
             let complete = measured.complete;
             findings.push(Finding { role: Role::Step(step), measured });

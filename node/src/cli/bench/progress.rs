@@ -13,8 +13,9 @@ use super::{
     statistics::{Percentiles, Recent},
 };
 
-/// Between two lines where there is no terminal.
+/// Between two lines where there is no terminal, and between two states of the line where there is.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
+const DRAW_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Shows how far a run is.
 #[derive(Debug)]
@@ -61,6 +62,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_length(total.as_millis() as u64);
             bar.set_position(0);
+            bar.set_message(self.title.clone());
         }
     }
 
@@ -86,7 +88,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_length(total);
         }
-        self.show(records, &format!("load: {records} of {total} records, {rate:.0}/s"));
+        self.show(records, &format!("loading: {records} of {total} records, {rate:.0}/s"));
     }
 
     pub(super) fn finish(&self) {
@@ -95,12 +97,14 @@ impl Progress {
         }
     }
 
-    /// The terminal takes every change; lines come now and then.
+    /// A terminal's line changes several times while elsewhere there is one.
     fn is_due(&mut self) -> bool {
-        if self.bar.is_some() {
-            return true;
-        }
-        if !self.lines || self.last_line.is_some_and(|last| last.elapsed() < LINE_INTERVAL) {
+        let interval = match (&self.bar, self.lines) {
+            (Some(_), _) => DRAW_INTERVAL,
+            (None, true) => LINE_INTERVAL,
+            (None, false) => return false,
+        };
+        if self.last_line.is_some_and(|last| last.elapsed() < interval) {
             return false;
         }
         self.last_line = Some(Instant::now());
@@ -131,7 +135,7 @@ fn line(
         some => format!(", {some} failed"),
     };
     format!(
-        "{title}: {:.0} of {:.0} s, {rate:.0} calls/s, p50 {}, p99 {}{failed}",
+        "{title}: {:.1} of {:.1} s, {rate:.0} calls/s, p50 {}, p99 {}{failed}",
         elapsed.as_secs_f64(),
         total.as_secs_f64(),
         time_text(latency.p50),
@@ -152,7 +156,7 @@ mod tests {
         let second = Duration::from_secs(1);
         assert_eq!(
             line("run", (second * 3, second * 12), second / 2, &recent),
-            "run: 3 of 12 s, 200 calls/s, p50 1.00 ms, p99 1.00 ms"
+            "run: 3.0 of 12.0 s, 200 calls/s, p50 1.00 ms, p99 1.00 ms"
         );
         recent.failed = 3;
         assert!(line("run", (second, second), second, &recent).ends_with(", 3 failed"));
