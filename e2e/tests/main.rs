@@ -1,6 +1,7 @@
 //! The real binary, from outside. One program for all of them: each would link the same half
 //! of the workspace anew.
 
+mod bench;
 mod clients;
 mod damage;
 mod full_disk;

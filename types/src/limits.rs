@@ -159,3 +159,16 @@ pub const IMPORT_RECORD_BYTES_MAX: usize = BATCH_BYTES_MAX;
 pub const IMPORT_LANES_MAX: usize = 64;
 /// Distinct key hashes that a dry run of an import remembers (8 bytes each).
 pub const IMPORT_DISTINCT_KEYS_MAX: usize = 16 << 20;
+
+/// Calls that the load generator has under way at once.
+pub const BENCH_CALLS_MAX: usize = 16 << 10;
+/// Connections to each core that the load generator makes.
+pub const BENCH_CONNECTIONS_MAX: usize = 1 << 10;
+/// Threads of the load generator.
+pub const BENCH_THREADS_MAX: usize = 64;
+/// Records of the load generator.
+pub const BENCH_RECORDS_MAX: u64 = 1 << 40;
+/// Longest value that the load generator writes, bytes: a request with one record always holds it.
+pub const BENCH_VALUE_BYTES_MAX: usize = BATCH_BYTES_MAX - KEY_BYTES_MAX - 64;
+/// Loads that one sweep measures.
+pub const BENCH_STEPS_MAX: usize = 64;

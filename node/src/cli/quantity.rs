@@ -4,6 +4,14 @@ use std::time::Duration;
 
 /// `500ms`, `10s`, `2m`, `1h`; a bare number is seconds. Not zero.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+    match parse_duration_or_none(text)? {
+        Duration::ZERO => Err(format!("`{text}` leaves no time at all")),
+        some => Ok(some),
+    }
+}
+
+/// The same, where no time at all makes sense too.
+pub(super) fn parse_duration_or_none(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a duration such as 500ms, 10s, 2m or 1h");
     let split = text.find(|char: char| !char.is_ascii_digit() && char != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
@@ -16,7 +24,6 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     };
     let number: f64 = number.parse().map_err(|_| wrong())?;
     match Duration::try_from_secs_f64(number * seconds) {
-        Ok(Duration::ZERO) => Err(format!("`{text}` leaves no time at all")),
         Ok(duration) if duration <= MAX => Ok(duration),
         _ => Err(format!("`{text}` is longer than a day")),
     }
@@ -49,6 +56,8 @@ mod tests {
         for wrong in ["", "s", "0", "0ms", "5 parsecs", "-1s", "25h", "1e9"] {
             assert!(parse_duration(wrong).is_err(), "{wrong}");
         }
+        assert_eq!(parse_duration_or_none("0s"), Ok(Duration::ZERO));
+        assert!(parse_duration_or_none("0 parsecs").is_err());
     }
 
     #[test]
