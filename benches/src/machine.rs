@@ -54,6 +54,48 @@ impl Machine {
     }
 }
 
+/// CPU time so far, in ticks of the kernel's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuTimes {
+    /// Of all CPUs.
+    all: u64,
+    /// Of that, nothing to do.
+    idle: u64,
+    /// This process and the children that have ended.
+    own: u64,
+}
+
+impl CpuTimes {
+    /// None where the kernel does not tell.
+    pub fn now() -> Option<Self> {
+        let stat = fs::read_to_string("/proc/stat").ok()?;
+        Self::parse(&stat, &fs::read_to_string("/proc/self/stat").ok()?)
+    }
+
+    /// `user nice system idle iowait irq softirq steal`, see proc(5): guest times are in user's.
+    /// Of the process, fields 14 to 17.
+    fn parse(machine: &str, process: &str) -> Option<Self> {
+        let line = machine.lines().find_map(|line| line.strip_prefix("cpu "))?;
+        let all: Vec<u64> = numbers(line.split_whitespace().take(8))?;
+        let after_name = process.rsplit_once(')')?.1;
+        let own: Vec<u64> = numbers(after_name.split_whitespace().skip(11).take(4))?;
+        let idle = all.get(3)? + all.get(4)?;
+        Some(Self { all: all.iter().sum(), idle, own: own.iter().sum() })
+    }
+
+    /// The share of the machine's CPU time since `before` that went to others: other processes,
+    /// and the host's other machines.
+    pub fn share_of_others_since(self, before: Self) -> f64 {
+        let all = self.all.saturating_sub(before.all);
+        let known = self.idle.saturating_sub(before.idle) + self.own.saturating_sub(before.own);
+        all.saturating_sub(known) as f64 / all.max(1) as f64
+    }
+}
+
+fn numbers<'t>(words: impl Iterator<Item = &'t str>) -> Option<Vec<u64>> {
+    words.map(|word| word.parse().ok()).collect()
+}
+
 fn cpu() -> Option<String> {
     let text = fs::read_to_string("/proc/cpuinfo").ok()?;
     let models: Vec<&str> = text
@@ -98,6 +140,19 @@ fn commit() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_neither_idles_nor_is_ours_is_of_others() {
+        let times = |machine, own| {
+            CpuTimes::parse(machine, &format!("7 (a) b) S 1 2 3 4 5 6 7 8 9 10 {own} 0 1 0 0"))
+                .unwrap()
+        };
+        let before = times("cpu  10 0 0 0 0 0 0 0 0 0\ncpu0 1 2\n", 10);
+        let after = times("cpu  60 10 0 20 10 0 0 10 9 9\n", 40);
+        assert_eq!(after.share_of_others_since(before), 0.4);
+        assert_eq!(CpuTimes::parse("cpu 1 2\n", ""), None);
+        assert!(CpuTimes::now().is_some());
+    }
 
     #[test]
     fn the_machine_that_runs_the_tests_is_known() {

@@ -40,7 +40,8 @@ pub fn heading(machine: &Machine, effort: Effort) -> String {
     text += &format!(
         "\nServers on core {SERVER_CPU}, loads on core {LOAD_CPU}, {seconds} s a measurement, {rounds} rounds in turn; medians.\n\
         Rates and CPU are per pair written or read. \"Stateside is\" divides its rate by the other's (lowest and\n\
-        highest of the rounds). \"busy\" is the server's share of its core: well below 100 %, the load was the limit.\n"
+        highest of the rounds). \"busy\" is the server's share of its core: well below 100 %, the load or the disk was the limit,\n\
+        and CPU says more than the rate. Times are of calls; those of loads of many calls come from a run of their own.\n"
     );
     text
 }
@@ -63,7 +64,10 @@ pub fn row(done: &Done) -> String {
     };
     list(outcome.bars.iter().map(super::outcome::Bar::line).collect());
     let figure = |figure: &super::outcome::Figure| {
-        format!("{}: {} {}", figure.name, number(figure.value), figure.unit)
+        // A count is shown whole.
+        let whole = figure.value.fract() == 0.0 && figure.value.abs() < 100.0;
+        let value = if whole { format!("{:.0}", figure.value) } else { number(figure.value) };
+        format!("{}: {value} {}", figure.name, figure.unit).trim_end().to_owned()
     };
     list(outcome.figures.iter().map(figure).collect());
     let refused = outcome.contenders.iter().filter(|measured| measured.refused() > 0);

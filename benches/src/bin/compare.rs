@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -11,7 +12,8 @@ use serde_json::Value;
 use stateside_benches::{
     comparison::Effort,
     figures,
-    machine::Machine,
+    machine::{CpuTimes, Machine},
+    outcome::Outcome,
     report::{self, Done},
     rows::{self, Context, ROWS, Row},
 };
@@ -21,6 +23,10 @@ use tokio::runtime::Runtime;
 const USAGE: &str = "\
 usage: compare [--seconds N] [--rounds N] [--only ROW[,ROW]] [--long] [--list]
                [--figures] [--only-figures] [--build-time] [--output FILE] [-o table|json]";
+
+/// Share of the machine's CPU time that others had, above which a row says so. Below it lie the
+/// kernel's own threads.
+const OTHERS_WORTH_A_WORD: f64 = 0.05;
 
 #[derive(Debug)]
 struct Wanted {
@@ -85,7 +91,7 @@ fn run(wanted: &Wanted, picked: &[&Row]) -> Result<bool, String> {
     };
     for row in picked.iter().filter(|_| wanted.rows) {
         eprintln!("{}: {}", row.name, row.title);
-        finish(row.name, row.title, (row.run)(&context));
+        finish(row.name, row.title, measured(row, &context));
     }
     if wanted.figures {
         eprintln!("figures: a million records, written and replayed");
@@ -101,6 +107,23 @@ fn run(wanted: &Wanted, picked: &[&Row]) -> Result<bool, String> {
     }
     keep(wanted, &text, &results)?;
     Ok(done.iter().all(|row| row.outcome.is_ok()))
+}
+
+/// A row's outcome. A server that does not start panics in the code that tests share: that costs
+/// the row and not the run.
+fn measured(row: &Row, context: &Context<'_>) -> Result<Outcome, String> {
+    let before = CpuTimes::now();
+    let outcome = catch_unwind(AssertUnwindSafe(|| (row.run)(context)));
+    let mut outcome = outcome.unwrap_or_else(|_| Err("it panicked; see stderr".to_owned()))?;
+    let others =
+        before.zip(CpuTimes::now()).map_or(0.0, |(before, now)| now.share_of_others_since(before));
+    if others > OTHERS_WORTH_A_WORD {
+        outcome.notes.push(format!(
+            "other work had {:.0} % of the machine's CPU time meanwhile: rates and times are disturbed",
+            100.0 * others
+        ));
+    }
+    Ok(outcome)
 }
 
 /// The JSON, and the table beside it. Relative paths start at the workspace's root.

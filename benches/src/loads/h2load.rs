@@ -73,6 +73,17 @@ pub struct H2load {
 }
 
 impl H2load {
+    /// Writes the time of every call into a file.
+    fn timed(&self, seconds: u32) -> Result<Run, String> {
+        let log = self.call.folder.join(format!("{}.times", self.call.name));
+        // h2load appends.
+        let _ = fs::remove_file(&log);
+        let run = self.make(seconds, Some(&log))?;
+        let mut times = call_times_us(&log)?;
+        let _ = fs::remove_file(&log);
+        Ok(Run { latency: Latency::of(&mut times), ..run })
+    }
+
     fn make(&self, seconds: u32, log: Option<&Path>) -> Result<Run, String> {
         let mut command = pinned(self.cpus, "h2load");
         command
@@ -111,18 +122,14 @@ impl Load for H2load {
         format!("h2load {connections} x {streams}{rate}")
     }
 
+    /// One call at a time leaves h2load idle enough to write every time down as it goes.
     fn run(&self, seconds: u32) -> Result<Run, String> {
-        self.make(seconds, None)
+        let one_at_a_time = self.shape == Shape { connections: 1, streams: 1 };
+        if one_at_a_time { self.timed(seconds) } else { self.make(seconds, None) }
     }
 
     fn latency(&self, seconds: u32) -> Result<Option<Latency>, String> {
-        let log = self.call.folder.join(format!("{}.times", self.call.name));
-        // h2load appends.
-        let _ = fs::remove_file(&log);
-        self.make(seconds, Some(&log))?;
-        let mut times = call_times_us(&log)?;
-        let _ = fs::remove_file(&log);
-        Ok(Latency::of(&mut times))
+        Ok(self.timed(seconds)?.latency)
     }
 }
 

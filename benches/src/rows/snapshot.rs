@@ -63,12 +63,12 @@ pub(super) fn under_load(context: &Context<'_>) -> Result<Outcome, String> {
         let full = load.run(context.effort.seconds)?;
         load.calls_per_s = Some(LOAD_SHARE * full.calls as f64 / full.seconds);
         forget_peak(node.pid())?;
+        let before = memory(node.pid())?.resident;
         let times = in_rounds(context, &node, &load)?;
-        let quiet_peak = memory(node.pid())?.peak;
         report(name, &load, &times, &mut outcome);
-        eprintln!("    {name}: peak {:.0} MB", quiet_peak as f64 / 1e6);
+        let extra = memory(node.pid())?.peak.saturating_sub(before) as f64 / 1e6;
+        outcome.figure(format!("{name}: memory added at most, meanwhile"), extra, "MB");
     }
-    outcome.figure("extra memory while a snapshot is taken", extra_memory(context, &node)?, "MB");
     outcome.notes.push(format!(
         "{RECORDS} records of 16 B + 100 B in 8 partitions; one partition after another is snapshot, without a pause; calls go to one record"
     ));
@@ -115,15 +115,6 @@ fn report(name: &str, load: &H2load, times: &Times, outcome: &mut Outcome) {
     outcome.figure(format!("{name}: snapshots taken"), f64::from(times.taken.count), "");
     outcome.figure(format!("{name}: seconds of each"), times.taken.seconds / count, "s");
     outcome.figure(format!("{name}: size of each"), times.taken.bytes as f64 / 1e6 / count, "MB");
-}
-
-/// The peak over what was resident, when nothing but snapshots happens.
-fn extra_memory(context: &Context<'_>, node: &Node<'_>) -> Result<f64, String> {
-    forget_peak(node.pid())?;
-    let before = memory(node.pid())?.resident;
-    // Told to stop from the start, it still takes one.
-    take_snapshots(context, node, &AtomicBool::new(true))?;
-    Ok(memory(node.pid())?.peak.saturating_sub(before) as f64 / 1e6)
 }
 
 /// Snapshots one partition after another until told to stop; at least one.

@@ -74,6 +74,12 @@ fn many_streams(
     let body = answer(context.runtime, &site.data_address(), method, request)?;
     let body_bytes = body.len();
     let nghttpd = if_installed("nghttpd", || Nghttpd::start(context.folder, &[(method, body)]))?;
+    if let Some(nghttpd) = &nghttpd {
+        let theirs = answer(context.runtime, &nghttpd.address, method, request)?;
+        if theirs.len() != body_bytes {
+            return Err(format!("nghttpd answers {} B, not {body_bytes}", theirs.len()));
+        }
+    }
     let call = Call::new(context.folder, "unary", method, request)?;
     let mut contenders = vec![
         Contender::new("stateside", &node, call.load(&site.data_address(), shape)),
