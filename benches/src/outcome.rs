@@ -27,7 +27,7 @@ impl Outcome {
     pub fn bar_times(&mut self, contender: &str, limit: f64) {
         let ratio = self.named(contender).zip(self.contenders.first());
         let ratio = ratio.map(|(theirs, ours)| ours.times(theirs));
-        self.bars.push(Bar::at_least(format!("rate / {contender}'s"), ratio, limit, "x"));
+        self.bars.push(Bar::at_least(format!("rate over that of {contender}"), ratio, limit, "x"));
     }
 
     /// Adds a figure.

@@ -184,7 +184,7 @@ mod tests {
         outcome.bar_times("a longer name", 1.5);
         let done = Done { name: "row", title: "a row", outcome: Ok(outcome) };
         let text = row(&done);
-        assert!(text.contains("**MISSED** rate / a longer name's"), "{text}");
+        assert!(text.contains("**MISSED** rate over that of a longer name"), "{text}");
         assert!(text.contains("7 calls refused"), "{text}");
         let widths: Vec<usize> =
             text.lines().filter(|line| line.starts_with('|')).map(str::len).collect();

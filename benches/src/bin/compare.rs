@@ -43,6 +43,10 @@ struct Wanted {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.iter().any(|argument| argument == "--help") {
+        println!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
     let wanted = parse(&arguments);
     let picked = wanted.and_then(|wanted| Ok((rows::pick(&wanted.only, wanted.long)?, wanted)));
     let (picked, wanted) = match picked {

@@ -71,9 +71,9 @@ pub fn if_installed<T>(
     name: &str,
     start: impl FnOnce() -> Result<T, String>,
 ) -> Result<Option<T>, String> {
-    let peer = PEERS.iter().find(|peer| peer.name == name);
-    if peer.is_some_and(|peer| version_of(peer.version).is_none()) {
-        eprintln!("    {name} is not installed and left out");
+    let missing = |peer: &&Peer| peer.name == name && version_of(peer.version).is_none();
+    if let Some(Peer { package, .. }) = PEERS.iter().find(missing) {
+        eprintln!("    {name} (Debian: {package}) is not installed and left out");
         return Ok(None);
     }
     start().map(Some)
