@@ -47,7 +47,8 @@ pub trait Load {
     /// Program and shape, for the table.
     fn describe(&self) -> String;
 
-    /// Calls for about so many seconds.
+    /// Calls for about so many seconds. All calls made are in the answer but for those of the
+    /// first run, whose result nobody uses.
     ///
     /// # Errors
     /// The program did not run, or calls failed.

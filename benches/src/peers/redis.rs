@@ -56,13 +56,7 @@ impl Redis {
 
     /// The load that sends this command.
     pub fn load(&self, connections: u32, depth: u32, command: &[&str]) -> RedisBenchmark {
-        RedisBenchmark {
-            port: self.port,
-            connections,
-            depth,
-            keys: None,
-            command: command.iter().map(|&word| word.to_owned()).collect(),
-        }
+        RedisBenchmark::new(self.port, connections, depth, command)
     }
 
     /// Sets every key to the same value, pipelined, and sees that they are there.
