@@ -1,35 +1,17 @@
-//! Ours beside tonic: the same calls to both, in turn, in one run.
-
-use std::{
-    path::Path,
-    process::{Child, Command, Stdio},
-    time::Duration,
-};
+//! The engine: every contender of a row is measured in turn, round after round, in one run.
+//! Absolute numbers depend on the machine and on what else it does; what disturbs one contender
+//! in a round disturbs the next as well, so the ratios of a round hardly do.
 
 use serde_json::{Value, json};
-use stateside_e2e::{
-    config::Config,
-    node_process::{Node, Site},
-    ports,
-    requirements::profile_folder,
-    rpc,
-    until::until,
-};
-use stateside_proto::v1::{Ack, GetRequest, UpsertEntry, UpsertRequest};
-use tokio::runtime::Runtime;
 
 use crate::{
-    h2load::{Load, Shape},
-    process::{SERVER_CPU, cpu_seconds},
+    loads::{Latency, Load},
+    peers::Server,
+    process::{cpu_seconds, disk_bytes_written, memory},
     statistics::{median, spread},
 };
 
-const KEY: &[u8; 16] = b"key-of-16-bytes.";
-const VALUE_BYTES: usize = 100;
-const BATCH_PAIRS: usize = 1_000;
-/// The shape that the bars are set for.
-const MANY_STREAMS: Shape = Shape { connections: 8, streams: 32 };
-/// A run before the measured one: caches, branch predictors, connection pools.
+/// A run before the measured ones: caches, branch predictors, connection pools.
 const WARM_UP_SECONDS: u32 = 1;
 
 /// How much to measure.
@@ -37,276 +19,273 @@ const WARM_UP_SECONDS: u32 = 1;
 pub struct Effort {
     /// Length of one measurement.
     pub seconds: u32,
-    /// Measurements of each server, in turn.
+    /// Measurements of each contender, in turn.
     pub rounds: u32,
 }
 
-/// One line of the table.
-struct Scenario {
-    name: &'static str,
-    load: Load,
-    shape: Shape,
-    /// Pairs in a call; rates are given in pairs when there are several.
-    pairs: usize,
-    /// What we aim at: times the peer's rate.
-    aim: Option<f64>,
+/// A server under one load.
+pub struct Contender<'s> {
+    /// For the table.
+    pub name: String,
+    /// None for what no server does.
+    pub server: Option<&'s dyn Server>,
+    /// What calls it.
+    pub load: Box<dyn Load + 's>,
+    /// Pairs in a call: rates and costs are given for pairs.
+    pub pairs: usize,
 }
 
-/// Rates and CPU of one server in one scenario.
-#[derive(Default)]
-struct Measured {
-    calls_per_s: Vec<f64>,
-    cpu_us_per_call: Vec<f64>,
-    server_busy: Vec<f64>,
-    /// Calls that were refused: answered fast, so they are not counted as work done.
-    refused: u64,
+impl<'s> Contender<'s> {
+    /// A server and a load of single pairs.
+    pub fn new(name: impl Into<String>, server: &'s dyn Server, load: impl Load + 's) -> Self {
+        Self { name: name.into(), server: Some(server), load: Box::new(load), pairs: 1 }
+    }
+
+    /// The same with this many pairs in a call.
+    #[must_use]
+    pub fn of_pairs(self, pairs: usize) -> Self {
+        Self { pairs, ..self }
+    }
+}
+
+/// One measurement of one contender. "Operations" are pairs.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Work done, refused calls not counted.
+    pub operations_per_s: f64,
+    /// The server's CPU time.
+    pub cpu_us_per_operation: f64,
+    /// The server's share of a core.
+    pub busy: f64,
+    /// Of calls, not of pairs.
+    pub latency: Option<Latency>,
+    /// Calls refused, also while times were taken.
+    pub refused: u64,
+    /// Parts of calls that changed cores, per call.
+    pub hops_per_call: f64,
+    /// Durable writes per call, as the server counts them.
+    pub disk_writes_per_call: f64,
+    /// As the kernel counts them.
+    pub disk_bytes_per_call: f64,
+}
+
+/// All measurements of one contender.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// The contender's.
+    pub name: String,
+    /// The load, described.
+    pub load: String,
+    /// One a round.
+    pub samples: Vec<Sample>,
+    /// The most memory that the server ever had, bytes; None without a server.
+    pub peak_memory: Option<u64>,
 }
 
 impl Measured {
-    fn json(&self) -> Value {
+    /// The median of something over the rounds.
+    pub fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
+        median(&self.samples.iter().map(of).collect::<Vec<_>>())
+    }
+
+    /// The median of a time over the rounds; None when the load takes no times.
+    pub fn time_us(&self, of: impl Fn(&Latency) -> f64) -> Option<f64> {
+        let times: Vec<f64> =
+            self.samples.iter().filter_map(|sample| sample.latency.as_ref().map(&of)).collect();
+        (!times.is_empty()).then(|| median(&times))
+    }
+
+    /// The median rate.
+    pub fn rate(&self) -> f64 {
+        self.median(|sample| sample.operations_per_s)
+    }
+
+    /// How often the rate is the other's: the ratio of the medians, and the lowest and highest of
+    /// the rounds.
+    pub fn times(&self, other: &Self) -> Ratio {
+        self.ratio(other, |sample| sample.operations_per_s)
+    }
+
+    /// The same of anything.
+    pub fn ratio(&self, other: &Self, of: impl Fn(&Sample) -> f64) -> Ratio {
+        let of = &of;
+        let each: Vec<f64> =
+            self.samples.iter().zip(&other.samples).map(|(a, b)| of(a) / of(b)).collect();
+        let (lowest, highest) = spread(&each);
+        Ratio { value: self.median(of) / other.median(of), lowest, highest }
+    }
+
+    /// By how much the median call took longer than the other's, microseconds; None when one of
+    /// the loads takes no times.
+    pub fn behind_us(&self, other: &Self) -> Option<Ratio> {
+        let p50 = |sample: &Sample| sample.latency.map(|latency| latency.p50_us);
+        let each: Vec<f64> = self
+            .samples
+            .iter()
+            .zip(&other.samples)
+            .filter_map(|(ours, theirs)| Some(p50(ours)? - p50(theirs)?))
+            .collect();
+        let value =
+            self.time_us(|latency| latency.p50_us)? - other.time_us(|latency| latency.p50_us)?;
+        let (lowest, highest) = spread(&each);
+        Some(Ratio { value, lowest, highest })
+    }
+
+    /// Calls refused in all rounds.
+    pub fn refused(&self) -> u64 {
+        self.samples.iter().map(|sample| sample.refused).sum()
+    }
+
+    /// For the JSON file: every sample, and the medians.
+    pub fn json(&self) -> Value {
+        let samples: Vec<Value> = self.samples.iter().map(Sample::json).collect();
         json!({
-            "calls_per_s": self.calls_per_s,
-            "calls_per_s_median": median(&self.calls_per_s),
-            "cpu_us_per_call_median": median(&self.cpu_us_per_call),
-            "server_busy_median": median(&self.server_busy),
-            "calls_refused": self.refused,
+            "name": self.name,
+            "load": self.load,
+            "operations_per_s": self.rate(),
+            "cpu_us_per_operation": self.median(|sample| sample.cpu_us_per_operation),
+            "server_busy": self.median(|sample| sample.busy),
+            "p50_us": self.time_us(|latency| latency.p50_us),
+            "p99_us": self.time_us(|latency| latency.p99_us),
+            "p999_us": self.time_us(|latency| latency.p999_us),
+            "peak_memory_bytes": self.peak_memory,
+            "calls_refused": self.refused(),
+            "samples": samples,
         })
     }
 }
 
-/// The tonic service as a process; killed when dropped.
-struct Peer {
-    child: Child,
-    address: String,
-}
-
-impl Peer {
-    fn start(folder: &Path) -> Result<Self, String> {
-        let address = format!("127.0.0.1:{}", ports::free_block());
-        let child = Command::new("taskset")
-            .args(["-c", SERVER_CPU])
-            .arg(profile_folder().join("tonic-peer"))
-            .arg(&address)
-            .arg(folder.join("peer.log"))
-            .stdin(Stdio::null())
-            .spawn()
-            .map_err(|error| format!("taskset or tonic-peer did not start: {error}"))?;
-        let peer = Self { child, address };
-        until("the tonic service listens", Duration::from_secs(10), || {
-            std::net::TcpStream::connect(&peer.address).ok().map(drop)
-        });
-        Ok(peer)
+impl Sample {
+    fn json(&self) -> Value {
+        json!({
+            "operations_per_s": self.operations_per_s,
+            "cpu_us_per_operation": self.cpu_us_per_operation,
+            "server_busy": self.busy,
+            "p50_us": self.latency.map(|latency| latency.p50_us),
+            "p99_us": self.latency.map(|latency| latency.p99_us),
+            "p999_us": self.latency.map(|latency| latency.p999_us),
+            "calls_refused": self.refused,
+            "hops_per_call": self.hops_per_call,
+            "disk_writes_per_call": self.disk_writes_per_call,
+            "disk_bytes_per_call": self.disk_bytes_per_call,
+        })
     }
 }
 
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A ratio or a difference, and where it lay in the single rounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio {
+    /// Of the medians.
+    pub value: f64,
+    /// Of the rounds.
+    pub lowest: f64,
+    /// Of the rounds.
+    pub highest: f64,
 }
 
-/// Runs the comparison and prints its table; answers it as JSON.
+/// Measures all, in turn.
 ///
 /// # Errors
-/// A sentence: something could not be run, or did not answer as it should.
-pub fn run(effort: Effort, folder: &Path) -> Result<Value, String> {
-    // Acknowledged from memory by default, so that a request can ask for either.
-    let mut site = Site::new(Config {
-        ack: "memory",
-        log_segment_mb: 64,
-        log_max_mb: 1_024,
-        ..Config::default()
-    });
-    site.prefix = ["taskset", "-c", SERVER_CPU].map(str::to_owned).to_vec();
-    let node = site.start();
-    let peer = Peer::start(folder)?;
-    let ours = (site.data_address(), node.pid());
-    let theirs = (peer.address.clone(), peer.child.id());
-    for (address, _) in [&ours, &theirs] {
-        both_answer(address)?;
+/// A load or a server failed.
+pub fn in_turn(effort: Effort, contenders: &[Contender<'_>]) -> Result<Vec<Measured>, String> {
+    let failed = |contender: &Contender<'_>, error| format!("{}: {error}", contender.name);
+    let mut measured: Vec<Measured> = contenders
+        .iter()
+        .map(|contender| Measured {
+            name: contender.name.clone(),
+            load: contender.load.describe(),
+            samples: Vec::new(),
+            peak_memory: None,
+        })
+        .collect();
+    for contender in contenders {
+        contender.load.run(WARM_UP_SECONDS).map_err(|error| failed(contender, error))?;
     }
-    println!(
-        "server on core {SERVER_CPU}, h2load on core {}, {} s a measurement, {} rounds in turn",
-        crate::process::LOAD_CPU,
-        effort.seconds,
-        effort.rounds
-    );
-    println!(
-        "{:<34} {:>22} {:>22} {:>7} {:>13}  {:>11} {:>11}",
-        "",
-        "stateside /s (busy)",
-        "tonic /s (busy)",
-        "ratio",
-        "(spread)",
-        "our us/call",
-        "their us/call"
-    );
-    let mut results = Vec::new();
-    for scenario in scenarios(folder)? {
-        results.push(compare(&scenario, effort, &node, &ours, &theirs)?);
+    for round in 1..=effort.rounds {
+        for (contender, measured) in contenders.iter().zip(&mut measured) {
+            let sample = sample(effort, contender).map_err(|error| failed(contender, error))?;
+            eprintln!(
+                "    round {round} of {}: {:<28} {:>12.0}/s",
+                effort.rounds, contender.name, sample.operations_per_s
+            );
+            measured.samples.push(sample);
+        }
     }
-    for (address, _) in [&ours, &theirs] {
-        both_answer(address)?;
+    for (contender, measured) in contenders.iter().zip(&mut measured) {
+        if let Some(server) = contender.server {
+            measured.peak_memory = Some(memory(server.pid())?.peak);
+        }
     }
-    Ok(Value::Array(results))
+    Ok(measured)
 }
 
-fn scenarios(folder: &Path) -> Result<Vec<Scenario>, String> {
-    let get = GetRequest { keys: vec![KEY.to_vec()], routing_key: Vec::new() };
-    let one = |ack| upsert(1, ack);
-    let load =
-        |name: &str, method, request: &UpsertRequest| Load::new(folder, name, method, request);
-    const GET: &str = "stateside.v1.DataPlane/Get";
-    const UPSERT: &str = "stateside.v1.DataPlane/Upsert";
-    let few_streams = Shape { connections: 50, streams: 1 };
-    Ok(vec![
-        Scenario {
-            name: "Get, 8 x 32",
-            load: Load::new(folder, "get", GET, &get)?,
-            shape: MANY_STREAMS,
-            pairs: 1,
-            aim: Some(2.2),
-        },
-        Scenario {
-            name: "Upsert ack=memory, 8 x 32",
-            load: load("memory", UPSERT, &one(Ack::Memory))?,
-            shape: MANY_STREAMS,
-            pairs: 1,
-            aim: Some(2.2),
-        },
-        Scenario {
-            name: "Upsert ack=durable, 8 x 32",
-            load: load("durable", UPSERT, &one(Ack::Durable))?,
-            shape: MANY_STREAMS,
-            pairs: 1,
-            aim: None,
-        },
-        Scenario {
-            name: "Get, 50 x 1",
-            load: Load::new(folder, "get50", GET, &get)?,
-            shape: few_streams,
-            pairs: 1,
-            aim: None,
-        },
-        Scenario {
-            name: "Upsert of 1,000 pairs, memory, 2 x 2",
-            load: load("batch", UPSERT, &upsert(BATCH_PAIRS, Ack::Memory))?,
-            shape: Shape { connections: 2, streams: 2 },
-            pairs: BATCH_PAIRS,
-            aim: None,
-        },
-    ])
-}
-
-/// A batch of pairs. Under one routing key when there are several: one partition, one batch.
-fn upsert(pairs: usize, ack: Ack) -> UpsertRequest {
-    let key = |number: usize| {
-        if pairs == 1 { KEY.to_vec() } else { format!("key-{number:012}").into_bytes() }
+fn sample(effort: Effort, contender: &Contender<'_>) -> Result<Sample, String> {
+    let counters = || contender.server.map_or(Ok(Default::default()), Server::counters);
+    let cpu = || contender.server.map_or(Ok(0.0), |server| cpu_seconds(server.pid()));
+    let disk = || contender.server.map_or(Ok(0), |server| disk_bytes_written(server.pid()));
+    let (counted, cpu_before, disk_before) = (counters()?, cpu()?, disk()?);
+    let run = contender.load.run(effort.seconds)?;
+    let (cpu, disk, after) = (cpu()? - cpu_before, disk()? - disk_before, counters()?);
+    let latency = match run.latency {
+        Some(latency) => Some(latency),
+        None => contender.load.latency((effort.seconds / 2).max(1))?,
     };
-    UpsertRequest {
-        entries: (0..pairs)
-            .map(|number| UpsertEntry {
-                key: key(number),
-                value: vec![b'v'; VALUE_BYTES],
-                ..UpsertEntry::default()
-            })
-            .collect(),
-        routing_key: if pairs == 1 { Vec::new() } else { KEY.to_vec() },
-        atomic: false,
-        ack: ack.into(),
+    let done = run.calls.saturating_sub(after.refused - counted.refused) as f64;
+    if done == 0.0 {
+        return Err("every call was refused".to_owned());
     }
-}
-
-fn compare(
-    scenario: &Scenario,
-    effort: Effort,
-    node: &Node<'_>,
-    ours: &(String, u32),
-    theirs: &(String, u32),
-) -> Result<Value, String> {
-    let (mut our, mut their) = (Measured::default(), Measured::default());
-    for server in [ours, theirs] {
-        scenario.load.run(&server.0, scenario.shape, WARM_UP_SECONDS, None)?;
-    }
-    for _ in 0..effort.rounds {
-        for ((address, pid), measured) in [(ours, &mut our), (theirs, &mut their)] {
-            let before = cpu_seconds(*pid);
-            let refused_before = refused(node);
-            let run = scenario.load.run(address, scenario.shape, effort.seconds, None)?;
-            let cpu = cpu_seconds(*pid) - before;
-            let refused = refused(node) - refused_before;
-            let done = run.calls.saturating_sub(refused) as f64;
-            measured.refused += refused;
-            measured.calls_per_s.push(done / run.seconds);
-            measured.cpu_us_per_call.push(cpu * 1e6 / done);
-            measured.server_busy.push(cpu / run.seconds);
-        }
-    }
-    let ratio = median(&our.calls_per_s) / median(&their.calls_per_s);
-    let ratios: Vec<f64> =
-        our.calls_per_s.iter().zip(&their.calls_per_s).map(|(our, their)| our / their).collect();
-    let (lowest, highest) = spread(&ratios);
-    let shown = |measured: &Measured| {
-        let rate = median(&measured.calls_per_s) * scenario.pairs as f64;
-        format!("{:.0} ({:.0} %)", rate, 100.0 * median(&measured.server_busy))
-    };
-    let mut remark = scenario.aim.map_or(String::new(), |aim| format!("  aim {aim}"));
-    if our.refused > 0 {
-        remark += &format!("  {} calls refused, not counted", our.refused);
-    }
-    println!(
-        "{:<34} {:>22} {:>22} {:>7.2} {:>13}  {:>11.2} {:>11.2}{remark}",
-        scenario.name,
-        shown(&our),
-        shown(&their),
-        ratio,
-        format!("{lowest:.2}-{highest:.2}"),
-        median(&our.cpu_us_per_call),
-        median(&their.cpu_us_per_call),
-    );
-    Ok(json!({
-        "scenario": scenario.name,
-        "connections": scenario.shape.connections,
-        "streams": scenario.shape.streams,
-        "pairs_per_call": scenario.pairs,
-        "stateside": our.json(),
-        "tonic": their.json(),
-        "ratio": ratio,
-        "ratio_lowest": lowest,
-        "ratio_highest": highest,
-        "ratio_aim": scenario.aim,
-    }))
-}
-
-/// h2load looks at HTTP's status only: sees that the calls it will make do what they say.
-fn both_answer(address: &str) -> Result<(), String> {
-    let runtime = Runtime::new().map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let said = |status: tonic::Status| format!("{address}: {status}");
-        let mut data = rpc::data(address).await.map_err(|error| format!("{address}: {error}"))?;
-        for (pairs, ack) in [(1, Ack::Memory), (BATCH_PAIRS, Ack::Memory), (1, Ack::Durable)] {
-            let answer = data.upsert(upsert(pairs, ack)).await.map_err(said)?.into_inner();
-            if answer.results.len() != pairs || answer.results.iter().any(|r| r.error.is_some()) {
-                return Err(format!("{address}: a batch of {pairs} was not written"));
-            }
-        }
-        let get = GetRequest { keys: vec![KEY.to_vec()], routing_key: Vec::new() };
-        let records = data.get(get).await.map_err(said)?.into_inner().records;
-        if records.len() == 1 && records[0].value.len() == VALUE_BYTES {
-            Ok(())
-        } else {
-            Err(format!("{address}: the record is not there"))
-        }
+    let operations = done * contender.pairs as f64;
+    Ok(Sample {
+        operations_per_s: operations / run.seconds,
+        cpu_us_per_operation: cpu * 1e6 / operations,
+        busy: cpu / run.seconds,
+        latency,
+        refused: counters()?.refused - counted.refused,
+        hops_per_call: (after.hops - counted.hops) as f64 / done,
+        disk_writes_per_call: (after.disk_writes - counted.disk_writes) as f64 / done,
+        disk_bytes_per_call: disk as f64 / done,
     })
 }
 
-/// Calls that our node has refused so far, for whatever reason.
-fn refused(node: &Node<'_>) -> u64 {
-    let metrics = node.metrics();
-    metrics
-        .lines()
-        .filter(|line| line.starts_with("stateside_refused_total"))
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
-        .sum()
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{loads::Run, peers::Counters};
+
+    struct Refusing(std::cell::Cell<u64>);
+
+    impl Server for Refusing {
+        fn pid(&self) -> u32 {
+            std::process::id()
+        }
+
+        fn counters(&self) -> Result<Counters, String> {
+            Ok(Counters { refused: self.0.get(), ..Counters::default() })
+        }
+    }
+
+    /// A hundred calls a second, of which the server refuses so many.
+    struct Calls<'s>(&'s Refusing, u64);
+
+    impl Load for Calls<'_> {
+        fn describe(&self) -> String {
+            "calls".to_owned()
+        }
+
+        fn run(&self, seconds: u32) -> Result<Run, String> {
+            self.0.0.set(self.0.0.get() + self.1);
+            Ok(Run { calls: 100 * u64::from(seconds), seconds: f64::from(seconds), latency: None })
+        }
+    }
+
+    #[test]
+    fn refused_calls_are_no_work_done() {
+        let server = Refusing(0.into());
+        let contender = Contender::new("x", &server, Calls(&server, 50)).of_pairs(10);
+        let effort = Effort { seconds: 2, rounds: 3 };
+        let measured = &in_turn(effort, &[contender]).unwrap()[0];
+        assert_eq!((measured.rate(), measured.refused()), (750.0, 150));
+        let all = Contender::new("x", &server, Calls(&server, 200));
+        assert!(in_turn(effort, &[all]).is_err());
+    }
 }

@@ -1,12 +1,22 @@
-//! Measurements of the real binary: beside a tonic + tokio service with the same contract, and
+//! Measurements of the real binary: beside other systems under the same load in the same run, and
 //! the figures that a release states.
 //!
-//! Every number comes from the release binary under h2load, server pinned to one core, load to
-//! another, ours and theirs in turn in the same run: absolute numbers depend on the machine, the
-//! ratio hardly does.
+//! Every number comes from the release binary, server pinned to one core, load to another, all
+//! contenders in turn in the same run: absolute numbers depend on the machine, ratios hardly do.
+//!
+//! ```text
+//!   rows ──► peers (start a server) ──► loads (call it) ──► comparison (in turn, round by round)
+//!     └────► outcome: contenders, figures, bars ──► report: Markdown, JSON
+//! ```
 
+pub mod calls;
 pub mod comparison;
 pub mod figures;
-pub mod h2load;
+pub mod loads;
+pub mod machine;
+pub mod outcome;
+pub mod peers;
 pub mod process;
+pub mod report;
+pub mod rows;
 pub mod statistics;

@@ -6,6 +6,7 @@ use crate::{
     process,
     report::{Passed, Report},
     suite::{self, STEPS, Step},
+    tools::Tool,
     workspace,
 };
 
@@ -89,12 +90,26 @@ pub(crate) fn kill_loops(arguments: &[String]) -> Outcome {
         && run_built("debug", "kill-loops", arguments))
 }
 
-/// The comparison and the figures, with their own output on the terminal.
-pub(crate) fn bench(arguments: &[String]) -> Outcome {
-    let mut report = Report::default();
-    let ready = report.step("tools", "install what the comparison needs", suite::install_tools);
+/// The comparison and the figures: their table on stdout, all else on stderr.
+pub(crate) fn compare(arguments: &[String]) -> Outcome {
+    if arguments.iter().any(|argument| ["--list", "--help"].contains(&argument.as_str())) {
+        return Ok(build(&["--release", "--package", "stateside-benches"])
+            && run_built("release", "compare", arguments));
+    }
+    eprintln!("Installs what is missing (Debian's packages, on the system):");
+    let missing: Vec<String> = Tool::FOR_COMPARISON
+        .iter()
+        .filter(|tool| !tool.installed())
+        .map(|tool| tool.describe())
+        .collect();
+    eprintln!("  {}", if missing.is_empty() { "nothing".to_owned() } else { missing.join("\n  ") });
+    let installed = process::Log::create("compare-tools").map_err(|error| error.to_string());
+    // What cannot be installed is left out of the comparison, and its table says so.
+    if let Err(problem) = installed.and_then(|mut log| suite::install_peers(&mut log).map(drop)) {
+        eprintln!("{problem}");
+    }
     let packages = ["--release", "--package", "stateside-node", "--package", "stateside-benches"];
-    Ok(ready && build(&packages) && run_built("release", "side-by-side", arguments))
+    Ok(build(&packages) && run_built("release", "compare", arguments))
 }
 
 /// The table of what calls cost, or one of its profiles.

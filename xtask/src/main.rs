@@ -33,10 +33,16 @@ Commands:
                   --loops N     kills (default 100)
                   --store S     memory, sled or both (default both)
                   --seed N      repeat a run's choices (default: drawn and printed)
-  bench         this build beside a tonic + tokio service, with h2load; see docs/testing.md
+  compare       this build beside Redis, memcached, etcd, nghttpd and tonic; a table on stdout
+                  --only ROW[,ROW]  these rows; --list names all
+                  --long        also rows that take minutes and gigabytes
                   --seconds N   length of one measurement (default 5)
-                  --rounds N    rounds of ours and theirs in turn (default 3)
-                  --figures     also replay rate, cold start, snapshot, sizes, build time
+                  --rounds N    rounds of all contenders in turn (default 3)
+                  --figures     also replay rate, cold start, sizes; --only-figures
+                  --build-time  also a clean release build
+                  --output FILE keep the JSON there and the table as .md beside
+                                (default target/bench/compare.json)
+                  -o json       JSON on stdout instead of the table
   counts        instructions and allocations of unary calls, each beside its bound
                   profile OPERATION FILE   where they go, for callgrind_annotate FILE
   codegen       write proto/src/generated anew from the .proto files
@@ -56,7 +62,7 @@ fn main() -> ExitCode {
         "check" => commands::check(rest),
         "e2e" => commands::e2e(rest),
         "kill-loops" => commands::kill_loops(rest),
-        "bench" => commands::bench(rest),
+        "compare" => commands::compare(rest),
         "counts" => commands::counts(rest),
         "codegen" => commands::codegen(rest),
         "tools" => commands::install_tools(rest),

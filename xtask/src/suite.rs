@@ -61,17 +61,27 @@ pub(crate) const STEPS: &[Step] = &[
     },
 ];
 
-/// Says what will be installed, installs it, and tells what could not be.
+/// Installs what the tests need.
 pub(crate) fn install_tools(log: &mut Log) -> StepResult {
-    let missing: Vec<Tool> = Tool::ALL.into_iter().filter(|tool| !tool.installed()).collect();
+    install(&Tool::FOR_TESTS, log)
+}
+
+/// Installs what the comparison needs.
+pub(crate) fn install_peers(log: &mut Log) -> StepResult {
+    install(&Tool::FOR_COMPARISON, log)
+}
+
+/// Says what will be installed, installs it, and tells what could not be.
+fn install(tools: &[Tool], log: &mut Log) -> StepResult {
+    let missing: Vec<Tool> = tools.iter().copied().filter(|tool| !tool.installed()).collect();
     if missing.is_empty() {
         return Ok(Passed { note: "all there".into(), ..Passed::default() });
     }
     let mut failed = Vec::new();
     for tool in &missing {
-        println!("     installing {}", tool.describe());
+        eprintln!("     installing {}", tool.describe());
         if let Err(problem) = tool.install(log) {
-            println!("     NOT INSTALLED: {problem}");
+            eprintln!("     NOT INSTALLED: {problem}");
             failed.push(format!("tests that need {}: {problem}", tool.describe()));
         }
     }
@@ -90,7 +100,7 @@ pub(crate) fn announce() {
     println!(
         "Installs what is missing, once, under target/tools (Debian's packages on the system):"
     );
-    for tool in Tool::ALL {
+    for tool in Tool::FOR_TESTS {
         let state = if tool.installed() { "there    " } else { "to install" };
         println!("  {state}  {}", tool.describe());
     }

