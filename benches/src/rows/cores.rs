@@ -57,6 +57,9 @@ pub(super) fn routing(context: &Context<'_>) -> Result<Outcome, String> {
         "two cores and two loads share two CPUs: rates are what is left, CPU per call is the server's own".to_owned(),
     );
     outcome.notes.push(
+        "shared port: a closed loop makes fewer of the calls that take longer, so fewer than half hop".to_owned(),
+    );
+    outcome.notes.push(
         "CPU per hop: CPU per call when every call hops less that of the routing client, per hop counted".to_owned(),
     );
     Ok(outcome)
