@@ -33,18 +33,26 @@ pub struct Contender<'s> {
     pub load: Box<dyn Load + 's>,
     /// Pairs in a call: rates and costs are given for pairs.
     pub pairs: usize,
+    /// Partitions that a call's pairs are spread over, evenly.
+    pub parts: usize,
 }
 
 impl<'s> Contender<'s> {
     /// A server and a load of single pairs.
     pub fn new(name: impl Into<String>, server: &'s dyn Server, load: impl Load + 's) -> Self {
-        Self { name: name.into(), server: Some(server), load: Box::new(load), pairs: 1 }
+        Self { name: name.into(), server: Some(server), load: Box::new(load), pairs: 1, parts: 1 }
     }
 
     /// The same with this many pairs in a call.
     #[must_use]
     pub fn of_pairs(self, pairs: usize) -> Self {
         Self { pairs, ..self }
+    }
+
+    /// The same with a call's pairs spread over this many partitions.
+    #[must_use]
+    pub fn in_parts(self, parts: usize) -> Self {
+        Self { parts, ..self }
     }
 }
 
@@ -61,6 +69,8 @@ pub struct Sample {
     pub latency: Option<Latency>,
     /// Calls refused, also while times were taken.
     pub refused: u64,
+    /// Parts of batches refused, also while times were taken.
+    pub refused_parts: u64,
     /// Parts of calls that changed cores, per call.
     pub hops_per_call: f64,
     /// Durable writes per call, as the server counts them.
@@ -136,6 +146,11 @@ impl Measured {
         self.samples.iter().map(|sample| sample.refused).sum()
     }
 
+    /// Parts of batches refused in all rounds, within calls that were answered.
+    pub fn refused_parts(&self) -> u64 {
+        self.samples.iter().map(|sample| sample.refused_parts).sum()
+    }
+
     /// For the JSON file: every sample, and the medians.
     pub fn json(&self) -> Value {
         let samples: Vec<Value> = self.samples.iter().map(Sample::json).collect();
@@ -150,6 +165,7 @@ impl Measured {
             "p999_us": self.time_us(|latency| latency.p999_us),
             "peak_memory_bytes": self.peak_memory,
             "calls_refused": self.refused(),
+            "parts_refused": self.refused_parts(),
             "samples": samples,
         })
     }
@@ -165,6 +181,7 @@ impl Sample {
             "p99_us": self.latency.map(|latency| latency.p99_us),
             "p999_us": self.latency.map(|latency| latency.p999_us),
             "calls_refused": self.refused,
+            "parts_refused": self.refused_parts,
             "hops_per_call": self.hops_per_call,
             "disk_writes_per_call": self.disk_writes_per_call,
             "disk_bytes_per_call": self.disk_bytes_per_call,
@@ -234,13 +251,20 @@ fn sample(effort: Effort, contender: &Contender<'_>) -> Result<Sample, String> {
     if done == 0.0 {
         return Err("every call was refused".to_owned());
     }
-    let operations = done * contender.pairs as f64;
+    let parts_refused = (after.refused_parts - counted.refused_parts) as f64;
+    let pairs = contender.pairs as f64;
+    let operations = done * pairs - parts_refused * pairs / contender.parts as f64;
+    if operations <= 0.0 {
+        return Err("every part of every call was refused".to_owned());
+    }
+    let at_end = counters()?;
     Ok(Sample {
         operations_per_s: operations / run.seconds,
         cpu_us_per_operation: cpu * 1e6 / operations,
         busy: cpu / run.seconds,
         latency,
-        refused: counters()?.refused - counted.refused,
+        refused: at_end.refused - counted.refused,
+        refused_parts: at_end.refused_parts - counted.refused_parts,
         hops_per_call: (after.hops - counted.hops) as f64 / done,
         disk_writes_per_call: (after.disk_writes - counted.disk_writes) as f64 / done,
         disk_bytes_per_call: disk as f64 / done,
@@ -249,10 +273,17 @@ fn sample(effort: Effort, contender: &Contender<'_>) -> Result<Sample, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
     use crate::{loads::Run, peers::Counters};
 
-    struct Refusing(std::cell::Cell<u64>);
+    /// Counts what the load tells it to refuse.
+    #[derive(Default)]
+    struct Refusing {
+        calls: Cell<u64>,
+        parts: Cell<u64>,
+    }
 
     impl Server for Refusing {
         fn pid(&self) -> u32 {
@@ -260,12 +291,13 @@ mod tests {
         }
 
         fn counters(&self) -> Result<Counters, String> {
-            Ok(Counters { refused: self.0.get(), ..Counters::default() })
+            let (refused, refused_parts) = (self.calls.get(), self.parts.get());
+            Ok(Counters { refused, refused_parts, ..Counters::default() })
         }
     }
 
-    /// A hundred calls a second, of which the server refuses so many.
-    struct Calls<'s>(&'s Refusing, u64);
+    /// A hundred calls a second, of which the server refuses so many calls and parts a run.
+    struct Calls<'s>(&'s Refusing, u64, u64);
 
     impl Load for Calls<'_> {
         fn describe(&self) -> String {
@@ -273,19 +305,31 @@ mod tests {
         }
 
         fn run(&self, seconds: u32) -> Result<Run, String> {
-            self.0.0.set(self.0.0.get() + self.1);
+            self.0.calls.set(self.0.calls.get() + self.1);
+            self.0.parts.set(self.0.parts.get() + self.2);
             Ok(Run { calls: 100 * u64::from(seconds), seconds: f64::from(seconds), latency: None })
         }
     }
 
+    const EFFORT: Effort = Effort { seconds: 2, rounds: 3 };
+
     #[test]
     fn refused_calls_are_no_work_done() {
-        let server = Refusing(0.into());
-        let contender = Contender::new("x", &server, Calls(&server, 50)).of_pairs(10);
-        let effort = Effort { seconds: 2, rounds: 3 };
-        let measured = &in_turn(effort, &[contender]).unwrap()[0];
+        let server = Refusing::default();
+        let contender = Contender::new("x", &server, Calls(&server, 50, 0)).of_pairs(10);
+        let measured = &in_turn(EFFORT, &[contender]).unwrap()[0];
         assert_eq!((measured.rate(), measured.refused()), (750.0, 150));
-        let all = Contender::new("x", &server, Calls(&server, 200));
-        assert!(in_turn(effort, &[all]).is_err());
+        let all = Contender::new("x", &server, Calls(&server, 200, 0));
+        assert!(in_turn(EFFORT, &[all]).is_err());
+    }
+
+    #[test]
+    fn a_refused_part_takes_its_share_of_the_pairs_and_no_more() {
+        let server = Refusing::default();
+        let load = Calls(&server, 0, 80);
+        let contender = Contender::new("x", &server, load).of_pairs(10).in_parts(5);
+        let measured = &in_turn(EFFORT, &[contender]).unwrap()[0];
+        // 200 calls of 10 pairs, less 80 parts of 2, in 2 seconds.
+        assert_eq!((measured.rate(), measured.refused_parts()), (920.0, 240));
     }
 }

@@ -74,7 +74,15 @@ pub fn row(done: &Done) -> String {
     let refused = refused.map(|measured| {
         format!("{}: {} calls refused, not counted as work", measured.name, measured.refused())
     });
-    list(refused.chain(outcome.notes.iter().cloned()).collect());
+    let parts = outcome.contenders.iter().filter(|measured| measured.refused_parts() > 0);
+    let parts = parts.map(|measured| {
+        format!(
+            "{}: {} parts of batches refused, their pairs not counted as work",
+            measured.name,
+            measured.refused_parts()
+        )
+    });
+    list(refused.chain(parts).chain(outcome.notes.iter().cloned()).collect());
     text
 }
 
@@ -167,6 +175,7 @@ mod tests {
             busy: 1.0,
             latency: None,
             refused: 7,
+            refused_parts: 0,
             hops_per_call: 0.0,
             disk_writes_per_call: 0.0,
             disk_bytes_per_call: 0.0,

@@ -71,11 +71,16 @@ impl Server for Etcd {
             _ => return Err("etcd does not tell its metrics".to_owned()),
         };
         let refused = metric(&text, "grpc_server_handled_total", |line| {
-            // The load breaks off the calls that are under way at its end; it counts them as little.
-            let uncounted = ["grpc_code=\"OK\"", "grpc_code=\"Canceled\""];
-            line.contains("\"Put\"") && !uncounted.iter().any(|code| line.contains(code))
+            // Calls that the load breaks off at its end are answered Canceled or Unknown; the load
+            // does not count them either.
+            let refusals = ["grpc_code=\"ResourceExhausted\"", "grpc_code=\"Unavailable\""];
+            line.contains("\"Put\"") && refusals.iter().any(|code| line.contains(code))
         });
         let disk_writes = metric(&text, "etcd_disk_wal_fsync_duration_seconds_count", |_| true);
-        Ok(Counters { refused: refused as u64, disk_writes: disk_writes as u64, hops: 0 })
+        Ok(Counters {
+            refused: refused as u64,
+            disk_writes: disk_writes as u64,
+            ..Counters::default()
+        })
     }
 }

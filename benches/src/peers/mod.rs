@@ -15,6 +15,8 @@ use std::process::{Command, Stdio};
 pub struct Counters {
     /// Calls refused: answered fast, so they are no work done.
     pub refused: u64,
+    /// Parts of batches refused within calls that were answered: the part of one partition each.
+    pub refused_parts: u64,
     /// Parts of calls that went from one core to another.
     pub hops: u64,
     /// Durable writes to the disk.

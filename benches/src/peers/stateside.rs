@@ -34,8 +34,12 @@ impl Server for Node<'_> {
     fn counters(&self) -> Result<Counters, String> {
         let text = self.metrics();
         let sum = |name: &str| metric(&text, name, |_| true) as u64;
+        let refused =
+            metric(&text, "stateside_requests_total", |line| !line.contains("code=\"OK\"")) as u64;
         Ok(Counters {
-            refused: sum("stateside_refused_total"),
+            refused,
+            // A refused call is in both metrics.
+            refused_parts: sum("stateside_refused_total").saturating_sub(refused),
             hops: sum("stateside_hops_sent_total"),
             disk_writes: sum("stateside_log_write_duration_seconds_count"),
         })

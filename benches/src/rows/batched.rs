@@ -3,6 +3,8 @@
 use prost::Message;
 use stateside_proto::v1::{Ack, GetRequest, UpsertRequest};
 
+use stateside_types::limits::DEFAULT_PARTITIONS_PER_CORE;
+
 use super::Context;
 use crate::{
     calls::{BATCH_PAIRS, GET, KEY, UPSERT, check, get_batch, numbered_key, upsert_batch, value},
@@ -76,7 +78,9 @@ fn beside(
     let one_partition = Call::new(context.folder, "one-partition", method, one_partition)?;
     let ours = site.data_address();
     let mut contenders = vec![
-        Contender::new("stateside", &node, spread.load(&ours, SHAPE)).of_pairs(BATCH_PAIRS),
+        Contender::new("stateside", &node, spread.load(&ours, SHAPE))
+            .of_pairs(BATCH_PAIRS)
+            .in_parts(DEFAULT_PARTITIONS_PER_CORE as usize),
         Contender::new("stateside, one partition", &node, one_partition.load(&ours, SHAPE))
             .of_pairs(BATCH_PAIRS),
         Contender::new("tonic", &tonic, spread.load(&tonic.address, SHAPE)).of_pairs(BATCH_PAIRS),

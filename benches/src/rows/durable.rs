@@ -97,6 +97,7 @@ fn beside(
             server: None,
             load: Box::new(DirectWrite { folder: context.folder.to_owned() }),
             pairs: 1,
+            parts: 1,
         });
     }
     let mut outcome =
