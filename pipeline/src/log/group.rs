@@ -3,7 +3,7 @@
 //! The stream skips the stamps: a record that does not end in its block goes on in the body of the
 //! next. The stamps themselves come last, when the number of blocks is known.
 
-use std::time::Instant;
+use std::{ops::Range, time::Instant};
 
 use stateside_types::WriteEntry;
 
@@ -151,14 +151,11 @@ impl Group {
             header.payload_crc = checksum(generation.0, &record[RECORD_HEADER_BYTES..]);
             record[..RECORD_HEADER_BYTES].copy_from_slice(&header.encode(generation));
         } else {
-            let mut crc = generation.0;
             let mut offset = start + RECORD_HEADER_BYTES;
-            encode(&mut |piece| {
-                crc = checksum(crc, piece);
-                offset = put(&mut self.buffer, offset, piece);
-            });
+            encode(&mut |piece| offset = put(&mut self.buffer, offset, piece));
             assert_eq!(offset, start + record_bytes, "the size given is the size encoded");
-            header.payload_crc = crc;
+            header.payload_crc =
+                stream_checksum(&self.buffer, start + RECORD_HEADER_BYTES..offset, generation.0);
             put(&mut self.buffer, start, &header.encode(generation));
         }
         self.stream_bytes += record_bytes;
@@ -191,6 +188,19 @@ impl Group {
     pub(super) fn bytes(&self) -> &[u8] {
         &self.buffer
     }
+}
+
+/// The checksum of a part of the stream, around the stamps. Of what has been encoded, a block at a
+/// time: piece by piece, most of the time would go into the pieces' unaligned ends.
+fn stream_checksum(buffer: &[u8], part: Range<usize>, seed: u32) -> u32 {
+    let (mut crc, mut offset) = (seed, part.start);
+    while offset < part.end {
+        let at = stream_to_block(offset);
+        let bytes = (BODY_BYTES - offset % BODY_BYTES).min(part.end - offset);
+        crc = checksum(crc, &buffer[at..at + bytes]);
+        offset += bytes;
+    }
+    crc
 }
 
 /// Copies `piece` to a place in the stream, around the stamps. Returns the place after it.
