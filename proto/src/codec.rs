@@ -37,6 +37,9 @@ pub fn decode_upsert<'a>(
     entries: &mut Vec<WriteEntry<'a>>,
 ) -> Result<WriteHead<'a>, Refusal> {
     decode_write(message, entries, |entry, index| {
+        if let Some((key, value)) = plain_pair(entry) {
+            return Ok(WriteEntry { key, change: Change::Put(value), condition: Condition::None });
+        }
         let mut reader = Reader(entry);
         let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
         let (mut if_absent, mut if_version) = (false, None);
@@ -63,6 +66,25 @@ pub fn decode_upsert<'a>(
         };
         Ok(WriteEntry { key, change: Change::Put(value), condition })
     })
+}
+
+/// An entry as every encoder writes it when it has a key below 128 bytes, a value below 16 KiB and no
+/// condition. None: it may be an entry all the same. Takes a third of the time of the way for
+/// everything, which is a tenth of a large batch.
+#[inline]
+fn plain_pair(entry: &[u8]) -> Option<(&[u8], &[u8])> {
+    const KEY: u8 = tag(1, WireType::LengthDelimited);
+    const VALUE: u8 = tag(2, WireType::LengthDelimited);
+    let [KEY, key_bytes @ ..0x80, rest @ ..] = entry else { return None };
+    let (key, rest) = rest.split_at_checked(usize::from(*key_bytes))?;
+    let (value_bytes, value) = match rest {
+        [VALUE, low @ ..0x80, value @ ..] => (usize::from(*low), value),
+        [VALUE, low, high @ ..0x80, value @ ..] => {
+            (usize::from(low & 0x7f) | usize::from(*high) << 7, value)
+        }
+        _ => return None,
+    };
+    (value.len() == value_bytes).then_some((key, value))
 }
 
 /// Decodes a `RemoveRequest`; `entries` is cleared and filled.

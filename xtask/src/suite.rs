@@ -181,7 +181,7 @@ fn docs(log: &mut Log) -> StepResult {
 }
 
 fn unit(log: &mut Log) -> StepResult {
-    log.run(process::cargo().args(["test", "--workspace", "--locked"]).args([
+    log.run(process::cargo().args(["test", "--workspace", "--locked", "--no-fail-fast"]).args([
         "--exclude",
         "stateside-e2e",
         "--",

@@ -1,8 +1,8 @@
 //! A thousand pairs in a call, beside Redis with a deep pipeline of single commands.
 
 use prost::Message;
+use stateside_e2e::config::Config;
 use stateside_proto::v1::{Ack, GetRequest, UpsertRequest};
-
 use stateside_types::limits::DEFAULT_PARTITIONS_PER_CORE;
 
 use super::Context;
@@ -14,7 +14,7 @@ use crate::{
     peers::{
         if_installed,
         redis::{Durability, Redis},
-        stateside::site,
+        stateside::{config, site, site_with},
         tonic::Tonic,
     },
 };
@@ -22,6 +22,8 @@ use crate::{
 const UPSERT_TIMES_REDIS: f64 = 5.0;
 const GET_TIMES_REDIS: f64 = 3.0;
 const SHAPE: Shape = Shape { connections: 2, streams: 2 };
+/// A pipeline that keeps nothing.
+const WITHOUT_LOG: &str = "partition.pipeline = [\"clock\", \"dispatcher\", \"line-monitor\"]\n";
 const REDIS_CONNECTIONS: u32 = 50;
 const REDIS_DEPTH: u32 = 128;
 /// redis-benchmark makes a number of it, so that it uses the keys that the batch has.
@@ -68,21 +70,26 @@ fn beside(
 ) -> Result<Outcome, String> {
     let site = site();
     let node = site.start();
+    let bare_site = site_with(Config { more: WITHOUT_LOG.to_owned(), ..config() });
+    let bare_node = bare_site.start();
     let tonic = Tonic::start(context.folder)?;
-    for address in [&site.data_address(), &tonic.address] {
+    for address in [&site.data_address(), &bare_site.data_address(), &tonic.address] {
         check(context.runtime, address)?;
     }
     write_routed(context, &site.data_address())?;
     let redis = if_installed("redis", || Redis::start(context.folder, Durability::None))?;
     let spread = Call::new(context.folder, "spread", method, spread)?;
     let one_partition = Call::new(context.folder, "one-partition", method, one_partition)?;
-    let ours = site.data_address();
+    let (ours, bare) = (site.data_address(), bare_site.data_address());
     let mut contenders = vec![
         Contender::new("stateside", &node, spread.load(&ours, SHAPE))
             .of_pairs(BATCH_PAIRS)
             .in_parts(DEFAULT_PARTITIONS_PER_CORE as usize),
         Contender::new("stateside, one partition", &node, one_partition.load(&ours, SHAPE))
             .of_pairs(BATCH_PAIRS),
+        Contender::new("stateside, no log", &bare_node, spread.load(&bare, SHAPE))
+            .of_pairs(BATCH_PAIRS)
+            .in_parts(DEFAULT_PARTITIONS_PER_CORE as usize),
         Contender::new("tonic", &tonic, spread.load(&tonic.address, SHAPE)).of_pairs(BATCH_PAIRS),
     ];
     let (single, batch) = (format!("redis {command}"), format!("redis M{command}"));
@@ -99,6 +106,10 @@ fn beside(
     outcome.bar_times(&single, times_redis);
     outcome.notes.push(
         "stateside's batch is spread over the core's 8 partitions; \"one partition\" sends it under one routing key".to_owned(),
+    );
+    outcome.notes.push(
+        "\"no log\" leaves that stage out of the pipeline: as Redis and tonic, it writes nothing to disk here"
+            .to_owned(),
     );
     outcome.notes.push(format!(
         "redis M{command} has no bar: it is Redis's own batch, of the same pairs in the same shape; times are of a call, at depth {REDIS_DEPTH} of a pipeline"

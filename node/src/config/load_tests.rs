@@ -86,7 +86,7 @@ fn every_wrong_line_is_reported_with_its_number_and_the_known_keys() {
     assert_eq!(
         world.errors(),
         [
-            "s.toml:2: unknown key `node.cors`; known in [node]: id, data_dir, cores",
+            "s.toml:2: unknown key `node.cors`; known in [node]: id, data_dir, cores, spin_us",
             "s.toml:5: log.segment_mb: 1 is not within 4 to 4096 MiB",
             "s.toml:6: log.max_mb: expected a whole number from 8 to 1048576",
             "s.toml:8: unknown key `colour`; known: [node], [data], [control], [metrics], [partition], [log], [memory], [store], [registry], [drain], [logging]",

@@ -224,7 +224,7 @@ fn what_was_written_is_read_back_with_direct_writes_and_without() {
         let (writer, files) = &mut node.cores[0];
         assert!(files.wait_ready(writer, Instant::now() + PATIENCE));
         node.fill(150);
-        assert!(names(&config, 0).len() > 2, "several segments");
+        wait_until("several segments", || names(&config, 0).len() > 2);
         let last = node.stop();
         for _ in 0..2 {
             let node = Node::start(&config, 1, 1, &none(3)).unwrap();
