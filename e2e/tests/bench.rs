@@ -162,7 +162,10 @@ fn refused_calls_are_counted_by_reason_and_are_no_work() {
     let run = &report["runs"][0];
     let refused = run["failures"]["MEMORY_FULL"].as_u64().unwrap_or(0);
     assert!(refused > 0, "{report}");
-    assert_eq!(run["failed_calls"], refused, "{report}");
+    // A slow disk may refuse some as OVERLOADED.
+    let by_reason = run["failures"].as_object().unwrap().values();
+    let failures: u64 = by_reason.map(|count| count.as_u64().unwrap()).sum();
+    assert_eq!(run["failed_calls"], failures, "{report}");
     // What was done fits into the memory that there is.
     assert!(run["calls"].as_u64().is_some_and(|calls| calls > 0 && calls < 1_000), "{report}");
     // Now nothing can be done any more, and that is a failure of the command.
