@@ -15,6 +15,8 @@
 
 mod clock;
 mod dispatcher;
+pub mod kafka;
+mod kafka_stage;
 mod line_monitor;
 pub mod log;
 mod log_stage;
@@ -22,6 +24,7 @@ mod stage;
 
 pub use clock::Clock;
 pub use dispatcher::Dispatcher;
+pub use kafka_stage::KafkaStage;
 pub use line_monitor::LineMonitor;
 pub use log_stage::LogStage;
 pub use stage::{Completed, Outlet, Pipeline, Progress, Stage, StageIndex, Write};

@@ -1,11 +1,11 @@
 //! The stage trait, and the pipeline that runs a list of stages.
 
 use stateside_types::{
-    Ack, Epoch, PartitionId, PipelineError, Refusal, Sequence, StageKind, Timestamp, WallClock,
+    Ack, Epoch, PartitionId, PipelineError, Reason, Refusal, Sequence, StageKind, Timestamp, WallClock,
     WriteEntry, check_ack, check_pipeline,
 };
 
-use crate::{Clock, Dispatcher, LineMonitor, LogStage};
+use crate::{Clock, Dispatcher, KafkaStage, LineMonitor, LogStage};
 
 /// A write batch on its way through the stages.
 #[derive(Debug)]
@@ -69,6 +69,20 @@ pub trait Outlet {
 
     /// Appends the write to the log. Its durability is reported to the partition later.
     fn log_append(&mut self, write: &Write<'_>);
+
+    /// As `log_admit`, for the log in Kafka. An outlet that has none refuses.
+    ///
+    /// # Errors
+    /// `OVERLOADED`, `LOG_UNAVAILABLE`, `BATCH_TOO_LARGE`, `PARTITION_STOPPED`.
+    fn kafka_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+        let _ = entries;
+        Err(Refusal::new(Reason::PartitionStopped, "this node has no Kafka client"))
+    }
+
+    /// As `log_append`, for the log in Kafka.
+    fn kafka_append(&mut self, write: &Write<'_>) {
+        unreachable!("a write of {} was admitted by an outlet without Kafka", write.partition)
+    }
 }
 
 /// One element of a partition's pipeline. Lives on the partition's core; it may be made elsewhere,
@@ -130,11 +144,12 @@ impl Pipeline {
                     StageKind::Clock => Box::<Clock>::default(),
                     StageKind::Dispatcher => Box::new(Dispatcher),
                     StageKind::Log => Box::new(LogStage),
+                    StageKind::KafkaLog => Box::new(KafkaStage),
                     StageKind::LineMonitor => Box::<LineMonitor>::default(),
                 }
             })
             .collect();
-        let log = kinds.iter().position(|&kind| kind == StageKind::Log);
+        let log = kinds.iter().position(|kind| kind.is_log());
         Ok(Self { stages, log: log.map(|at| StageIndex(at as u8)) })
     }
 

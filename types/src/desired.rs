@@ -106,10 +106,13 @@ pub enum PipelineError {
         later: StageKind,
     },
     /// A log without the stage that restores the order in which its writes finish.
-    #[error("the stage log needs the stage line-monitor behind it")]
+    #[error("the stages log and kafka-log need the stage line-monitor behind them")]
     Unmonitored,
+    /// A local log and one in Kafka.
+    #[error("a pipeline has one log: log or kafka-log")]
+    TwoLogs,
     /// Durable acknowledgement without a log.
-    #[error("ack durable needs the stage log in the pipeline")]
+    #[error("ack durable needs the stage log or kafka-log in the pipeline")]
     DurableWithoutLog,
 }
 
@@ -125,12 +128,15 @@ pub fn check_pipeline(stages: &[StageKind]) -> Result<(), PipelineError> {
             if before == stage {
                 return Err(PipelineError::Twice(*stage));
             }
+            if before.is_log() && stage.is_log() {
+                return Err(PipelineError::TwoLogs);
+            }
             if before.place() > stage.place() {
                 return Err(PipelineError::Order { earlier: *stage, later: *before });
             }
         }
     }
-    if stages.contains(&StageKind::Log) && !stages.contains(&StageKind::LineMonitor) {
+    if has_log(stages) && !stages.contains(&StageKind::LineMonitor) {
         return Err(PipelineError::Unmonitored);
     }
     Ok(())
@@ -141,19 +147,28 @@ pub fn check_pipeline(stages: &[StageKind]) -> Result<(), PipelineError> {
 /// # Errors
 /// [`PipelineError::DurableWithoutLog`].
 pub fn check_ack(ack: Ack, stages: &[StageKind]) -> Result<(), PipelineError> {
-    if ack == Ack::Durable && !stages.contains(&StageKind::Log) {
+    if ack == Ack::Durable && !has_log(stages) {
         return Err(PipelineError::DurableWithoutLog);
     }
     Ok(())
 }
 
+fn has_log(stages: &[StageKind]) -> bool {
+    stages.iter().any(|stage| stage.is_log())
+}
+
 impl StageKind {
+    /// Whether the stage makes writes durable.
+    pub const fn is_log(self) -> bool {
+        matches!(self, Self::Log | Self::KafkaLog)
+    }
+
     /// Where the stage stands among all stages.
     const fn place(self) -> u8 {
         match self {
             Self::Clock => 0,
             Self::Dispatcher => 1,
-            Self::Log => 2,
+            Self::Log | Self::KafkaLog => 2,
             Self::LineMonitor => 3,
         }
     }

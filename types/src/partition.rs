@@ -58,6 +58,8 @@ named!(
         Dispatcher = "dispatcher",
         /// The local write-ahead log.
         Log = "log",
+        /// The write-ahead log in Kafka, in place of the local one.
+        KafkaLog = "kafka-log",
         /// Releases answers in the order of sequences.
         LineMonitor = "line-monitor",
     }

@@ -121,6 +121,24 @@ pub(crate) fn counts(arguments: &[String]) -> Outcome {
         && run_built("release", "counts", arguments))
 }
 
+/// A broker for daily work.
+pub(crate) fn kafka(arguments: &[String]) -> Outcome {
+    match arguments {
+        [verb] if verb == "up" || verb == "down" => {}
+        _ => return Err(Usage("kafka takes `up` or `down`".to_owned())),
+    }
+    if !Tool::Kafka.installed() {
+        eprintln!("Installs {}, under target/tools", Tool::Kafka.describe());
+        let mut log = process::Log::create("kafka-tools").map_err(|error| Usage(error.to_string()))?;
+        if let Err(problem) = Tool::Kafka.install(&mut log) {
+            eprintln!("cargo xtask kafka: Apache Kafka {problem}");
+            return Ok(false);
+        }
+    }
+    Ok(build(&["--package", "stateside-e2e", "--bin", "kafka"])
+        && run_built("debug", "kafka", arguments))
+}
+
 /// Generated code from the `.proto` files.
 pub(crate) fn codegen(arguments: &[String]) -> Outcome {
     no_arguments("codegen", arguments)?;
