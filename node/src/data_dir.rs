@@ -8,6 +8,7 @@
 //! ├── registry.toml                          what it should have, unless registry.file is set
 //! ├── log/                                   segments of the cores' logs
 //! ├── partitions/ID/EPOCH-SEQUENCE.snapshot  the partitions' own snapshots
+//! ├── partitions/ID/kafka.position           where a partition's log in Kafka is claimed and replayed from
 //! └── sled/                                  the database of partitions with store = "sled"
 //! ```
 //! The manifest decides what belongs: a partition that it does not list was removed, or never
@@ -183,6 +184,11 @@ impl DataDir {
     /// One of a partition's own snapshots: the state after `sequence`, of content of `epoch`.
     pub fn snapshot(&self, id: PartitionId, epoch: Epoch, sequence: Sequence) -> PathBuf {
         self.partition(id).join(format!("{epoch}-{sequence}.snapshot"))
+    }
+
+    /// What the node remembers of a partition's log in Kafka.
+    pub fn kafka_position(&self, id: PartitionId) -> PathBuf {
+        self.partition(id).join("kafka.position")
     }
 
     /// The manifest's file.

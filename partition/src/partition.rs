@@ -41,6 +41,9 @@ pub enum Input<'a> {
     },
     /// The log is durable up to and including this sequence of the partition.
     LogDurable(Sequence),
+    /// The log does not answer: answers that wait for a sequence up to this one leave with the
+    /// refusal. The writes stay under way.
+    LogSilent(Sequence, Refusal),
     /// The outcome of the work handed out last.
     WorkDone(WorkDone),
     /// Time passes: what was put off is tried again.
@@ -209,12 +212,7 @@ impl Partition {
     /// under way may survive all the same; they were never acknowledged.
     pub fn halt(&mut self, refusal: Refusal, effects: &mut impl Effects) {
         self.halted = Some(refusal.clone());
-        while let Some(held) = self.held.pop(Sequence(u64::MAX)) {
-            match held {
-                Held::Write(ticket, ..) => effects.written(ticket, Err(refusal.clone())),
-                Held::Read(ticket) => effects.read_done(ticket, Err(refusal.clone())),
-            }
-        }
+        self.give_up(Sequence(u64::MAX), &refusal, effects);
         while let Some(owned) = self.queue.pop_front() {
             refuse(&owned, refusal.clone(), effects);
         }
@@ -243,6 +241,7 @@ impl Partition {
                     self.release(effects);
                 }
             }
+            Input::LogSilent(through, refusal) => self.give_up(through, &refusal, effects),
             Input::WorkDone(done) => self.work_done(done, effects),
             Input::Tick => self.disk_full = false,
         }
@@ -475,6 +474,15 @@ impl Partition {
             return Ok(());
         }
         Err(Refusal::new(Reason::MemoryFull, "the node's memory limit is reached"))
+    }
+
+    fn give_up(&mut self, through: Sequence, refusal: &Refusal, effects: &mut impl Effects) {
+        while let Some(held) = self.held.pop(through) {
+            match held {
+                Held::Write(ticket, ..) => effects.written(ticket, Err(refusal.clone())),
+                Held::Read(ticket) => effects.read_done(ticket, Err(refusal.clone())),
+            }
+        }
     }
 
     fn release(&mut self, effects: &mut impl Effects) {

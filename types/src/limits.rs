@@ -103,6 +103,18 @@ pub const STORE_FETCH_BYTES_MAX: usize = 2 * RESPONSE_BYTES_MAX;
 /// Bytes of records that a store on disk takes in before the next work, while it is loaded.
 pub const STORE_LOAD_BYTES_MAX: usize = 4 << 20;
 
+/// Bytes of writes that one core has under way to Kafka. Above it: `OVERLOADED`.
+pub const KAFKA_PENDING_BYTES_PER_CORE_MAX: usize = 64 << 20;
+/// Batches of writes (a turn of a core each) between the cores and the thread that sends them to
+/// Kafka. What finds no room waits at its core, within the bound above.
+pub const KAFKA_BATCHES_QUEUED_MAX: usize = 1 << 10;
+/// Partitions whose logs in Kafka are replayed at a time; more wait.
+pub const KAFKA_OPENINGS_MAX: usize = 32;
+/// Messages fetched from Kafka and not looked at yet, KiB, for all partitions together.
+pub const KAFKA_FETCH_QUEUE_KB: usize = 32 << 10;
+/// Places in a partition's log in Kafka that are remembered until a snapshot passes them.
+pub const KAFKA_ANCHORS_MAX: usize = 64;
+
 /// Longest a core sleeps while it has work or had some a moment ago, milliseconds.
 pub const TICK_BUSY_MS: u64 = 5;
 /// Longest a core sleeps when nothing happens, milliseconds.

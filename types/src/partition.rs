@@ -108,3 +108,10 @@ pub struct PartitionSpec {
     /// versions go on from. Replay begins after it (or after a newer snapshot).
     pub base_sequence: Sequence,
 }
+
+impl PartitionSpec {
+    /// Whether its log is in Kafka.
+    pub fn is_logged_in_kafka(&self) -> bool {
+        self.pipeline.contains(&StageKind::KafkaLog)
+    }
+}

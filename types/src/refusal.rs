@@ -89,6 +89,10 @@ reasons! {
     DiskFull = "DISK_FULL", ResourceExhausted, "free space on the data directory's disk; writes resume by themselves";
     /// The memory limit is reached; reads, removes and shrinking writes go on.
     MemoryFull = "MEMORY_FULL", ResourceExhausted, "remove records, raise memory.limit_mb, or move partitions away";
+    /// The log in Kafka does not answer. The message says whether the write may still take effect.
+    LogUnavailable = "LOG_UNAVAILABLE", Unavailable, "retry after the delay in RetryInfo; when the outcome is unknown, read the key first";
+    /// The log in Kafka is not this partition's, or not all of it.
+    LogMismatch = "LOG_MISMATCH", FailedPrecondition, "do what the message says, then restart the node or add the partition again";
     /// The partition is being recovered.
     PartitionStarting = "PARTITION_STARTING", Unavailable, "retry after the delay in RetryInfo";
     /// The partition stopped after a failed write to its log or store.
@@ -162,7 +166,7 @@ impl Refusal {
             Reason::DiskFull | Reason::MemoryFull | Reason::RegistryUnavailable => {
                 Some(limits::RETRY_FULL_MS)
             }
-            Reason::PartitionStarting | Reason::ShuttingDown => Some(limits::RETRY_STARTING_MS),
+            Reason::LogUnavailable | Reason::PartitionStarting | Reason::ShuttingDown => Some(limits::RETRY_STARTING_MS),
             _ => None,
         };
         Self { reason, message: message.into(), retry_after_ms, metadata: Vec::new() }

@@ -64,6 +64,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("metrics", "Prometheus metrics and probes: /metrics, /healthz, /readyz."),
     ("partition", "What a partition gets that its declaration in the registry leaves out."),
     ("log", "The write-ahead log of each core."),
+    ("kafka", "The log in Kafka of partitions with the stage \"kafka-log\"; see docs/kafka.md."),
     ("memory", "Memory of the state stores."),
     ("store.sled", "Partitions with store = \"sled\"."),
     ("registry", "Where the node's desired partition set is declared."),
@@ -222,7 +223,7 @@ pub(super) const KEYS: &[Key] = &[
         unit: "",
         default: Default::Is("[\"clock\", \"dispatcher\", \"log\", \"line-monitor\"]"),
         flag: None,
-        doc: "Stages that a write passes, in order. Without \"log\" nothing is durable and ack must be \"memory\"; \"log\" needs \"line-monitor\" behind it.",
+        doc: "Stages that a write passes, in order. \"kafka-log\" stands in the place of \"log\" for a log in Kafka. Without a log nothing is durable and ack must be \"memory\"; a log needs \"line-monitor\" behind it.",
         set: |s, v| {
             let Value::List(names) = v else { return Err("expected a list of stages".to_owned()) };
             let stages: Vec<StageKind> =
@@ -262,6 +263,98 @@ pub(super) const KEYS: &[Key] = &[
         doc: "A write acknowledged from memory is on disk after at most about this time. Durable writes never wait for it.",
         set: |s, v| number(v).map(|ms| s.log.flush_after_ms = ms),
         get: |s| Some(of_number(s.log.flush_after_ms)),
+    },
+    Key {
+        path: "kafka.brokers",
+        kind: Kind::Text,
+        unit: "HOST:PORT[,HOST:PORT]",
+        default: Default::Words("none: no partition can have its log in Kafka", "\"127.0.0.1:9092\""),
+        flag: None,
+        doc: "Brokers to begin with; they tell of the others.",
+        set: |s, v| {
+            let brokers = text(v);
+            if brokers.is_empty() || !brokers.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(format!("`{brokers}` is not HOST:PORT[,HOST:PORT]"));
+            }
+            s.kafka.brokers = Some(brokers);
+            Ok(())
+        },
+        get: |s| s.kafka.brokers.clone().map(Value::Text),
+    },
+    Key {
+        path: "kafka.topic",
+        kind: Kind::Text,
+        unit: "",
+        default: Default::Is("\"stateside\""),
+        flag: None,
+        doc: "The topic. Partition n has its log in Kafka partition n. Made when it is missing, with unlimited retention.",
+        set: |s, v| {
+            let topic = text(v);
+            let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+            if topic.is_empty() || topic.len() > 249 || !topic.bytes().all(is_name) {
+                return Err(format!("`{topic}` is not 1 to 249 letters, digits, `.`, `_` or `-`"));
+            }
+            s.kafka.topic = topic;
+            Ok(())
+        },
+        get: |s| Some(Value::Text(s.kafka.topic.clone())),
+    },
+    Key {
+        path: "kafka.partitions",
+        kind: Kind::Integer(0, limits::PARTITIONS_PER_NODE_MAX as i64),
+        unit: "Kafka partitions",
+        default: Default::Is("0"),
+        flag: None,
+        doc: "How many Kafka partitions the topic is made with, and must have. 0: when it is made, as many as the node's partitions need then; more are no fault.",
+        set: |s, v| number(v).map(|count| s.kafka.partitions = count),
+        get: |s| Some(of_number(s.kafka.partitions)),
+    },
+    Key {
+        path: "kafka.replication",
+        kind: Kind::Integer(1, 100),
+        unit: "copies",
+        default: Default::Is("3"),
+        flag: None,
+        doc: "Copies of the topic when the node makes it; it asks for all but one of them to be in sync (min.insync.replicas).",
+        set: |s, v| number(v).map(|copies| s.kafka.replication = copies),
+        get: |s| Some(of_number(s.kafka.replication)),
+    },
+    Key {
+        path: "kafka.ack_timeout_ms",
+        kind: Kind::Integer(10, 600_000),
+        unit: "ms",
+        default: Default::Is("2000"),
+        flag: None,
+        doc: "How long a write waits for the brokers before it is answered with LOG_UNAVAILABLE, its outcome unknown. While one waits longer, further writes of its partition are refused at once, and nothing of them is written.",
+        set: |s, v| number(v).map(|ms| s.kafka.ack_timeout_ms = ms),
+        get: |s| Some(of_number(s.kafka.ack_timeout_ms)),
+    },
+    Key {
+        path: "kafka.snapshot_mb",
+        kind: Kind::Integer(1, MB_MAX),
+        unit: "MiB",
+        default: Default::Is("256"),
+        flag: None,
+        doc: "A partition that has written this much since its newest snapshot is snapshotted in the background. Bounds what a restart replays.",
+        set: |s, v| number(v).map(|mb| s.kafka.snapshot_mb = mb),
+        get: |s| Some(of_number(s.kafka.snapshot_mb)),
+    },
+    Key {
+        path: "kafka.options",
+        kind: Kind::List,
+        unit: "",
+        default: Default::Is("[]"),
+        flag: None,
+        doc: "Further settings of librdkafka, such as \"security.protocol=SASL_SSL\", \"ssl.ca.location=/etc/ca.pem\", \"sasl.username=app\". TLS needs a binary with the feature kafka-tls. Those that the node's promises rest upon (acks, enable.idempotence, …) are refused.",
+        set: |s, v| {
+            let Value::List(options) = v else { return Err("expected a list of NAME=VALUE".to_owned()) };
+            if let Some(wrong) = options.iter().find(|option| option.split_once('=').is_none()) {
+                return Err(format!("`{wrong}` is not NAME=VALUE"));
+            }
+            s.kafka.options = options;
+            Ok(())
+        },
+        get: |s| Some(Value::List(s.kafka.options.clone())),
     },
     Key {
         path: "memory.limit_mb",
@@ -443,6 +536,15 @@ impl Settings {
                 pipeline: stateside_types::DEFAULT_PIPELINE.to_vec(),
             },
             log: LogSettings { segment_mb: 0, max_mb: 0, flush_after_ms: 0 },
+            kafka: KafkaSettings {
+                brokers: None,
+                topic: String::new(),
+                partitions: 0,
+                replication: 0,
+                ack_timeout_ms: 0,
+                snapshot_mb: 0,
+                options: Vec::new(),
+            },
             memory: MemorySettings { limit_mb: 0 },
             store: StoreSettings { sled: SledSettings { cache_mb: 0, flush_ms: 0 } },
             registry: RegistrySettings { file: None },

@@ -20,6 +20,8 @@ pub struct Settings {
     pub partition: PartitionSettings,
     /// The local log of each core.
     pub log: LogSettings,
+    /// Kafka.
+    pub kafka: KafkaSettings,
     /// Memory.
     pub memory: MemorySettings,
     /// The state stores.
@@ -85,6 +87,25 @@ pub struct LogSettings {
     pub max_mb: u32,
     /// How long a write acknowledged from memory waits at most to be written to disk.
     pub flush_after_ms: u32,
+}
+
+/// `[kafka]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KafkaSettings {
+    /// `host:port,host:port`; none: no partition of the node has its log in Kafka.
+    pub brokers: Option<String>,
+    /// The topic.
+    pub topic: String,
+    /// Kafka partitions of the topic; 0: as many as the partition set needs.
+    pub partitions: u32,
+    /// Copies of a topic that the node makes.
+    pub replication: u32,
+    /// How long a write may wait for the brokers.
+    pub ack_timeout_ms: u32,
+    /// MiB written since a partition's newest snapshot above which it is snapshotted.
+    pub snapshot_mb: u32,
+    /// Further settings of librdkafka, `name=value`.
+    pub options: Vec<String>,
 }
 
 /// `[memory]`

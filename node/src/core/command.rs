@@ -8,6 +8,8 @@ use std::{path::PathBuf, sync::Arc};
 use stateside_router::RoutingTable;
 use stateside_types::{PartitionId, PartitionSpec, PartitionState, Refusal, Sequence};
 
+pub use super::kafka::KafkaReport;
+
 /// One slot for one answer.
 pub type Reply<T> = flume::Sender<T>;
 
@@ -141,4 +143,6 @@ pub struct PartitionReport {
     pub snapshot_unix_ms: u64,
     /// What went wrong, when stopped or damaged.
     pub detail: String,
+    /// Its log in Kafka, if it has one there.
+    pub kafka: Option<KafkaReport>,
 }

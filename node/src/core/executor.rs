@@ -238,10 +238,24 @@ impl Executor {
         Ok(())
     }
 
-    /// Ends the service of every partition with the same refusal.
+    /// Answers that have waited too long for Kafka leave.
+    pub(crate) fn tell_who_waits_for_kafka(&mut self) {
+        let Some(kafka) = &self.world.kafka else { return };
+        for (id, through) in kafka.late() {
+            let Some(kafka) = &self.world.kafka else { return };
+            let refusal = kafka.unknown_outcome(id);
+            if let Some((partition, mut effects)) = self.partition(id) {
+                partition.step(Input::LogSilent(through, refusal), &mut effects);
+            }
+        }
+    }
+
+    /// Ends the service of every partition that writes to the core's log, with the same refusal.
     pub(crate) fn halt_all(&mut self, refusal: &Refusal) {
         for hosted in self.slots.iter_mut().flatten() {
-            if let Hosted::Here(partition) = hosted {
+            if let Hosted::Here(partition) = hosted
+                && !partition.spec().is_logged_in_kafka()
+            {
                 let id = partition.spec().id;
                 let mut effects = PartitionEffects { world: &mut self.world, partition: id };
                 partition.halt(refusal.clone(), &mut effects);

@@ -15,6 +15,7 @@ mod connections;
 mod coverage;
 mod executor;
 pub mod hop;
+pub mod kafka;
 mod late_recovery;
 mod log;
 mod operations;

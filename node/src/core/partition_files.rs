@@ -13,6 +13,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use stateside_pipeline::kafka::{Position, PositionError};
 use stateside_statestore::{
     MemoryStore, SledEngine, SledOptions, SnapshotError, SnapshotHeader, SnapshotReader,
     SnapshotRecord, StateStore, StoreError,
@@ -20,7 +21,7 @@ use stateside_statestore::{
 use stateside_types::{Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, StoreKind};
 
 use super::command::RestoreReport;
-use crate::data_dir::{DataDir, parse_snapshot_name};
+use crate::data_dir::{DataDir, parse_snapshot_name, replace_file, sync_directory_of};
 
 /// Bytes read from a snapshot at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -163,6 +164,51 @@ impl PartitionFiles {
             return Err(refusal);
         }
         Ok(RestoreReport { sequence, records })
+    }
+
+    /// What the node remembers of the partition's log in Kafka.
+    ///
+    /// # Errors
+    /// `PARTITION_DAMAGED`, `FILE_VERSION`, `PARTITION_STOPPED`.
+    pub(crate) fn read_kafka_position(
+        &self,
+        id: PartitionId,
+    ) -> Result<Option<Position>, Refusal> {
+        let path = self.data_dir.kafka_position(id);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_failed(&path, &error)),
+        };
+        Position::decode(&text).map(Some).map_err(|error| {
+            let reason = match error {
+                PositionError::Version => Reason::FileVersion,
+                PositionError::Damaged => Reason::PartitionDamaged,
+            };
+            let advice = "remove the partition and add it again to replay all of its log";
+            Refusal::new(reason, format!("{}: {error}; {advice}", path.display()))
+        })
+    }
+
+    /// Notes where the partition's log in Kafka is; on disk when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn write_kafka_position(
+        &self,
+        id: PartitionId,
+        position: &Position,
+    ) -> io::Result<()> {
+        fs::create_dir_all(self.data_dir.partition(id))?;
+        replace_file(&self.data_dir.kafka_position(id), position.encode().as_bytes())?;
+        // The folder may be new.
+        sync_directory_of(&self.data_dir.partition(id))
+    }
+
+    /// Whether any partition of this node has had its log in Kafka.
+    pub(crate) fn has_kafka_positions(&self) -> bool {
+        let Ok(entries) = fs::read_dir(self.data_dir.partitions()) else { return false };
+        entries.flatten().any(|entry| entry.path().join("kafka.position").exists())
     }
 
     /// Deletes everything of a partition.

@@ -108,6 +108,7 @@ impl RinglessCore {
         let (pool, _) = PoolHandle::new(pool, Waker::without_ring()?);
         let world = World {
             calls: Default::default(),
+            kafka: None,
             log,
             pool,
             memory: MemoryBudget::new(0),

@@ -53,6 +53,7 @@ impl Manager {
                 HoldReason::RemovalUnconfirmed { .. }
                     | HoldReason::RangeChange { .. }
                     | HoldReason::StoreChange { .. }
+                    | HoldReason::LogChange { .. }
             )
         };
         if !blind.held.iter().any(|held| depends_on_records(&held.reason)) {
