@@ -26,6 +26,8 @@ impl Store {
 /// the second log segment and the first background snapshot.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// The node's name.
+    pub node_id: &'static str,
     /// Executor threads.
     pub cores: u16,
     /// Store of new partitions.
@@ -47,6 +49,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            node_id: "node-under-test",
             cores: 1,
             store: Store::Memory,
             ack: "durable",
@@ -66,7 +69,7 @@ impl Config {
         let mut line = |key: &str, value: &dyn std::fmt::Display| {
             writeln!(text, "{key} = {value}").expect("a string takes all that is written to it");
         };
-        line("node.id", &"\"node-under-test\"");
+        line("node.id", &format_args!("\"{}\"", self.node_id));
         line("node.cores", &self.cores);
         line("data.core_port_base", &core_port_base);
         line("partition.store", &format_args!("\"{}\"", self.store.as_str()));

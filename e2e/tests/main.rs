@@ -6,6 +6,7 @@ mod clients;
 mod damage;
 mod full_disk;
 mod hostile_peers;
+mod kafka;
 mod kill_loops;
 mod lifecycle;
 mod malformed_requests;
