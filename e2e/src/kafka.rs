@@ -41,10 +41,8 @@ impl Kafka {
         }
         let libraries = requirements::tools_folder().join("kafka").join("libs");
         if !libraries.is_dir() {
-            return Err(
-                "Apache Kafka is not installed; `cargo xtask tools` does that, with Maven"
-                    .to_owned(),
-            );
+            return Err("Apache Kafka is not installed; `cargo xtask tools` does that, with Maven"
+                .to_owned());
         }
         Ok(Self { libraries })
     }

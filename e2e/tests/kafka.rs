@@ -115,9 +115,13 @@ impl Load {
                 let mut number = 0_u64;
                 while !stop.load(Ordering::SeqCst) {
                     number += 1;
-                    let key = format!("key/{client}/{}", number % 16);
+                    // Half of the keys are every owner's, half each one's own: what an owner
+                    // acknowledged late is not hidden by what another wrote.
+                    let whose = if client % 2 == 0 { "key" } else { name };
+                    let key = format!("{whose}/{client}/{}", number % 16);
                     let value = format!("{name}-{client}-{number}").into_bytes();
-                    let possible = known.lock().unwrap().possible.entry(key.clone()).or_default().len();
+                    let possible =
+                        known.lock().unwrap().possible.entry(key.clone()).or_default().len();
                     known.lock().unwrap().possible.get_mut(&key).unwrap().push(value.clone());
                     match rpc::put(&mut data, &key, value.clone()).await {
                         Ok(result) if result.error.is_none() => {
@@ -271,16 +275,25 @@ fn kafka_an_owner_that_was_stopped_for_a_minute_acknowledges_nothing_that_does_n
         let (old_known, _) = old.end(&runtime);
         let (new_known, new_refusals) = new.end(&runtime);
         assert!(new_refusals.is_empty(), "the new owner is undisturbed: {new_refusals:?}");
-        println!("stopped for {pause:?}: {late} writes of the old owner were acknowledged after it, all written before");
+        println!(
+            "stopped for {pause:?}: {late} writes of the old owner were acknowledged after it, all written before"
+        );
         check_all(&runtime, &heir, &new_known);
+        // Started again, it does not take back what it lost.
+        before.kill();
+        before = started(&owner);
+        let mut data = connect(&runtime, &owner);
+        let refused = runtime.block_on(rpc::put(&mut data, "key/0/0", "x")).unwrap_err();
+        assert_eq!(rpc::reason(&refused), "BAD_NODE");
         drop((before, after));
         // A third node, which has nothing but the topic, sees the same.
         let third = site(&broker, "c", "");
         let node = started(&third);
         check_all(&runtime, &third, &new_known);
-        // Whatever the old owner acknowledged late stood before the new owner's claim.
+        // Whatever the old owner acknowledged, late too, stood before the new owner's claim.
         let mut data = connect(&runtime, &third);
-        for key in old_known.acknowledged.keys().filter(|key| !new_known.acknowledged.contains_key(*key)) {
+        let own = old_known.acknowledged.keys().filter(|key| key.starts_with("old/"));
+        for key in own {
             let record = runtime.block_on(rpc::get(&mut data, key)).unwrap();
             old_known.check(key, &record.value);
         }
@@ -313,7 +326,8 @@ fn kafka_a_million_records_are_replayed() {
                         }
                         let entry = |n: u64| rpc::entry(format!("{n:08}"), format!("{n:0100}"));
                         let results =
-                            rpc::put_all(&mut data, (from..from + BATCH).map(entry).collect()).await;
+                            rpc::put_all(&mut data, (from..from + BATCH).map(entry).collect())
+                                .await;
                         let results = results.unwrap();
                         assert!(results.iter().all(|result| result.error.is_none()));
                     }
@@ -329,7 +343,10 @@ fn kafka_a_million_records_are_replayed() {
     let begun = Instant::now();
     node.wait_until_all_serve();
     let took = begun.elapsed();
-    println!("{RECORDS} records replayed in {took:?}: {:.0} records/s", RECORDS as f64 / took.as_secs_f64());
+    println!(
+        "{RECORDS} records replayed in {took:?}: {:.0} records/s",
+        RECORDS as f64 / took.as_secs_f64()
+    );
     let held: f64 = node
         .metrics()
         .lines()
@@ -347,7 +364,9 @@ fn kafka_a_million_records_are_replayed() {
 #[test]
 fn kafka_topics_that_are_not_this_nodes_are_refused_with_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(broker) = broker("kafka_topics_that_are_not_this_nodes", folder.path()) else { return };
+    let Some(broker) = broker("kafka_topics_that_are_not_this_nodes", folder.path()) else {
+        return;
+    };
     let runtime = runtime();
     let mut site = site(&broker, "a", "");
     let refusal = |site: &Site| {
@@ -366,8 +385,14 @@ fn kafka_topics_that_are_not_this_nodes_are_refused_with_what_to_do() {
 
     site.config.more = format!("{settings}kafka.partitions = 5\n");
     let failure = refusal(&site);
-    assert_eq!((failure.reason.as_str(), failure.code.as_str()), ("LOG_MISMATCH", "FAILED_PRECONDITION"));
-    assert!(failure.message.contains("has 8 Kafka partitions and kafka.partitions says 5"), "{failure:?}");
+    assert_eq!(
+        (failure.reason.as_str(), failure.code.as_str()),
+        ("LOG_MISMATCH", "FAILED_PRECONDITION")
+    );
+    assert!(
+        failure.message.contains("has 8 Kafka partitions and kafka.partitions says 5"),
+        "{failure:?}"
+    );
 
     site.config.more = format!("{settings}kafka.topic = \"other\"\n");
     let failure = refusal(&site);
@@ -393,17 +418,24 @@ fn kafka_topics_that_are_not_this_nodes_are_refused_with_what_to_do() {
 
     // Retention took the beginning, and there is no snapshot.
     let offsets: Vec<String> = (0..8)
-        .map(|partition| format!("{{\"topic\": \"stateside\", \"partition\": {partition}, \"offset\": 2}}"))
+        .map(|partition| {
+            format!("{{\"topic\": \"stateside\", \"partition\": {partition}, \"offset\": 2}}")
+        })
         .collect();
     let file = folder.path().join("delete.json");
-    std::fs::write(&file, format!("{{\"partitions\": [{}], \"version\": 1}}", offsets.join(", "))).unwrap();
+    std::fs::write(&file, format!("{{\"partitions\": [{}], \"version\": 1}}", offsets.join(", ")))
+        .unwrap();
     let file = file.display().to_string();
-    broker.tool("org.apache.kafka.tools.DeleteRecordsCommand", &["--offset-json-file", &file]).unwrap();
+    broker
+        .tool("org.apache.kafka.tools.DeleteRecordsCommand", &["--offset-json-file", &file])
+        .unwrap();
     let failure = refusal(&site);
     assert!(failure.message.contains("messages before offset 2 are deleted"), "{failure:?}");
 
     // Deleted, and made anew by somebody.
-    broker.tool("org.apache.kafka.tools.TopicCommand", &["--delete", "--topic", "stateside"]).unwrap();
+    broker
+        .tool("org.apache.kafka.tools.TopicCommand", &["--delete", "--topic", "stateside"])
+        .unwrap();
     let failure = refusal(&site);
     assert!(failure.message.contains("it was deleted"), "{failure:?}");
     until("the topic can be made again", LIMIT, || {
@@ -430,15 +462,20 @@ fn kafka_a_thousand_partitions_need_no_more_threads_and_connections_than_eight()
             })
             .collect();
         std::fs::write(&registry, declared).unwrap();
-        let more = format!("kafka.topic = \"{topic}\"\nregistry.file = \"{}\"\n", registry.display());
+        let more =
+            format!("kafka.topic = \"{topic}\"\nregistry.file = \"{}\"\n", registry.display());
         let site = site(&broker, "a", &more);
         let begun = Instant::now();
         let node = started(&site);
         let took = begun.elapsed();
         let mut data = connect(&runtime, &site);
         let entries = (0..4_000).map(|n| rpc::entry(format!("{n}"), "v")).collect();
-        let request =
-            UpsertRequest { entries, routing_key: Vec::new(), atomic: false, ack: Ack::Default.into() };
+        let request = UpsertRequest {
+            entries,
+            routing_key: Vec::new(),
+            atomic: false,
+            ack: Ack::Default.into(),
+        };
         let results = runtime.block_on(data.upsert(request)).unwrap().into_inner().results;
         assert!(results.iter().all(|result| result.error.is_none()));
         let metrics = node.metrics();
@@ -448,7 +485,10 @@ fn kafka_a_thousand_partitions_need_no_more_threads_and_connections_than_eight()
         };
         let (threads, files) = (value("process_threads "), value("process_open_fds "));
         let resident = value("process_resident_memory_bytes ");
-        println!("{partitions} partitions: open after {took:?}, {threads} threads, {files} descriptors, {:.0} MiB", resident / f64::from(1 << 20));
+        println!(
+            "{partitions} partitions: open after {took:?}, {threads} threads, {files} descriptors, {:.0} MiB",
+            resident / f64::from(1 << 20)
+        );
         use_of.push((threads, files, resident));
     }
     let [(threads, files, resident), (more_threads, more_files, more_resident)] = use_of[..] else {

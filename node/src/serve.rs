@@ -36,13 +36,13 @@ use crate::{
         Bootstrap, BootstrapError, ControlError, ControlPlane, ControlSetup, CoreHandle, Phase,
         RecoveryProgress, bootstrap,
     },
+    core::kafka::{KafkaConfig, KafkaError, KafkaLink},
     core::{
         self, CoreError, CoreSetup, Coverage, Evidence, Node, PartitionFiles, Peer,
         command::CoreCommand,
     },
     data_dir::DataDirError,
     exit::Exit,
-    core::kafka::{KafkaConfig, KafkaError, KafkaLink},
     log_files::{LogCatalog, LogConfig, LogError, SegmentKeeper},
     metrics::NodeMetrics,
     reactor::{
@@ -365,8 +365,7 @@ fn start_kafka(
     let peers = Arc::clone(peers);
     let wake = move |core: CoreId| peers[usize::from(core.0)].wake();
     let cores = settings.node.cores;
-    let (client, links) =
-        core::kafka::KafkaClient::start(&config, cores, Arc::clone(files), wake)?;
+    let (client, links) = core::kafka::KafkaClient::start(&config, cores, Arc::clone(files), wake)?;
     Ok((Some(client), links.into_iter()))
 }
 
@@ -386,11 +385,7 @@ fn start_kafka(
     Ok((None, Vec::new().into_iter()))
 }
 
-fn kafka_config(
-    settings: &Settings,
-    node: &str,
-    specs: &[PartitionSpec],
-) -> Option<KafkaConfig> {
+fn kafka_config(settings: &Settings, node: &str, specs: &[PartitionSpec]) -> Option<KafkaConfig> {
     let kafka = &settings.kafka;
     let option = |option: &String| {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));

@@ -1,8 +1,8 @@
 //! The stage trait, and the pipeline that runs a list of stages.
 
 use stateside_types::{
-    Ack, Epoch, PartitionId, PipelineError, Reason, Refusal, Sequence, StageKind, Timestamp, WallClock,
-    WriteEntry, check_ack, check_pipeline,
+    Ack, Epoch, PartitionId, PipelineError, Reason, Refusal, Sequence, StageKind, Timestamp,
+    WallClock, WriteEntry, check_ack, check_pipeline,
 };
 
 use crate::{Clock, Dispatcher, KafkaStage, LineMonitor, LogStage};

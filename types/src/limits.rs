@@ -109,7 +109,7 @@ pub const KAFKA_PENDING_BYTES_PER_CORE_MAX: usize = 64 << 20;
 /// Kafka. What finds no room waits at its core, within the bound above.
 pub const KAFKA_BATCHES_QUEUED_MAX: usize = 1 << 10;
 /// Partitions whose logs in Kafka are replayed at a time; more wait.
-pub const KAFKA_OPENINGS_MAX: usize = 32;
+pub const KAFKA_OPENINGS_MAX: usize = 256;
 /// Messages fetched from Kafka and not looked at yet, KiB, for all partitions together.
 pub const KAFKA_FETCH_QUEUE_KB: usize = 32 << 10;
 /// Places in a partition's log in Kafka that are remembered until a snapshot passes them.

@@ -166,7 +166,9 @@ impl Refusal {
             Reason::DiskFull | Reason::MemoryFull | Reason::RegistryUnavailable => {
                 Some(limits::RETRY_FULL_MS)
             }
-            Reason::LogUnavailable | Reason::PartitionStarting | Reason::ShuttingDown => Some(limits::RETRY_STARTING_MS),
+            Reason::LogUnavailable | Reason::PartitionStarting | Reason::ShuttingDown => {
+                Some(limits::RETRY_STARTING_MS)
+            }
             _ => None,
         };
         Self { reason, message: message.into(), retry_after_ms, metadata: Vec::new() }

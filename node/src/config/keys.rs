@@ -268,7 +268,10 @@ pub(super) const KEYS: &[Key] = &[
         path: "kafka.brokers",
         kind: Kind::Text,
         unit: "HOST:PORT[,HOST:PORT]",
-        default: Default::Words("none: no partition can have its log in Kafka", "\"127.0.0.1:9092\""),
+        default: Default::Words(
+            "none: no partition can have its log in Kafka",
+            "\"127.0.0.1:9092\"",
+        ),
         flag: None,
         doc: "Brokers to begin with; they tell of the others.",
         set: |s, v| {
@@ -347,7 +350,9 @@ pub(super) const KEYS: &[Key] = &[
         flag: None,
         doc: "Further settings of librdkafka, such as \"security.protocol=SASL_SSL\", \"ssl.ca.location=/etc/ca.pem\", \"sasl.username=app\". TLS needs a binary with the feature kafka-tls. Those that the node's promises rest upon (acks, enable.idempotence, …) are refused.",
         set: |s, v| {
-            let Value::List(options) = v else { return Err("expected a list of NAME=VALUE".to_owned()) };
+            let Value::List(options) = v else {
+                return Err("expected a list of NAME=VALUE".to_owned());
+            };
             if let Some(wrong) = options.iter().find(|option| option.split_once('=').is_none()) {
                 return Err(format!("`{wrong}` is not NAME=VALUE"));
             }

@@ -403,6 +403,7 @@ impl State {
             snapshot_sequence: Sequence::ZERO,
             snapshot_unix_ms: 0,
             detail: String::new(),
+            kafka: None,
         });
         CoreReport { partitions: partitions.collect(), log_mode: "direct", ..CoreReport::default() }
     }

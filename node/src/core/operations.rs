@@ -210,7 +210,9 @@ impl Operations {
             None => Some(unknown(id)),
             Some(hosted) if hosted.spec().is_logged_in_kafka() => Some(Refusal::new(
                 Reason::InvalidArgument,
-                format!("the content of partition {id} is its log in Kafka, which a restore cannot change; restore into a partition with a local log"),
+                format!(
+                    "the content of partition {id} is its log in Kafka, which a restore cannot change; restore into a partition with a local log"
+                ),
             )),
             Some(_) if self.is_under_way(id) => Some(busy(id)),
             Some(_) => None,
@@ -349,11 +351,7 @@ impl Operations {
     }
 
     /// Describes a hosted partition.
-    pub(crate) fn report(
-        &self,
-        hosted: &Hosted,
-        kafka: Option<KafkaReport>,
-    ) -> PartitionReport {
+    pub(crate) fn report(&self, hosted: &Hosted, kafka: Option<KafkaReport>) -> PartitionReport {
         let spec = hosted.spec().clone();
         let newest = self.newest.get(&spec.id);
         match hosted {
@@ -485,7 +483,8 @@ impl Operations {
         for (id, anchor) in mail.passed {
             let kafka = executor.world.kafka.as_mut();
             let passed = kafka.and_then(|kafka| kafka.passed(id, anchor));
-            if let (Some(passed), Some((partition, mut effects))) = (passed, executor.partition(id)) {
+            if let (Some(passed), Some((partition, mut effects))) = (passed, executor.partition(id))
+            {
                 partition.step(Input::LogDurable(passed), &mut effects);
             }
         }
@@ -523,7 +522,12 @@ impl Operations {
                         if let (Some(kafka), Ok(_)) = (&mut executor.world.kafka, &partition) {
                             kafka.adopt(id, claim, position);
                         }
-                        tracing::debug!(partition = id.0, epoch = claim.epoch.0, offset = claim.offset, "claimed its log in Kafka");
+                        tracing::debug!(
+                            partition = id.0,
+                            epoch = claim.epoch.0,
+                            offset = claim.offset,
+                            "claimed its log in Kafka"
+                        );
                         match partition {
                             Ok(partition) => Hosted::Here(Box::new(partition)),
                             Err(error) => stopped(
@@ -563,7 +567,7 @@ impl Operations {
             let Some((partition, _)) = executor.partition(id) else { continue };
             let covered = self.covered(partition);
             let kafka = executor.world.kafka.as_mut();
-            let Some(position) = kafka.and_then(|kafka| kafka.to_file(id, covered)) else {
+            let Some(position) = kafka.and_then(|kafka| kafka.file_position(id, covered)) else {
                 continue;
             };
             let files = Arc::clone(&self.files);

@@ -170,10 +170,7 @@ impl PartitionFiles {
     ///
     /// # Errors
     /// `PARTITION_DAMAGED`, `FILE_VERSION`, `PARTITION_STOPPED`.
-    pub(crate) fn read_kafka_position(
-        &self,
-        id: PartitionId,
-    ) -> Result<Option<Position>, Refusal> {
+    pub(crate) fn read_kafka_position(&self, id: PartitionId) -> Result<Option<Position>, Refusal> {
         let path = self.data_dir.kafka_position(id);
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,

@@ -5,7 +5,9 @@ use std::time::Instant;
 use stateside_partition::{Effects, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::Work;
-use stateside_types::{PartitionId, Reason, Record, Refusal, Sequence, Timestamp, WallClock, WriteEntry};
+use stateside_types::{
+    PartitionId, Reason, Record, Refusal, Sequence, Timestamp, WallClock, WriteEntry,
+};
 use stateside_wire::StreamId;
 
 use super::{

@@ -36,6 +36,7 @@ pub fn render(metrics: &NodeMetrics, scrape: &Scrape<'_>) -> String {
     cores(&mut page, metrics);
     core_reports(&mut page, scrape);
     partitions(&mut page, scrape);
+    kafka(&mut page, scrape);
     node(&mut page, metrics, scrape);
     process(&mut page, scrape);
     page.out
@@ -161,6 +162,26 @@ fn partitions(page: &mut Page, scrape: &Scrape<'_>) {
         for partition in report.partitions.iter().filter(|one| one.snapshot_unix_ms > 0) {
             let age_ms = scrape.now_unix_ms.saturating_sub(partition.snapshot_unix_ms);
             page.sample(&[&core, &partition.spec.id], age_ms as f64 / 1e3);
+        }
+    }
+}
+
+/// Absent for partitions without a log in Kafka.
+fn kafka(page: &mut Page, scrape: &Scrape<'_>) {
+    type Pick = fn(&crate::core::command::KafkaReport) -> u64;
+    let gauges: [(&'static Family, Pick); 3] = [
+        (families::KAFKA_EPOCH, |kafka| kafka.epoch),
+        (families::KAFKA_OFFSET, |kafka| kafka.offset),
+        (families::KAFKA_LAG, |kafka| kafka.lag),
+    ];
+    for (family, pick) in gauges {
+        page.family(family);
+        for (core, report) in scrape.reported() {
+            for partition in &report.partitions {
+                if let Some(kafka) = &partition.kafka {
+                    page.sample(&[&core, &partition.spec.id], pick(kafka));
+                }
+            }
         }
     }
 }
@@ -312,7 +333,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{core::command::PartitionReport, metrics::families::FAMILIES};
+    use crate::{
+        core::command::{KafkaReport, PartitionReport},
+        metrics::families::FAMILIES,
+    };
 
     fn page() -> String {
         let metrics = NodeMetrics::new(2);
@@ -345,6 +369,7 @@ mod tests {
             snapshot_sequence: Sequence(20),
             snapshot_unix_ms: 1_000,
             detail: String::new(),
+            kafka: Some(KafkaReport { epoch: 3, offset: 41, lag: 2 }),
         };
         let report = CoreReport { partitions: vec![partition], ..CoreReport::default() };
         render(
@@ -379,6 +404,8 @@ mod tests {
             "stateside_partition_records{core=\"1\",partition=\"7\"} 12",
             "stateside_partition_state{core=\"1\",partition=\"7\",state=\"primary\"} 1",
             "stateside_partition_snapshot_age_seconds{core=\"1\",partition=\"7\"} 2.5",
+            "stateside_partition_kafka_offset{core=\"1\",partition=\"7\"} 41",
+            "stateside_partition_kafka_lag{core=\"1\",partition=\"7\"} 2",
             "stateside_node_state{state=\"serving\"} 1",
             "stateside_cores_unreported 1",
         ] {

@@ -219,8 +219,7 @@ mod tests {
     use crate::kafka::{MessageHead, encode_claim, encode_write};
 
     fn owner() -> Owner {
-        let claim =
-            Anchor { offset: 12, epoch: Epoch(3), sequence: Sequence(40), crc: 7 };
+        let claim = Anchor { offset: 12, epoch: Epoch(3), sequence: Sequence(40), crc: 7 };
         Owner::new(claim)
     }
 
@@ -282,7 +281,11 @@ mod tests {
         assert_eq!(owner.acked(Sequence(42), Some(15)).next, Next::Read(14));
         assert!(matches!(owner.observed(14, &claim(4)).next, Next::Fenced(_)));
         let step = owner.observed(15, &write(3, 42).0);
-        assert_eq!(step, Step { passed: None, next: Next::Go }, "and nothing after it is acknowledged");
+        assert_eq!(
+            step,
+            Step { passed: None, next: Next::Go },
+            "and nothing after it is acknowledged"
+        );
         assert_eq!(owner.acked(Sequence(42), Some(15)).passed, None);
     }
 

@@ -124,8 +124,7 @@ mod tests {
     use super::*;
 
     fn position(anchor: Option<Anchor>) -> Position {
-        let claim =
-            Anchor { offset: 12, epoch: Epoch(3), sequence: Sequence(0), crc: 0x0000_00ab };
+        let claim = Anchor { offset: 12, epoch: Epoch(3), sequence: Sequence(0), crc: 0x0000_00ab };
         Position { cluster: "c".to_owned(), topic: "t".to_owned(), claim, anchor }
     }
 

@@ -53,7 +53,9 @@ pub enum ReplayError {
         found: PartitionId,
     },
     /// A write of an epoch that nobody had claimed.
-    #[error("offset {offset} has a write of epoch {found}, and the last claim is of epoch {claimed}")]
+    #[error(
+        "offset {offset} has a write of epoch {found}, and the last claim is of epoch {claimed}"
+    )]
     Unclaimed {
         /// Where.
         offset: u64,
@@ -63,7 +65,9 @@ pub enum ReplayError {
         claimed: Epoch,
     },
     /// The partition was cut differently when it was claimed.
-    #[error("offset {offset}: node `{node}` claimed the partition with hash range {found}, here it has {range}")]
+    #[error(
+        "offset {offset}: node `{node}` claimed the partition with hash range {found}, here it has {range}"
+    )]
     OtherRange {
         /// Where.
         offset: u64,
@@ -75,7 +79,9 @@ pub enum ReplayError {
         range: HashRange,
     },
     /// The topic is not the one that this node knows.
-    #[error("offset {offset} should hold the record with checksum {expected:08x} of epoch {epoch} and does not")]
+    #[error(
+        "offset {offset} should hold the record with checksum {expected:08x} of epoch {epoch} and does not"
+    )]
     OtherTopic {
         /// Where.
         offset: u64,

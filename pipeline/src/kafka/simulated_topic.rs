@@ -7,7 +7,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
-use stateside_types::{Change, Condition, Epoch, HashRange, PartitionId, Sequence, Timestamp, WriteEntry};
+use stateside_types::{
+    Change, Condition, Epoch, HashRange, PartitionId, Sequence, Timestamp, WriteEntry,
+};
 
 use super::{
     Anchor, Claim, Event, MessageHead, Next, Owner, Replay, Step, encode_claim, encode_write,
@@ -27,7 +29,11 @@ struct Outgoing {
 enum Life {
     Idle,
     /// A claim is on its way; the replay up to where the node had read.
-    Claiming { replay: Replay, nonce: u64, epoch: Epoch },
+    Claiming {
+        replay: Replay,
+        nonce: u64,
+        epoch: Epoch,
+    },
     Owns(Owner),
     /// Another node has it, or a message failed.
     Over,

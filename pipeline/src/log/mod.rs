@@ -59,8 +59,8 @@ pub use reader::{
     Damage, DamageKind, DamageScope, ReadBuffers, ReplaySink, RunEnd, RunRange, SegmentInput,
     SegmentSource, TornTail, read_run,
 };
-pub(crate) use record::{decode_entries, encode_entries};
 pub use record::{RECORD_BYTES_MAX, RecordHead, RollCallEntry, record_bytes};
+pub(crate) use record::{decode_entries, encode_entries};
 pub use replay::{Lost, PartitionBase, PartitionDamage, Replay, ReplayOutcome, ReplayStats};
 pub use retention::{Holding, Retention};
 pub use runs::{ContradictingSegments, FoundSegment, RunPlan, plan_runs};

@@ -744,6 +744,19 @@ pub mod data_plane_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// A partition's log in Kafka.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KafkaLog {
+    /// Epoch of this node's claim; 0 while it has none. The epoch of Partition is this node's own affair.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// Offset of the last message that counts; while the log is replayed, the one that is read next.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// Writes that the brokers have not acknowledged; while the log is replayed, messages still to be read.
+    #[prost(uint64, tag = "3")]
+    pub lag: u64,
+}
 /// A partition as its node sees it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Partition {
@@ -790,6 +803,9 @@ pub struct Partition {
     /// Stages of its pipeline, in order.
     #[prost(string, repeated, tag = "16")]
     pub stages: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Set when its log is in Kafka.
+    #[prost(message, optional, tag = "20")]
+    pub kafka: ::core::option::Option<KafkaLog>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AddPartitionRequest {

@@ -136,7 +136,8 @@ impl CoreKafka {
         let bytes = kafka_record_bytes(entries);
         let most = self.link.record_bytes_max.load(Ordering::Relaxed);
         if bytes > most {
-            let text = format!("the write makes a message of {bytes} bytes; the topic takes {most}");
+            let text =
+                format!("the write makes a message of {bytes} bytes; the topic takes {most}");
             return Err(Refusal::new(Reason::BatchTooLarge, text));
         }
         if self.is_late(log) {
@@ -209,7 +210,8 @@ impl CoreKafka {
     /// Writes up to here count. The sequence, when they are of this claim.
     pub(crate) fn passed(&mut self, partition: PartitionId, anchor: Anchor) -> Option<Sequence> {
         let log = self.open.get_mut(&partition).filter(|log| log.epoch == anchor.epoch)?;
-        while let Some(done) = log.pending.pop_front_if(|one| one.sequence <= anchor.sequence) {
+        while log.pending.front().is_some_and(|one| one.sequence <= anchor.sequence) {
+            let done = log.pending.pop_front().expect("it was just looked at");
             self.pending_bytes -= done.bytes;
         }
         log.passed = anchor;
@@ -248,7 +250,7 @@ impl CoreKafka {
 
     /// A partition survives without its log up to `covered`: the position to write to its file, when
     /// that spares the next start a part of the replay. Call [`Self::filed`] when it is written.
-    pub(crate) fn to_file(
+    pub(crate) fn file_position(
         &mut self,
         partition: PartitionId,
         covered: Sequence,

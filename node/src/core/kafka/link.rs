@@ -12,8 +12,7 @@ use std::{
 use stateside_pipeline::kafka::{Anchor, KAFKA_RECORD_BYTES_MAX, Position};
 use stateside_statestore::StateStore;
 use stateside_types::{
-    CoreId, Epoch, PartitionId, PartitionSpec, Refusal, Sequence,
-    limits::KAFKA_BATCHES_QUEUED_MAX,
+    CoreId, Epoch, PartitionId, PartitionSpec, Refusal, Sequence, limits::KAFKA_BATCHES_QUEUED_MAX,
 };
 
 /// How the node uses Kafka.
@@ -131,9 +130,7 @@ impl Mailbox {
         let mut mail = self.lock();
         if let FromKafka::Progress { partition: id, .. } = &event {
             // Only the newest is of interest.
-            let is_older = |other: &FromKafka| {
-                matches!(other, FromKafka::Progress { partition, .. } if partition == id)
-            };
+            let is_older = |other: &FromKafka| matches!(other, FromKafka::Progress { partition, .. } if partition == id);
             mail.events.retain(|other| !is_older(other));
         }
         mail.events.push(event);
@@ -198,5 +195,8 @@ pub(crate) fn exchange(config: &KafkaConfig, cores: u16) -> (Vec<KafkaLink>, Exc
         })
         .collect();
     let checks = orders;
-    (links, Exchange { appends: appends_in, orders: orders_in, checks, mailboxes, record_bytes_max })
+    (
+        links,
+        Exchange { appends: appends_in, orders: orders_in, checks, mailboxes, record_bytes_max },
+    )
 }

@@ -25,5 +25,5 @@ mod opening;
 pub use client::KafkaClient;
 pub(crate) use core_log::CoreKafka;
 pub use core_log::KafkaReport;
-pub use link::{KafkaConfig, KafkaError, KafkaLink};
 pub(crate) use link::{FromKafka, OpenedLog};
+pub use link::{KafkaConfig, KafkaError, KafkaLink};
