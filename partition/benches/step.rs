@@ -123,7 +123,7 @@ fn partition(world: &mut World) -> Partition {
         range: HashRange::FULL,
         store: StoreKind::Memory,
         ack: Ack::Memory,
-        pipeline: DEFAULT_PIPELINE.to_vec(),
+        pipeline: DEFAULT_PIPELINE.into(),
         first_epoch: Epoch(1),
         epoch: Epoch(1),
         base_sequence: Sequence::ZERO,

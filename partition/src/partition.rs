@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use stateside_pipeline::{Completed, Outlet, Pipeline, Write};
+use stateside_pipeline::{Completed, Outlet, Pipeline, StageCounts, Write};
 use stateside_statestore::{
     Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
 };
@@ -129,6 +129,11 @@ impl Partition {
         self.store.stats()
     }
 
+    /// What each stage before the clock did.
+    pub fn stage_counts(&self) -> impl Iterator<Item = StageCounts> {
+        self.pipeline.counts()
+    }
+
     /// Sequence of the last batch applied.
     pub fn applied(&self) -> Sequence {
         self.store.applied()
@@ -173,14 +178,18 @@ impl Partition {
     /// Puts new settings in force. Store and first epoch stay.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` when the stages make no pipeline; `PARTITION_BUSY` when the stages
-    /// change while writes are under way.
+    /// `INVALID_ARGUMENT` when the stages make no pipeline; `PARTITION_BUSY` when the stages from
+    /// the clock on change while writes are under way.
     pub fn update(&mut self, spec: PartitionSpec) -> Result<(), Refusal> {
         assert_eq!((spec.id, spec.store), (self.spec.id, self.spec.store));
         let invalid =
             |error: PipelineError| Refusal::new(Reason::InvalidArgument, error.to_string());
         check_ack(spec.ack, &spec.pipeline).map_err(invalid)?;
-        if spec.pipeline != self.spec.pipeline {
+        if spec.pipeline.back() == self.spec.pipeline.back() {
+            if spec.pipeline != self.spec.pipeline {
+                self.pipeline.replace_front(&spec.pipeline).map_err(invalid)?;
+            }
+        } else {
             if self.passed() != self.applied() || !self.is_quiet() {
                 return Err(Refusal::new(
                     Reason::PartitionBusy,
@@ -407,8 +416,6 @@ impl Partition {
             let message = format!("the store of partition {} writes behind", self.spec.id);
             return Err(Refusal::new(what, message));
         }
-        self.check_conditions(entries)?;
-        self.check_memory(entries, effects.memory_available())?;
         let mut write = Write {
             partition: self.spec.id,
             epoch: self.spec.first_epoch,
@@ -419,6 +426,9 @@ impl Partition {
             timestamp: Timestamp::ZERO,
             pending: 0,
         };
+        self.pipeline.enter(&write, effects)?;
+        self.check_conditions(entries)?;
+        self.check_memory(entries, effects.memory_available())?;
         self.pipeline.admit(&write, effects)?;
         self.pipeline.accept(&mut write, effects);
         self.store.apply(write.sequence, write.timestamp, entries);

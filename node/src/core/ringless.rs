@@ -208,7 +208,7 @@ fn spec(id: PartitionId, range: HashRange) -> PartitionSpec {
         range,
         store: StoreKind::Memory,
         ack: Ack::Memory,
-        pipeline: DEFAULT_PIPELINE.to_vec(),
+        pipeline: DEFAULT_PIPELINE.into(),
         first_epoch: Epoch(1),
         epoch: Epoch(1),
         base_sequence: Sequence::ZERO,

@@ -163,6 +163,14 @@ fn partitions(page: &mut Page, scrape: &Scrape<'_>) {
             page.sample(&[&core, &partition.spec.id], age_ms as f64 / 1e3);
         }
     }
+    page.family(families::STAGE_REFUSED);
+    for (core, report) in scrape.reported() {
+        for partition in &report.partitions {
+            for stage in &partition.stages {
+                page.sample(&[&core, &partition.spec.id, &stage.name], stage.refused);
+            }
+        }
+    }
 }
 
 fn node(page: &mut Page, metrics: &NodeMetrics, scrape: &Scrape<'_>) {
@@ -307,6 +315,7 @@ fn code_name(code: usize) -> &'static str {
 mod tests {
     use std::{collections::BTreeSet, fs, path::Path};
 
+    use stateside_pipeline::StageCounts;
     use stateside_types::{
         Ack, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Sequence, StoreKind,
     };
@@ -329,7 +338,7 @@ mod tests {
             range: HashRange::FULL,
             store: StoreKind::Memory,
             ack: Ack::Durable,
-            pipeline: DEFAULT_PIPELINE.to_vec(),
+            pipeline: DEFAULT_PIPELINE.into(),
             first_epoch: Epoch(1),
             epoch: Epoch(1),
             base_sequence: Sequence::ZERO,
@@ -344,6 +353,7 @@ mod tests {
             durable_sequence: Sequence(29),
             snapshot_sequence: Sequence(20),
             snapshot_unix_ms: 1_000,
+            stages: vec![StageCounts { name: "sizes".into(), refused: 4 }],
             detail: String::new(),
         };
         let report = CoreReport { partitions: vec![partition], ..CoreReport::default() };
@@ -379,6 +389,7 @@ mod tests {
             "stateside_partition_records{core=\"1\",partition=\"7\"} 12",
             "stateside_partition_state{core=\"1\",partition=\"7\",state=\"primary\"} 1",
             "stateside_partition_snapshot_age_seconds{core=\"1\",partition=\"7\"} 2.5",
+            "stateside_stage_refused_total{core=\"1\",partition=\"7\",stage=\"sizes\"} 4",
             "stateside_node_state{state=\"serving\"} 1",
             "stateside_cores_unreported 1",
         ] {
