@@ -64,7 +64,10 @@ fn a_filter_refuses_with_its_name_and_leaves_no_trace() {
         assert_eq!(upsert(&mut data, vec![rpc::entry("a", "1")]).await.unwrap(), 1);
         let batch = vec![rpc::entry("b", "1"), rpc::entry("tmp/x", "1")];
         let (failure, message) = refusal(&mut data, batch).await;
-        assert_eq!((failure.code, failure.reason.as_str()), ("INVALID_ARGUMENT", "FILTERED"));
+        assert_eq!(
+            (failure.code.as_str(), failure.reason.as_str()),
+            ("INVALID_ARGUMENT", "FILTERED")
+        );
         assert_eq!((&*failure.metadata["stage"], &*failure.metadata["entry"]), ("filter", "1"));
         assert_eq!(failure.retry_after, None);
         assert!(message.contains("keys that begin with `tmp/` are denied"), "{message}");
@@ -78,7 +81,10 @@ fn a_filter_refuses_with_its_name_and_leaves_no_trace() {
         assert_eq!(upsert(&mut data, of("t/1/a")).await.unwrap(), 2);
         assert_eq!(upsert(&mut data, of("t/1/b")).await.unwrap(), 3);
         let (failure, _) = refusal(&mut data, of("t/1/c")).await;
-        assert_eq!((failure.code, failure.reason.as_str()), ("RESOURCE_EXHAUSTED", "OVERLOADED"));
+        assert_eq!(
+            (failure.code.as_str(), failure.reason.as_str()),
+            ("RESOURCE_EXHAUSTED", "OVERLOADED")
+        );
         assert_eq!(&*failure.metadata["stage"], "tenants");
         let wait = failure.retry_after.unwrap();
         assert!(wait > Duration::ZERO && wait <= Duration::from_secs(1), "{wait:?}");

@@ -32,15 +32,22 @@ fn stage_to_json(stage: &StageSpec) -> Value {
     let mut object = Map::new();
     object.insert(STAGE.to_owned(), name);
     for (option, value) in stage.options() {
-        let value = match value {
-            OptionValue::Text(text) => text.as_str().into(),
-            OptionValue::Integer(number) => (*number).into(),
-            OptionValue::Boolean(value) => (*value).into(),
-            OptionValue::Texts(texts) => texts.as_slice().into(),
-        };
-        object.insert((*option).to_owned(), value);
+        object.insert((*option).to_owned(), option_to_json(value));
     }
     Value::Object(object)
+}
+
+fn option_to_json(value: &OptionValue) -> Value {
+    match value {
+        OptionValue::Text(text) => text.as_str().into(),
+        OptionValue::Integer(number) => (*number).into(),
+        OptionValue::Boolean(value) => (*value).into(),
+        OptionValue::Texts(texts) => texts.as_slice().into(),
+        OptionValue::Table(values) => {
+            let values = values.iter().map(|(name, value)| (name.clone(), option_to_json(value)));
+            Value::Object(values.collect())
+        }
+    }
 }
 
 fn stage_from_json(stage: &Value) -> Result<StageSpec, String> {
@@ -68,6 +75,11 @@ fn option_value(value: &Value) -> Result<OptionValue, String> {
             let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
             OptionValue::Texts(texts.collect::<Option<_>>().ok_or_else(wrong)?)
         }
-        Value::Null | Value::Object(_) => return Err(wrong()),
+        Value::Object(values) => {
+            let values =
+                values.iter().map(|(name, value)| Ok((name.clone(), option_value(value)?)));
+            OptionValue::Table(values.collect::<Result<_, String>>()?)
+        }
+        Value::Null => return Err(wrong()),
     })
 }

@@ -71,6 +71,10 @@ impl World {
 }
 
 impl Outlet for World {
+    fn node(&self) -> &str {
+        "vm-1"
+    }
+
     fn log_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
         self.reservation = Some(self.writer.reserve(record_bytes(entries))?);
         Ok(())

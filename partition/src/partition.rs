@@ -1,8 +1,8 @@
 //! The state machine. See the crate's header for when a write becomes visible.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, mem};
 
-use stateside_pipeline::{Completed, Outlet, Pipeline, StageCounts, Write};
+use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
 use stateside_statestore::{
     Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
 };
@@ -83,6 +83,9 @@ pub struct Partition {
     pipeline: Pipeline,
     store: Box<dyn StateStore>,
     held: HeldAnswers,
+    /// Room for values that stages change, and for the entries with them.
+    changes: Vec<Changes>,
+    changed: Vec<WriteEntry<'static>>,
     /// Requests behind one that waits for its store; the front one is that request.
     queue: VecDeque<Owned>,
     /// A piece of the store's work is out.
@@ -111,6 +114,8 @@ impl Partition {
             pipeline,
             store,
             held: HeldAnswers::default(),
+            changes: Vec::new(),
+            changed: Vec::new(),
             queue: VecDeque::new(),
             working: false,
             disk_full: false,
@@ -416,7 +421,7 @@ impl Partition {
             let message = format!("the store of partition {} writes behind", self.spec.id);
             return Err(Refusal::new(what, message));
         }
-        let mut write = Write {
+        let write = Write {
             partition: self.spec.id,
             epoch: self.spec.first_epoch,
             entries,
@@ -426,7 +431,28 @@ impl Partition {
             timestamp: Timestamp::ZERO,
             pending: 0,
         };
-        self.pipeline.enter(&write, effects)?;
+        if !self.pipeline.has_front() {
+            return self.commit(write, effects);
+        }
+        let mut changes = mem::take(&mut self.changes);
+        let mut changed = recycle(mem::take(&mut self.changed));
+        let entered = self.pipeline.enter(&write, &mut changes, &mut changed, effects);
+        let outcome = entered.and_then(|any_changed| {
+            let write = if any_changed { write.with(&changed) } else { write };
+            self.commit(write, effects)
+        });
+        self.changed = recycle(changed);
+        self.changes = changes;
+        outcome
+    }
+
+    /// What follows when the stages before the clock have let a write through.
+    fn commit(
+        &mut self,
+        mut write: Write<'_>,
+        effects: &mut impl Effects,
+    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+        let entries = write.entries;
         self.check_conditions(entries)?;
         self.check_memory(entries, effects.memory_available())?;
         self.pipeline.admit(&write, effects)?;
@@ -435,7 +461,7 @@ impl Partition {
         if entries.iter().any(|entry| entry.change == stateside_types::Change::Remove) {
             self.last_remove = write.sequence;
         }
-        Ok((write.sequence, write.timestamp, ack))
+        Ok((write.sequence, write.timestamp, write.ack))
     }
 
     fn check_conditions(&self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {

@@ -152,6 +152,10 @@ struct World {
 }
 
 impl Outlet for World {
+    fn node(&self) -> &str {
+        "vm-1"
+    }
+
     fn log_admit(&mut self, _: &[WriteEntry<'_>]) -> Result<(), Refusal> {
         Ok(())
     }

@@ -10,12 +10,15 @@ use std::sync::{PoisonError, RwLock};
 use stateside_types::{OptionValue, StageKind, StageSpec};
 
 use crate::{
-    Clock, Dispatcher, LineMonitor, LogStage, OptionError, StageDefinition, filter, options,
+    Clock, Dispatcher, LineMonitor, LogStage, OptionError, StageDefinition, enricher, filter,
+    options, sanitizer,
 };
 
 /// The stages that come with Stateside, in the order in which they are documented.
 const STAGES: &[StageDefinition] = &[
     filter::DEFINITION,
+    sanitizer::DEFINITION,
+    enricher::DEFINITION,
     StageDefinition {
         kind: StageKind::Clock,
         doc: "Gives every write its timestamp: a hybrid logical clock, monotonic in its partition also when the wall clock jumps back.",

@@ -7,7 +7,7 @@
 //!                                                   │                 ▲
 //!                                                   └── completed ────┘ (later, in any order)
 //! ```
-//! Stages before the clock (filters, and stages of one's own) stand in any number and order; what
+//! Stages before the clock (filters, sanitizers, enrichers and stages of one's own) stand in any number and order; what
 //! they are and which options they take is declared in one table each, see [`StageDefinition`].
 //!
 //! Two passes keep refusals free of traces: a write is first admitted: its conditions are checked and every stage
@@ -17,24 +17,31 @@
 //! Pure: no IO, no clock, no randomness. What stages do to the world goes through [`Outlet`].
 
 mod catalogue;
+mod changes;
 mod clock;
 mod dispatcher;
+mod enricher;
+mod field_path;
 mod filter;
+mod json;
 mod line_monitor;
 pub mod log;
 mod log_stage;
 mod options;
 mod pipeline;
 mod prefixes;
+mod protobuf;
 mod rate;
+mod sanitizer;
 mod stage;
 
 pub use catalogue::{RegisterError, definition, definitions, read_stage, register};
+pub use changes::Changes;
 pub use clock::Clock;
 pub use dispatcher::Dispatcher;
 pub use line_monitor::LineMonitor;
 pub use log_stage::LogStage;
 pub use options::{NAME, OptionDefinition, OptionError, OptionKind, StageDefinition};
-pub use pipeline::{Pipeline, StageCounts};
+pub use pipeline::{Pipeline, StageCounts, recycle};
 pub use prefixes::{PREFIX, Prefixes};
 pub use stage::{Completed, Outlet, Progress, Stage, StageIndex, Write};

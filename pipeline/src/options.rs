@@ -44,6 +44,10 @@ pub enum OptionKind {
     Integer(i64, i64),
     /// A list of strings, not empty. One string is a list of one.
     Texts,
+    /// One of these strings.
+    Choice(&'static [&'static str]),
+    /// A table of strings, whole numbers, true and false, not empty.
+    Table,
 }
 
 /// What is wrong with a declared stage.
@@ -132,6 +136,21 @@ impl OptionKind {
             (Self::Texts, OptionValue::Texts(texts)) if !texts.is_empty() => {
                 Ok(OptionValue::Texts(texts))
             }
+            (Self::Choice(names), OptionValue::Text(text)) if names.contains(&&*text) => {
+                Ok(OptionValue::Text(text))
+            }
+            (Self::Table, OptionValue::Table(mut values)) if !values.is_empty() => {
+                let is_plain = |value: &OptionValue| {
+                    !matches!(value, OptionValue::Texts(_) | OptionValue::Table(_))
+                };
+                match values.iter().find(|(_, value)| !is_plain(value)) {
+                    Some((name, _)) => Err(format!("{name}: expected a string or a number")),
+                    None => {
+                        values.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+                        Ok(OptionValue::Table(values))
+                    }
+                }
+            }
             (kind, _) => Err(format!("expected {kind}")),
         }
     }
@@ -143,6 +162,11 @@ impl fmt::Display for OptionKind {
             Self::Text => f.write_str("a string"),
             Self::Integer(least, most) => write!(f, "a whole number from {least} to {most}"),
             Self::Texts => f.write_str("a string or a list of strings"),
+            Self::Choice(names) => {
+                let names: Vec<_> = names.iter().map(|name| format!("\"{name}\"")).collect();
+                f.write_str(&names.join(" or "))
+            }
+            Self::Table => f.write_str("a table of strings and numbers"),
         }
     }
 }

@@ -4,6 +4,8 @@ use stateside_types::{
     Ack, Epoch, PartitionId, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry,
 };
 
+use crate::Changes;
+
 /// A write batch on its way through the stages.
 #[derive(Debug)]
 pub struct Write<'a> {
@@ -24,6 +26,22 @@ pub struct Write<'a> {
     pub timestamp: Timestamp,
     /// The stages that were asynchronous about this write so far, a bit each.
     pub pending: u8,
+}
+
+impl<'a> Write<'a> {
+    /// The same write with other entries.
+    pub fn with<'b>(&self, entries: &'b [WriteEntry<'b>]) -> Write<'b> {
+        Write {
+            partition: self.partition,
+            epoch: self.epoch,
+            entries,
+            now: self.now,
+            ack: self.ack,
+            sequence: self.sequence,
+            timestamp: self.timestamp,
+            pending: self.pending,
+        }
+    }
 }
 
 /// Whether a stage is done with a write when `accept` returns.
@@ -64,6 +82,9 @@ pub trait Outlet {
     /// `OVERLOADED`, `DISK_FULL`, `PARTITION_STOPPED`.
     fn log_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal>;
 
+    /// The name of the node that the write is executed on.
+    fn node(&self) -> &str;
+
     /// Appends the write to the log. Its durability is reported to the partition later.
     fn log_append(&mut self, write: &Write<'_>);
 }
@@ -80,6 +101,22 @@ pub trait Stage: Send {
     /// Why the write is not let through.
     fn admit(&mut self, write: &Write<'_>, outlet: &mut dyn Outlet) -> Result<(), Refusal> {
         let _ = (write, outlet);
+        Ok(())
+    }
+
+    /// Still the first pass, after [`Self::admit`]: puts other values in place of those that came
+    /// with the write. Stages before the clock only: what they make is what later stages see, what
+    /// is logged and what is stored, so a replay has nothing left to decide.
+    ///
+    /// # Errors
+    /// Why the write is not let through.
+    fn change(
+        &mut self,
+        write: &Write<'_>,
+        changes: &mut Changes,
+        outlet: &mut dyn Outlet,
+    ) -> Result<(), Refusal> {
+        let _ = (write, changes, outlet);
         Ok(())
     }
 
@@ -119,6 +156,10 @@ pub(crate) mod tests {
         }
 
         fn log_append(&mut self, _: &Write<'_>) {}
+
+        fn node(&self) -> &str {
+            "vm-1"
+        }
     }
 
     /// A write of these entries that has just arrived.

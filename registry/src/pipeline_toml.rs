@@ -84,7 +84,7 @@ fn read_table(
     };
     let mut options = Vec::new();
     for (option, item) in table.iter().filter(|(option, _)| *option != STAGE) {
-        let value = item.as_value().and_then(option_value);
+        let value = option_of(item);
         let value = value.ok_or_else(|| {
             wrong(span_of(option), format!("{option}: no option of a stage takes such a value"))
         })?;
@@ -96,6 +96,20 @@ fn read_table(
     })
 }
 
+/// An option's value; a table may be written in line, or as a section of its own.
+fn option_of(item: &Item) -> Option<OptionValue> {
+    match item {
+        Item::Value(value) => option_value(value),
+        Item::Table(table) => table_of(table),
+        _ => None,
+    }
+}
+
+fn table_of(table: &dyn TableLike) -> Option<OptionValue> {
+    let values = table.iter().map(|(name, item)| Some((name.to_owned(), option_of(item)?)));
+    values.collect::<Option<_>>().map(OptionValue::Table)
+}
+
 fn option_value(value: &Value) -> Option<OptionValue> {
     Some(match value {
         Value::String(text) => OptionValue::Text(text.value().clone()),
@@ -105,6 +119,7 @@ fn option_value(value: &Value) -> Option<OptionValue> {
             let texts = items.iter().map(|item| item.as_str().map(str::to_owned));
             OptionValue::Texts(texts.collect::<Option<_>>()?)
         }
+        Value::InlineTable(table) => table_of(table)?,
         _ => return None,
     })
 }

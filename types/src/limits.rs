@@ -133,6 +133,10 @@ pub const PIPELINE_BYTES_MAX: usize = 8 << 10;
 pub const STAGE_NAME_BYTES_MAX: usize = 32;
 /// Bytes of changed values that a partition keeps room for between writes, per stage that changes.
 pub const CHANGED_BYTES_KEPT: usize = 4 << 10;
+/// Steps of all paths of fields of one stage.
+pub const FIELD_PATHS_MAX: usize = 1 << 10;
+/// How deep objects, arrays and messages may lie within each other where a stage reads values.
+pub const FIELD_DEPTH_MAX: usize = 128;
 /// Token buckets of one filter that makes one for each prefix it meets. Prefixes beyond share one.
 pub const RATE_BUCKETS_MAX: usize = 4 << 10;
 /// Longest retry delay that a rate limit tells, milliseconds.

@@ -18,6 +18,10 @@ use crate::{Ack, limits};
 pub enum StageKind {
     /// Refuses writes by key prefix, value size and rate.
     Filter,
+    /// Drops or masks fields of values.
+    Sanitizer,
+    /// Adds fields to values.
+    Enricher,
     /// A stage that an embedding binary brought, by its name.
     Own(&'static str),
     /// Timestamps, monotonic also when the wall clock jumps back.
@@ -45,6 +49,8 @@ pub enum OptionValue {
     Boolean(bool),
     /// Strings.
     Texts(Vec<String>),
+    /// Values by name: strings, numbers, true and false, in the order of their names.
+    Table(Vec<(String, OptionValue)>),
 }
 
 /// One stage as declared: what it is and the options that were set.
@@ -175,6 +181,8 @@ impl StageKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Filter => "filter",
+            Self::Sanitizer => "sanitizer",
+            Self::Enricher => "enricher",
             Self::Own(name) => name,
             Self::Clock => "clock",
             Self::Dispatcher => "dispatcher",
@@ -191,7 +199,7 @@ impl StageKind {
     /// Where the stage stands among all stages.
     const fn place(self) -> u8 {
         match self {
-            Self::Filter | Self::Own(_) => 0,
+            Self::Filter | Self::Sanitizer | Self::Enricher | Self::Own(_) => 0,
             Self::Clock => 1,
             Self::Dispatcher => 2,
             Self::Log => 3,
@@ -242,6 +250,14 @@ impl StageSpec {
     pub fn texts(&self, name: &str) -> &[String] {
         match self.option(name) {
             Some(OptionValue::Texts(texts)) => texts,
+            _ => &[],
+        }
+    }
+
+    /// An option that is a table; empty if it was not set.
+    pub fn table(&self, name: &str) -> &[(String, OptionValue)] {
+        match self.option(name) {
+            Some(OptionValue::Table(values)) => values,
             _ => &[],
         }
     }
@@ -339,6 +355,12 @@ impl fmt::Display for OptionValue {
             Self::Texts(texts) => {
                 let texts: Vec<_> = texts.iter().map(|text| toml_string(text)).collect();
                 write!(f, "[{}]", texts.join(", "))
+            }
+            Self::Table(values) => {
+                let value =
+                    |(name, value): &(String, Self)| format!("{} = {value}", toml_string(name));
+                let values: Vec<_> = values.iter().map(value).collect();
+                write!(f, "{{ {} }}", values.join(", "))
             }
         }
     }

@@ -110,6 +110,7 @@ impl RinglessCore {
             calls: Default::default(),
             log,
             pool,
+            node: "vm-1".into(),
             memory: MemoryBudget::new(0),
             wall: WallClock(WALL_CLOCK_MS),
             turn_ns: 0,

@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Write as _};
 
+use stateside_pipeline::StageCounts;
 use stateside_types::{Code, PartitionState, Reason};
 
 use super::{
@@ -163,11 +164,18 @@ fn partitions(page: &mut Page, scrape: &Scrape<'_>) {
             page.sample(&[&core, &partition.spec.id], age_ms as f64 / 1e3);
         }
     }
-    page.family(families::STAGE_REFUSED);
-    for (core, report) in scrape.reported() {
-        for partition in &report.partitions {
-            for stage in &partition.stages {
-                page.sample(&[&core, &partition.spec.id, &stage.name], stage.refused);
+    type Count = fn(&StageCounts) -> u64;
+    let counts: [(&'static Family, Count); 2] = [
+        (families::STAGE_REFUSED, |stage| stage.refused),
+        (families::STAGE_CHANGED, |stage| stage.changed),
+    ];
+    for (family, pick) in counts {
+        page.family(family);
+        for (core, report) in scrape.reported() {
+            for partition in &report.partitions {
+                for stage in &partition.stages {
+                    page.sample(&[&core, &partition.spec.id, &stage.name], pick(stage));
+                }
             }
         }
     }
@@ -315,7 +323,6 @@ fn code_name(code: usize) -> &'static str {
 mod tests {
     use std::{collections::BTreeSet, fs, path::Path};
 
-    use stateside_pipeline::StageCounts;
     use stateside_types::{
         Ack, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Sequence, StoreKind,
     };
@@ -353,7 +360,7 @@ mod tests {
             durable_sequence: Sequence(29),
             snapshot_sequence: Sequence(20),
             snapshot_unix_ms: 1_000,
-            stages: vec![StageCounts { name: "sizes".into(), refused: 4 }],
+            stages: vec![StageCounts { name: "sizes".into(), refused: 4, changed: 9 }],
             detail: String::new(),
         };
         let report = CoreReport { partitions: vec![partition], ..CoreReport::default() };
@@ -390,6 +397,7 @@ mod tests {
             "stateside_partition_state{core=\"1\",partition=\"7\",state=\"primary\"} 1",
             "stateside_partition_snapshot_age_seconds{core=\"1\",partition=\"7\"} 2.5",
             "stateside_stage_refused_total{core=\"1\",partition=\"7\",stage=\"sizes\"} 4",
+            "stateside_stage_changed_total{core=\"1\",partition=\"7\",stage=\"sizes\"} 9",
             "stateside_node_state{state=\"serving\"} 1",
             "stateside_cores_unreported 1",
         ] {
