@@ -110,6 +110,49 @@ fn a_filter_refuses_with_its_name_and_leaves_no_trace() {
 }
 
 #[test]
+fn values_are_changed_before_they_are_logged_and_a_restart_finds_them_as_they_were_read() {
+    let site = site(
+        "{ stage = \"sanitizer\", prefix = \"order/\", drop = [\"/card/cvc\"], mask = [\"/card/number\"] }, \
+         { stage = \"enricher\", prefix = \"order/\", timestamp = \"at\", node = \"by\", set = { v = 2 } }",
+    );
+    let mut node = site.start();
+    let order = r#"{"card":{"number":"4111","cvc":7},"by":"mallory"}"#;
+    let before = std::time::SystemTime::now();
+    let unix_ms = |time: std::time::SystemTime| {
+        time.duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as u64
+    };
+    let written = on(async {
+        let mut data = rpc::data(&site.data_address()).await.unwrap();
+        let batch = vec![rpc::entry("order/1", order), rpc::entry("plain", order)];
+        upsert(&mut data, batch).await.unwrap();
+        let (failure, message) = refusal(&mut data, vec![rpc::entry("order/2", "{]")]).await;
+        assert_eq!(failure.reason, "VALUE_UNREADABLE");
+        assert!(message.contains("stage `sanitizer`: the value is not JSON"), "{message}");
+        assert_eq!(rpc::get(&mut data, "plain").await.unwrap().value, order.as_bytes());
+        rpc::get(&mut data, "order/1").await.unwrap().value
+    });
+    let json: serde_json::Value = serde_json::from_slice(&written).unwrap();
+    assert_eq!(json["card"], serde_json::json!({ "number": "***" }));
+    assert_eq!((&json["by"], &json["v"]), (&"node-under-test".into(), &2.into()));
+    let at = json["at"].as_u64().unwrap();
+    // The node reads its clock once a turn, and a turn that waits may have begun a while ago.
+    assert!(at + 1_000 >= unix_ms(before) && at <= unix_ms(std::time::SystemTime::now()), "{at}");
+    let page = page(&node);
+    for (stage, values) in [("sanitizer", 1.0), ("enricher", 1.0)] {
+        let labels = [("partition", "0"), ("stage", stage)];
+        assert_eq!(page.sum("stateside_stage_changed_total", &labels), values, "{stage}");
+    }
+    node.kill();
+    let mut node = site.start();
+    on(async {
+        let mut data = rpc::data(&site.data_address()).await.unwrap();
+        assert_eq!(rpc::get(&mut data, "order/1").await.unwrap().value, written);
+        assert!(!rpc::get(&mut data, "order/2").await.unwrap().found);
+    });
+    node.terminate();
+}
+
+#[test]
 fn a_partitions_stages_change_while_it_is_written_to() {
     let site = site("{ stage = \"filter\", deny = [\"tmp/\"] }");
     let registry = site.folder().join("registry.toml");

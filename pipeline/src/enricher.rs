@@ -228,7 +228,8 @@ mod tests {
     #[test]
     fn values_without_a_place_for_a_field_are_refused_or_pass() {
         let node = ("node", text("node"));
-        let refusal = pass(&[("enricher", &[node.clone()])], &[("k", b"[1]")]).unwrap_err();
+        let refusal =
+            pass(&[("enricher", std::slice::from_ref(&node))], &[("k", b"[1]")]).unwrap_err();
         assert!(refusal.message.contains("an object expected at byte 0"), "{refusal}");
         let lenient = [node, ("unreadable", text("pass")), ("prefix", texts(&["k"]))];
         assert_eq!(pass(&[("enricher", &lenient)], &[("k", b"[1]")]).unwrap(), [b"[1]"]);

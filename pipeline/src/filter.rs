@@ -83,14 +83,14 @@ impl Filter {
         };
         let rate = number(&RATE_PER_S)
             .map(|rate| RateLimit::new(rate, number(&BURST).unwrap_or(rate), prefix.len().max(1)));
-        let rate_by = spec.text(RATE_BY.name).map(|text| text.as_bytes().into());
+        let rate_by: Option<Box<[u8]>> = spec.text(RATE_BY.name).map(|text| text.as_bytes().into());
         for (option, is_set) in [(&BURST, number(&BURST).is_some()), (&RATE_BY, rate_by.is_some())]
         {
             if is_set && rate.is_none() {
                 return Err(option.wrong("it needs rate_per_s"));
             }
         }
-        if rate_by.as_ref().is_some_and(|separator: &Box<[u8]>| separator.is_empty()) {
+        if rate_by.as_deref().is_some_and(<[u8]>::is_empty) {
             return Err(RATE_BY.wrong("a separator has at least one byte"));
         }
         let filter = Self {

@@ -187,7 +187,8 @@ mod tests {
     fn what_cannot_be_read_is_refused_or_passes() {
         let drop = ("drop", texts(&["/a"]));
         let refusal =
-            pass(&[("sanitizer", &[drop.clone()])], &[("k", b"{}"), ("l", b"{]")]).unwrap_err();
+            pass(&[("sanitizer", std::slice::from_ref(&drop))], &[("k", b"{}"), ("l", b"{]")])
+                .unwrap_err();
         assert_eq!(refusal.reason.as_str(), "VALUE_UNREADABLE");
         assert_eq!(refusal.metadata[0], ("entry", "1".to_owned()));
         assert!(refusal.message.contains("a member's name expected at byte 1"), "{refusal}");
