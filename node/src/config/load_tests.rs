@@ -124,7 +124,7 @@ fn a_pipeline_with_options_is_read_shown_and_checked_line_by_line() {
     assert_eq!(
         unknown.errors(),
         [
-            "s.toml:4: partition.pipeline: `fast` is not a pipeline stage; known: filter, clock, dispatcher, log, line-monitor"
+            "s.toml:4: partition.pipeline: `fast` is not a pipeline stage; known: filter, sanitizer, enricher, clock, dispatcher, log, line-monitor"
         ]
     );
 }
