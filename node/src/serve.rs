@@ -387,10 +387,6 @@ fn start_kafka(
 
 fn kafka_config(settings: &Settings, node: &str, specs: &[PartitionSpec]) -> Option<KafkaConfig> {
     let kafka = &settings.kafka;
-    let option = |option: &String| {
-        let (name, value) = option.split_once('=').unwrap_or((option, ""));
-        (name.to_owned(), value.to_owned())
-    };
     Some(KafkaConfig {
         brokers: kafka.brokers.clone()?,
         topic: kafka.topic.clone(),
@@ -398,7 +394,7 @@ fn kafka_config(settings: &Settings, node: &str, specs: &[PartitionSpec]) -> Opt
         replication: kafka.replication,
         ack_timeout: Duration::from_millis(u64::from(kafka.ack_timeout_ms)),
         snapshot_bytes: u64::from(kafka.snapshot_mb) << 20,
-        options: kafka.options.iter().map(option).collect(),
+        options: kafka.options.clone(),
         node: node.to_owned(),
         needed: specs.iter().map(|spec| spec.id.0.saturating_add(1)).max().unwrap_or(1),
     })

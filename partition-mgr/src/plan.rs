@@ -21,8 +21,8 @@ use std::{
 };
 
 use stateside_types::{
-    Ack, DesiredPartition, DesiredSet, HashRange, PartitionId, PartitionSpec, Sequence, StageKind,
-    StoreKind, check_ack, limits,
+    Ack, DesiredPartition, DesiredSet, HashRange, PartitionId, PartitionSpec, PipelineSpec,
+    Sequence, StageSpec, StoreKind, check_ack, limits,
 };
 
 use crate::{Manifest, PlacedPartition, least_loaded_core};
@@ -35,7 +35,7 @@ pub struct Defaults {
     /// Default acknowledgement.
     pub ack: Ack,
     /// Stages, in order.
-    pub pipeline: Vec<StageKind>,
+    pub pipeline: PipelineSpec,
 }
 
 /// What is known of a partition's records.
@@ -89,7 +89,7 @@ pub enum SettingChange {
     /// Default acknowledgement.
     Ack(Ack, Ack),
     /// Stages.
-    Pipeline(Vec<StageKind>, Vec<StageKind>),
+    Pipeline(PipelineSpec, PipelineSpec),
 }
 
 /// A desired change that is not carried out now.
@@ -294,8 +294,7 @@ fn fate_of_declared(
     }
     // An undeclared store means: as it was created. Else another default would strand them all.
     let store = declared.store.unwrap_or(spec.store);
-    let in_kafka = |stages: &[StageKind]| stages.contains(&StageKind::KafkaLog);
-    let log_changes = in_kafka(pipeline) != in_kafka(&spec.pipeline);
+    let log_changes = pipeline.is_logged_in_kafka() != spec.pipeline.is_logged_in_kafka();
     if declared.range != spec.range || store != spec.store || log_changes {
         return match holding() {
             Holding::Empty => Fate::Remove(Removal::Recreate),
@@ -458,7 +457,7 @@ impl fmt::Display for Holding {
     }
 }
 
-struct Stages<'a>(&'a [StageKind]);
+struct Stages<'a>(&'a [StageSpec]);
 
 impl fmt::Display for Stages<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

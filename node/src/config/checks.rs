@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use stateside_types::{StageKind, check_ack};
+use stateside_types::check_ack;
 
 use super::{ConfigError, Settings, Surroundings};
 
@@ -18,7 +18,7 @@ pub(super) fn check(settings: &Settings, place_of: impl Fn(&str) -> String) -> V
     if let Err(error) = check_ack(settings.partition.ack, &settings.partition.pipeline) {
         fail("partition.pipeline", error.to_string());
     }
-    if settings.partition.pipeline.contains(&StageKind::KafkaLog) {
+    if settings.partition.pipeline.is_logged_in_kafka() {
         if !cfg!(feature = "kafka") {
             fail(
                 "partition.pipeline",
@@ -137,7 +137,10 @@ mod tests {
         let one = |errors: Vec<String>, says: &str| {
             assert!(errors.len() == 1 && errors[0].contains(says), "{errors:?}");
         };
-        one(errors_after(|s| s.partition.pipeline.clear()), "ack durable needs the stage log");
+        one(
+            errors_after(|s| s.partition.pipeline = Vec::new().into()),
+            "ack durable needs the stage log",
+        );
         one(errors_after(|s| s.log.max_mb = 100), "fewer than two segments of 64 MiB");
         one(errors_after(|s| s.data.unix_socket = Some("/".repeat(108).into())), "108 bytes");
         one(errors_after(|s| s.control.listen.set_port(7400)), "the address of data.listen too");

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use stateside_types::{StageKind, limits};
+use stateside_types::{PipelineSpec, limits};
 
 use super::{Surroundings, settings::*};
 
@@ -17,7 +17,7 @@ use super::{Surroundings, settings::*};
 pub(super) enum Value {
     Text(String),
     Integer(i64),
-    List(Vec<String>),
+    Pipeline(PipelineSpec),
 }
 
 /// What a key takes.
@@ -27,8 +27,8 @@ pub(super) enum Kind {
     Text,
     /// A whole number within bounds, inclusive.
     Integer(i64, i64),
-    /// A list of strings; separated by commas where it is given as text.
-    List,
+    /// A list of stages.
+    Pipeline,
 }
 
 /// What holds when nobody sets a key.
@@ -219,20 +219,17 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         path: "partition.pipeline",
-        kind: Kind::List,
+        kind: Kind::Pipeline,
         unit: "",
         default: Default::Is("[\"clock\", \"dispatcher\", \"log\", \"line-monitor\"]"),
         flag: None,
-        doc: "Stages that a write passes, in order. \"kafka-log\" stands in the place of \"log\" for a log in Kafka. Without a log nothing is durable and ack must be \"memory\"; a log needs \"line-monitor\" behind it.",
+        doc: "Stages that a write passes, in order. \"kafka-log\" stands in the place of \"log\" for a log in Kafka. Without a log nothing is durable and ack must be \"memory\"; a log needs \"line-monitor\" behind it. A stage with options is a table, { stage = \"filter\", deny = [\"tmp/\"] }, or a section [[partition.pipeline]]; docs/pipeline.md has the options.",
         set: |s, v| {
-            let Value::List(names) = v else { return Err("expected a list of stages".to_owned()) };
-            let stages: Vec<StageKind> =
-                names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
-            stateside_types::check_pipeline(&stages).map_err(|error| error.to_string())?;
-            s.partition.pipeline = stages;
+            let Value::Pipeline(pipeline) = v else { return Err("expected stages".to_owned()) };
+            s.partition.pipeline = pipeline;
             Ok(())
         },
-        get: |s| Some(Value::List(s.partition.pipeline.iter().map(ToString::to_string).collect())),
+        get: |s| Some(Value::Pipeline(s.partition.pipeline.clone())),
     },
     Key {
         path: "log.segment_mb",
@@ -344,22 +341,30 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         path: "kafka.options",
-        kind: Kind::List,
-        unit: "",
-        default: Default::Is("[]"),
+        kind: Kind::Text,
+        unit: "lines of NAME=VALUE",
+        default: Default::Is("\"\""),
         flag: None,
-        doc: "Further settings of librdkafka, such as \"security.protocol=SASL_SSL\", \"ssl.ca.location=/etc/ca.pem\", \"sasl.username=app\". TLS needs a binary with the feature kafka-tls. Those that the node's promises rest upon (acks, enable.idempotence, …) are refused.",
+        doc: "Further settings of librdkafka, such as security.protocol=SASL_SSL, ssl.ca.location=/etc/ca.pem, sasl.username=app. TLS needs a binary with the feature kafka-tls. Those that the node's promises rest upon (acks, enable.idempotence, …) are refused.",
         set: |s, v| {
-            let Value::List(options) = v else {
-                return Err("expected a list of NAME=VALUE".to_owned());
-            };
-            if let Some(wrong) = options.iter().find(|option| option.split_once('=').is_none()) {
-                return Err(format!("`{wrong}` is not NAME=VALUE"));
-            }
-            s.kafka.options = options;
+            let text = text(v);
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            let options = lines.map(|line| match line.split_once('=') {
+                Some((name, value)) => Ok((name.trim().to_owned(), value.trim().to_owned())),
+                None => Err(format!("`{line}` is not NAME=VALUE")),
+            });
+            s.kafka.options = options.collect::<Result<_, _>>()?;
             Ok(())
         },
-        get: |s| Some(Value::List(s.kafka.options.clone())),
+        get: |s| {
+            let secret = ["password", "secret", "jaas", "pem", "token"];
+            let line = |(name, value): &(String, String)| {
+                let is_secret = secret.iter().any(|part| name.contains(part));
+                format!("{name}={}", if is_secret { "***" } else { value })
+            };
+            let lines: Vec<String> = s.kafka.options.iter().map(line).collect();
+            Some(Value::Text(lines.join("\n")))
+        },
     },
     Key {
         path: "memory.limit_mb",
@@ -450,7 +455,7 @@ impl Key {
     /// Checks a value's kind and bounds, then sets the field.
     pub(super) fn accept(&self, settings: &mut Settings, value: Value) -> Result<(), String> {
         match (self.kind, &value) {
-            (Kind::Text, Value::Text(_)) | (Kind::List, Value::List(_)) => {}
+            (Kind::Text, Value::Text(_)) | (Kind::Pipeline, Value::Pipeline(_)) => {}
             (Kind::Integer(least, most), Value::Integer(number)) => {
                 if !(least..=most).contains(number) {
                     let unit = if self.unit.is_empty() { "" } else { " " };
@@ -474,9 +479,11 @@ impl Key {
                 .parse()
                 .map(Value::Integer)
                 .map_err(|_| format!("`{text}` is not a whole number")),
-            Kind::List => {
-                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-                Ok(Value::List(items.map(str::to_owned).collect()))
+            Kind::Pipeline => {
+                let item = text.parse().map(toml_edit::Item::Value);
+                let item = item.map_err(|_| format!("`{text}` is not a list of stages in TOML"))?;
+                let read = stateside_registry::read_pipeline(&item);
+                read.map(Value::Pipeline).map_err(|error| error.message)
             }
         }
     }
@@ -495,7 +502,7 @@ impl fmt::Display for Kind {
         match self {
             Self::Text => f.write_str("a string"),
             Self::Integer(least, most) => write!(f, "a whole number from {least} to {most}"),
-            Self::List => f.write_str("a list of strings"),
+            Self::Pipeline => f.write_str("a list of stages"),
         }
     }
 }
@@ -507,10 +514,7 @@ impl fmt::Display for Value {
         match self {
             Self::Text(text) => f.write_str(&quoted(text)),
             Self::Integer(number) => number.fmt(f),
-            Self::List(items) => {
-                let items: Vec<_> = items.iter().map(|item| quoted(item)).collect();
-                write!(f, "[{}]", items.join(", "))
-            }
+            Self::Pipeline(pipeline) => pipeline.fmt(f),
         }
     }
 }
@@ -538,7 +542,7 @@ impl Settings {
             partition: PartitionSettings {
                 ack: stateside_types::Ack::Durable,
                 store: stateside_types::StoreKind::Memory,
-                pipeline: stateside_types::DEFAULT_PIPELINE.to_vec(),
+                pipeline: PipelineSpec::default(),
             },
             log: LogSettings { segment_mb: 0, max_mb: 0, flush_after_ms: 0 },
             kafka: KafkaSettings {
@@ -559,7 +563,11 @@ impl Settings {
         // The table is the one place that knows the defaults; what stands above only fills fields.
         for key in KEYS {
             if let Default::Is(toml) = key.default {
-                let value = super::load::parse_value(toml).expect("defaults in the table are TOML");
+                let value = match key.kind {
+                    Kind::Pipeline => key.parse_text(toml).ok(),
+                    _ => super::load::parse_value(toml),
+                };
+                let value = value.expect("defaults in the table are TOML");
                 key.accept(&mut settings, value).expect("defaults in the table are in bounds");
             }
         }

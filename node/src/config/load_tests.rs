@@ -89,12 +89,42 @@ fn every_wrong_line_is_reported_with_its_number_and_the_known_keys() {
             "s.toml:2: unknown key `node.cors`; known in [node]: id, data_dir, cores, spin_us",
             "s.toml:5: log.segment_mb: 1 is not within 4 to 4096 MiB",
             "s.toml:6: log.max_mb: expected a whole number from 8 to 1048576",
-            "s.toml:8: unknown key `colour`; known: [node], [data], [control], [metrics], [partition], [log], [memory], [store], [registry], [drain], [logging]",
+            "s.toml:8: unknown key `colour`; known: [node], [data], [control], [metrics], [partition], [log], [kafka], [memory], [store], [registry], [drain], [logging]",
             "s.toml:12: `store.sled` is a section: write [store.sled]",
             "s.toml:13: unknown key `store.lsm`; known in [store]: [sled]",
             "s.toml:16: metrics.listen: `localhost` is not IP:PORT, such as 127.0.0.1:7400, 0.0.0.0:7400 or [::1]:7400",
             "s.toml:18: partition.pipeline: in the pipeline log must come after clock",
             "s.toml:19: partition.ack: `fsync` is not an ack level: use `durable` or `memory`",
+        ]
+    );
+}
+
+#[test]
+fn a_pipeline_with_options_is_read_shown_and_checked_line_by_line() {
+    let filter = "{ stage = \"filter\", deny = [\"tmp/\"], rate_per_s = 100 }";
+    let world = World::new(&format!(
+        "[partition]\npipeline = [\n  {filter},\n  \"clock\", \"dispatcher\", \"log\", \"line-monitor\",\n]\n"
+    ));
+    let loaded = world.load().unwrap();
+    assert_eq!(loaded.settings.partition.pipeline.len(), 5);
+    let shown = loaded.show();
+    assert!(shown.contains(&format!("pipeline = [{filter}, \"clock\", ")), "{shown}");
+    // What `config show` prints is a configuration that says the same.
+    let again = World::new(&shown).load().unwrap().settings.partition.pipeline;
+    assert_eq!(again, loaded.settings.partition.pipeline);
+
+    let sections = World::new(
+        "[[partition.pipeline]]\nstage = \"filter\"\ndeny = \"tmp/\"\nrate_per_s = \"many\"\n",
+    );
+    assert_eq!(
+        sections.errors(),
+        ["s.toml:4: partition.pipeline: rate_per_s: expected a whole number from 1 to 1000000000"]
+    );
+    let unknown = World::new("[partition]\npipeline = [\n\"clock\",\n\"fast\",\n]\n");
+    assert_eq!(
+        unknown.errors(),
+        [
+            "s.toml:4: partition.pipeline: `fast` is not a pipeline stage; known: filter, sanitizer, enricher, clock, dispatcher, log, kafka-log, line-monitor"
         ]
     );
 }

@@ -3,7 +3,7 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
-use stateside_types::{Ack, CoreId, StageKind, StoreKind};
+use stateside_types::{Ack, CoreId, PipelineSpec, StoreKind};
 
 /// Everything that can be configured. Made once at the start, shared read-only.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +75,7 @@ pub struct PartitionSettings {
     /// Store of new partitions.
     pub store: StoreKind,
     /// Stages, in order.
-    pub pipeline: Vec<StageKind>,
+    pub pipeline: PipelineSpec,
 }
 
 /// `[log]`
@@ -104,8 +104,8 @@ pub struct KafkaSettings {
     pub ack_timeout_ms: u32,
     /// MiB written since a partition's newest snapshot above which it is snapshotted.
     pub snapshot_mb: u32,
-    /// Further settings of librdkafka, `name=value`.
-    pub options: Vec<String>,
+    /// Further settings of librdkafka, by name.
+    pub options: Vec<(String, String)>,
 }
 
 /// `[memory]`

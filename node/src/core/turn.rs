@@ -272,6 +272,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         log,
         kafka: setup.kafka.map(|link| CoreKafka::new(link, start)),
         pool,
+        node: setup.node.id.as_str().into(),
         memory: MemoryBudget::new(setup.memory_limit_bytes),
         wall: wall_clock(),
         turn_ns: 0,

@@ -116,11 +116,14 @@ impl KafkaClient {
         let mut client = Self { stop: Arc::clone(&stop), threads: Vec::new() };
 
         let (out, sender_shared) = (Arc::clone(&producer), Arc::clone(&shared));
-        client.spawn("kafka-send", move || send(&appends, &out, &sender_shared))?;
+        let sender_stop = Arc::clone(&stop);
+        client.spawn("kafka-send", move || {
+            send(&appends, &out, &sender_shared, &sender_stop);
+        })?;
         let (events, events_stop) = (Arc::clone(&producer), Arc::clone(&stop));
         client.spawn("kafka-events", move || {
             while !events_stop.load(Ordering::Acquire) {
-                events.poll(Duration::from_millis(100));
+                events.poll(PAUSE);
             }
         })?;
         let mut reader =
@@ -353,14 +356,23 @@ fn told(error: &ClientError, reason: &str) {
     tracing::debug!(%error, reason, "Kafka");
 }
 
+/// How long a thread waits before it looks whether it is to stop.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// The sending thread: from the cores' batches to the producer's queues.
 fn send(
     appends: &flume::Receiver<Vec<Append>>,
     producer: &BaseProducer<Deliveries>,
     shared: &Shared,
+    stop: &AtomicBool,
 ) {
-    // Ends when the last core is gone.
-    while let Ok(mut batch) = appends.recv() {
+    loop {
+        let mut batch = match appends.recv_timeout(PAUSE) {
+            Ok(batch) => batch,
+            Err(flume::RecvTimeoutError::Disconnected) => return,
+            Err(flume::RecvTimeoutError::Timeout) if stop.load(Ordering::Acquire) => return,
+            Err(flume::RecvTimeoutError::Timeout) => continue,
+        };
         // An owner knows of a write before its answer can come.
         let mut owned = shared.owned();
         batch.retain(|append| match owned.get_mut(&append.partition) {

@@ -141,7 +141,7 @@ fn spec(id: u32) -> PartitionSpec {
         range: HashRange::FULL,
         store: StoreKind::Memory,
         ack: Ack::Durable,
-        pipeline: vec![StageKind::KafkaLog, StageKind::LineMonitor],
+        pipeline: [StageKind::KafkaLog, StageKind::LineMonitor].as_slice().into(),
         first_epoch: Epoch(1),
         epoch: Epoch(1),
         base_sequence: Sequence::ZERO,

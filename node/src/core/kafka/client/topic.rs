@@ -23,6 +23,10 @@ use crate::core::kafka::link::KafkaConfig;
 
 /// How long one question to the brokers may take.
 const QUESTION: Duration = Duration::from_secs(5);
+/// How long the topic's settings are asked for.
+const SETTINGS: Duration = Duration::from_secs(2);
+/// Kafka's own `max.message.bytes`.
+const MESSAGE_BYTES_DEFAULT: usize = 1_048_588;
 /// How often a topic that was made is looked for.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -149,7 +153,8 @@ impl Reader {
         .set("min.insync.replicas", &in_sync)
         .set("unclean.leader.election.enable", "false")
         .set("max.message.bytes", &bytes);
-        let options = AdminOptions::new().operation_timeout(Some(QUESTION));
+        let options =
+            AdminOptions::new().request_timeout(Some(QUESTION)).operation_timeout(Some(QUESTION));
         let made = block_on(self.admin()?.create_topics(&[new], &options));
         let made = made.map_err(|error| Trouble::Away(error.to_string()))?;
         for result in made {
@@ -174,20 +179,14 @@ impl Reader {
     /// The largest message that the topic takes.
     fn message_bytes_max(&self) -> Result<usize, Trouble> {
         let topic = ResourceSpecifier::Topic(&self.config.topic);
-        let options = AdminOptions::new().operation_timeout(Some(QUESTION));
-        let told = match block_on(self.admin()?.describe_configs(&[topic], &options)) {
-            Ok(told) => told,
-            Err(ClientError::AdminOp(
-                RDKafkaErrorCode::OperationTimedOut | RDKafkaErrorCode::BrokerTransportFailure,
-            )) => return Err(Trouble::Away("the topic's settings are not known".to_owned())),
-            // Brokers that do not tell, or not this user.
-            Err(_) => Vec::new(),
-        };
+        let options = AdminOptions::new().request_timeout(Some(SETTINGS));
+        // Not every broker tells, nor tells everybody. A limit that is not known is taken for Kafka's
+        // own: a message above the true one would stop its partition.
+        let told = block_on(self.admin()?.describe_configs(&[topic], &options)).unwrap_or_default();
         let most = told.into_iter().flatten().find_map(|resource| {
             resource.get("max.message.bytes")?.value.as_ref()?.parse::<usize>().ok()
         });
-        // Who may not ask is told by the broker when a message is too large, and stops then.
-        let most = most.map_or(KAFKA_RECORD_BYTES_MAX, |most| most.saturating_sub(OVERHEAD_BYTES));
+        let most = most.unwrap_or(MESSAGE_BYTES_DEFAULT).saturating_sub(OVERHEAD_BYTES);
         Ok(most.min(KAFKA_RECORD_BYTES_MAX))
     }
 }
