@@ -158,7 +158,8 @@ impl RinglessCore {
         self.drain_events();
         loop {
             let Self { executor, session, metrics, .. } = self;
-            while let Some(slot) = executor.world.calls.pop_ready() {
+            while let Some(slot) = executor.world.calls.next_ready(|_| ()) {
+                executor.world.calls.pop_ready();
                 service::answer(executor, metrics, slot, Some(session));
             }
             let written = executor.world.log.next_write().is_some();

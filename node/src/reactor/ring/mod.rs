@@ -220,7 +220,7 @@ impl CoreRing {
         let waker = CoreWaker::new().map_err(|e| ReactorError::io("making an eventfd", e))?;
         uring.poll_readable_all(waker.descriptor(), WAKE);
         let sleep = Sleep::new(&config, now);
-        let spin = SpinPolicy::new(config.spin);
+        let spin = SpinPolicy::new(config.spin, now);
         Ok(Self {
             uring,
             config,
@@ -262,7 +262,10 @@ impl CoreRing {
         let woken = self.waker.take();
         if let Some((what, since)) = self.sleep.take_wait() {
             let waited = now.saturating_duration_since(since).as_nanos() as u64;
-            self.spin.waited(what, waited, completions);
+            self.spin.waited(what, waited);
+        }
+        if completions > 0 {
+            self.spin.completed(now, completions);
         }
         let tick = self.sleep.end_turn(now, &self.config, completions > 0 || woken);
         Ok(Turn { completions, woken, tick })
