@@ -71,6 +71,10 @@ impl World {
 }
 
 impl Outlet for World {
+    fn node(&self) -> &str {
+        "vm-1"
+    }
+
     fn log_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
         self.reservation = Some(self.writer.reserve(record_bytes(entries))?);
         Ok(())
@@ -123,7 +127,7 @@ fn partition(world: &mut World) -> Partition {
         range: HashRange::FULL,
         store: StoreKind::Memory,
         ack: Ack::Memory,
-        pipeline: DEFAULT_PIPELINE.to_vec(),
+        pipeline: DEFAULT_PIPELINE.into(),
         first_epoch: Epoch(1),
         epoch: Epoch(1),
         base_sequence: Sequence::ZERO,

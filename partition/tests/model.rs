@@ -152,6 +152,10 @@ struct World {
 }
 
 impl Outlet for World {
+    fn node(&self) -> &str {
+        "vm-1"
+    }
+
     fn log_admit(&mut self, _: &[WriteEntry<'_>]) -> Result<(), Refusal> {
         Ok(())
     }
@@ -436,7 +440,7 @@ fn partition(ack: Ack, cold: bool, store: MapStore) -> Partition {
         range: HashRange::FULL,
         store: if cold { StoreKind::Sled } else { StoreKind::Memory },
         ack,
-        pipeline: DEFAULT_PIPELINE.to_vec(),
+        pipeline: DEFAULT_PIPELINE.into(),
         first_epoch: Epoch(1),
         epoch: Epoch(1),
         base_sequence: Sequence::ZERO,
