@@ -117,6 +117,7 @@ impl RinglessCore {
             hops: 0,
             is_draining: false,
             answered_at_once: Default::default(),
+            requests: 0,
         };
         let mut executor = Executor::new(CoreId(0), 1, world, seed);
         let routes = specs.iter().map(|spec| Route {

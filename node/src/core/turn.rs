@@ -271,6 +271,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         wall: wall_clock(),
         turn_ns: 0,
         answered_at_once: Default::default(),
+        requests: 0,
         hops: 0,
         is_draining: false,
     };
@@ -364,6 +365,8 @@ impl Core {
                 || self.executor.world.calls.has_ready()
                 || self.operations.is_busy();
             let until = if more { Some(now) } else { self.executor.world.log.next_deadline() };
+            let requests = std::mem::take(&mut self.executor.world.requests);
+            self.ring.took_requests(requests);
             self.ring.wait(until).await?;
         }
     }

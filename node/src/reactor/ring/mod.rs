@@ -206,6 +206,8 @@ pub struct CoreRing {
     descriptors_freed: bool,
     /// The time of the current turn.
     now: Instant,
+    /// Completions or requests of the current turn, whichever are more.
+    came: usize,
     counters: RingCounters,
 }
 
@@ -235,6 +237,7 @@ impl CoreRing {
             closing: VecDeque::new(),
             descriptors_freed: false,
             now,
+            came: 0,
             counters: RingCounters::default(),
         })
     }
@@ -264,9 +267,7 @@ impl CoreRing {
             let waited = now.saturating_duration_since(since).as_nanos() as u64;
             self.spin.waited(what, waited);
         }
-        if completions > 0 {
-            self.spin.completed(now, completions);
-        }
+        self.came = completions;
         let tick = self.sleep.end_turn(now, &self.config, completions > 0 || woken);
         Ok(Turn { completions, woken, tick })
     }

@@ -8,15 +8,15 @@
 //! - calls come fast, from several clients: in the time that a sleep takes others arrive, and
 //!   several calls in one turn are cheaper than a turn for each.
 //!
-//! So a core spins while waits are short, completions are [`APART_NS`] apart or more, and most
-//! spins succeed; when they do not, one wait in [`PROBE_EVERY`] tries whether that has changed.
+//! So a core spins while waits are short, requests are [`APART_NS`] apart or more, and most spins
+//! succeed; when they do not, one wait in [`PROBE_EVERY`] tries whether that has changed.
 //! Waits for a disk are told apart from waits for clients, for they have a length of their own.
 
 use std::time::{Duration, Instant};
 
 /// Waits without a spin between two tries.
 const PROBE_EVERY: u32 = 64;
-/// Completions that are closer than this on average make a sleep pay by what it gathers: it takes
+/// Requests that are closer than this on average make a sleep pay by what it gathers: it takes
 /// 20 to 30 us. One client that calls again as soon as it has its answer takes longer for that.
 const APART_NS: u64 = 16_000;
 /// A pause counts as this long at most, so that it is soon forgotten.
@@ -48,9 +48,9 @@ struct Seen {
 pub(super) struct SpinPolicy {
     limit_ns: u64,
     seen: [Seen; 2],
-    /// Time from one completion to the next.
+    /// Time from one request, or end of a write, to the next.
     apart_ns: u64,
-    last_completion: Instant,
+    last: Instant,
 }
 
 impl SpinPolicy {
@@ -58,7 +58,7 @@ impl SpinPolicy {
     pub(super) fn new(limit: Duration, now: Instant) -> Self {
         let limit_ns = limit.as_nanos() as u64;
         let seen = Seen { wait_ns: limit_ns * 4, successes: 0, until_probe: 0 };
-        Self { limit_ns, seen: [seen; 2], apart_ns: APART_CAP_NS, last_completion: now }
+        Self { limit_ns, seen: [seen; 2], apart_ns: APART_CAP_NS, last: now }
     }
 
     /// Whether the next wait begins with a spin.
@@ -97,13 +97,16 @@ impl SpinPolicy {
         seen.wait_ns += ns.min(self.limit_ns * 4) >> SHIFT;
     }
 
-    /// A turn found so many completions, at least one.
-    pub(super) fn completed(&mut self, now: Instant, completions: usize) {
-        let since = now.saturating_duration_since(self.last_completion).as_nanos() as u64;
-        self.last_completion = now;
-        // Each completion counts once, so that a burst weighs what it is; capped as waits are.
-        let apart = since.min(APART_CAP_NS) / completions as u64;
-        for _ in 0..completions.min(1 << SHIFT) {
+    /// A turn that began `now` brought so much: requests, ends of writes.
+    pub(super) fn came(&mut self, now: Instant, count: usize) {
+        if count == 0 {
+            return;
+        }
+        let since = now.saturating_duration_since(self.last).as_nanos() as u64;
+        self.last = now;
+        // Each counts once, so that a burst weighs what it is; capped as waits are.
+        let apart = since.min(APART_CAP_NS) / count as u64;
+        for _ in 0..count.min(1 << SHIFT) {
             self.apart_ns -= self.apart_ns >> SHIFT;
             self.apart_ns += apart >> SHIFT;
         }
@@ -144,7 +147,7 @@ mod tests {
                 }
                 self.now += Duration::from_micros(wait_us);
                 self.policy.waited(what, wait_us * 1_000);
-                self.policy.completed(self.now, calls);
+                self.policy.came(self.now, calls);
                 self.now += Duration::from_micros(5 * calls as u64);
             }
             spins
