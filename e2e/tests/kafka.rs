@@ -462,8 +462,10 @@ fn kafka_a_thousand_partitions_need_no_more_threads_and_connections_than_eight()
             })
             .collect();
         std::fs::write(&registry, declared).unwrap();
-        let more =
-            format!("kafka.topic = \"{topic}\"\nregistry.file = \"{}\"\n", registry.display());
+        let more = format!(
+            "kafka.ack_timeout_ms = 30000\nkafka.topic = \"{topic}\"\nregistry.file = \"{}\"\n",
+            registry.display()
+        );
         let site = site(&broker, "a", &more);
         let begun = Instant::now();
         let node = started(&site);
