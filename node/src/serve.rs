@@ -369,6 +369,10 @@ fn start_kafka(
     Ok((Some(client), links.into_iter()))
 }
 
+/// Stands for the client in a build without it.
+#[cfg(not(feature = "kafka"))]
+struct NoKafka;
+
 /// Without the feature there is no client; who has configured brokers is told so.
 #[cfg(not(feature = "kafka"))]
 fn start_kafka(
@@ -377,7 +381,7 @@ fn start_kafka(
     specs: &[PartitionSpec],
     _: &Arc<PartitionFiles>,
     _: &Arc<[Peer]>,
-) -> Result<(Option<()>, std::vec::IntoIter<KafkaLink>), ServeError> {
+) -> Result<(Option<NoKafka>, std::vec::IntoIter<KafkaLink>), ServeError> {
     if kafka_config(settings, node, specs).is_some() {
         let text = "brokers are set, and this binary has no Kafka client: build it with the cargo feature kafka";
         return Err(KafkaError::Config(text.to_owned()).into());

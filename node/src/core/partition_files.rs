@@ -170,6 +170,7 @@ impl PartitionFiles {
     ///
     /// # Errors
     /// `PARTITION_DAMAGED`, `FILE_VERSION`, `PARTITION_STOPPED`.
+    #[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "only the client asks"))]
     pub(crate) fn read_kafka_position(&self, id: PartitionId) -> Result<Option<Position>, Refusal> {
         let path = self.data_dir.kafka_position(id);
         let text = match fs::read_to_string(&path) {
@@ -203,6 +204,7 @@ impl PartitionFiles {
     }
 
     /// Whether any partition of this node has had its log in Kafka.
+    #[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "only the client asks"))]
     pub(crate) fn has_kafka_positions(&self) -> bool {
         let Ok(entries) = fs::read_dir(self.data_dir.partitions()) else { return false };
         entries.flatten().any(|entry| entry.path().join("kafka.position").exists())
