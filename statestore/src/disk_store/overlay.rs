@@ -1,4 +1,4 @@
-//! Batches that were accepted and that sled does not hold safely yet, with an index of their keys.
+//! Batches that were accepted and that the engine does not hold safely yet, with an index of their keys.
 //!
 //! ```text
 //!   batches  ┌─────┬─────┬─────┬─────┬─────┐    one for each sequence, without gaps
@@ -7,7 +7,7 @@
 //!              │ written, not yet covered │ accepted
 //!   index    key ─► (sequence, entry) of its newest change
 //! ```
-//! A batch leaves when the store covers it: then sled has it on disk, whatever happens to
+//! A batch leaves when the store covers it: then the engine has it on disk, whatever happens to
 //! the process. Batches are shared with the work that writes them, never copied.
 
 use std::{collections::VecDeque, mem::size_of, sync::Arc};
@@ -184,7 +184,7 @@ impl Overlay {
     }
 
     /// Drops the batches up to `last`. `newest` is told of every key whose last change was among
-    /// them: from here on only sled knows it.
+    /// them: from here on only the engine knows it.
     pub(super) fn drop_up_to(
         &mut self,
         last: Sequence,

@@ -6,8 +6,8 @@
 //!     01 key          ─► version u64, timestamp u64, value length u32, value if it is short
 //!     02 key piece u32─► a piece of a long value
 //! ```
-//! Integers in keys are big-endian, in values little-endian. Every change to a tree is one sled
-//! batch, meta included: so whatever sled recovers is the state at the sequence that meta says.
+//! Integers in keys are big-endian, in values little-endian. Every change to a tree is one
+//! batch, meta included: so whatever the engine recovers is the state at the sequence that meta says.
 
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
@@ -17,7 +17,7 @@ use stateside_types::{
 };
 
 use super::{
-    engine::{Stamp, TreeSession},
+    engine::{Change, Database, Stamp, TreeSession},
     overlay::OverlayBatch,
 };
 use crate::StoreError;
@@ -30,7 +30,7 @@ const META_BYTES: usize = 38;
 const RECORD_HEADER_BYTES: usize = 20;
 /// Longest value kept with its record, and length of the pieces of longer ones.
 const PIECE_BYTES: usize = 16 << 10;
-/// Records deleted by one sled batch while a tree is emptied.
+/// Records deleted by one batch while a tree is emptied.
 const CLEAR_BATCH: usize = 1_024;
 /// What a tree says about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -80,33 +80,33 @@ pub(super) struct Scanned {
     pub(super) cursor: Option<Box<[u8]>>,
 }
 
-impl TreeSession<'_> {
+impl<D: Database> TreeSession<'_, D> {
     /// What the tree holds after a start.
     pub(super) fn recover(&self) -> Result<Meta, StoreError> {
         let meta = self.meta()?;
         if meta.loading {
             return Err(self.damaged("a load was interrupted"));
         }
-        let records = self.read(|tree| tree.range([RECORD_TAG]..).next().transpose())?;
-        if records.is_some() != (meta.records > 0) {
+        let first = self.next(&mut self.range(Bound::Included(vec![RECORD_TAG]), Bound::Unbounded)?)?;
+        if first.is_some() != (meta.records > 0) {
             return Err(self.damaged("there are records and the count says none, or the reverse"));
         }
         Ok(meta)
     }
 
     fn meta(&self) -> Result<Meta, StoreError> {
-        match self.read(|tree| tree.get(META_KEY))? {
+        match self.get(&META_KEY)? {
             None => Ok(Meta::default()),
             Some(bytes) => {
-                Meta::decode(&bytes).ok_or_else(|| self.damaged("its meta does not read"))
+                Meta::decode(bytes.as_ref()).ok_or_else(|| self.damaged("its meta does not read"))
             }
         }
     }
 
     /// Reads one record; its value only while `budget` lasts.
     fn record(&self, key: &[u8], with_value: bool) -> Result<Option<StoredRecord>, StoreError> {
-        let Some(stored) = self.read(|tree| tree.get(record_key(key)))? else { return Ok(None) };
-        self.complete(key, &stored, with_value).map(Some)
+        let Some(stored) = self.get(&record_key(key))? else { return Ok(None) };
+        self.complete(key, stored.as_ref(), with_value).map(Some)
     }
 
     /// A record from what its record key holds.
@@ -127,8 +127,8 @@ impl TreeSession<'_> {
         }
         let mut value = Vec::with_capacity(record.value_len);
         for piece in 0..pieces(record.value_len) {
-            match self.read(|tree| tree.get(piece_key(key, piece)))? {
-                Some(bytes) => value.extend_from_slice(&bytes),
+            match self.get(&piece_key(key, piece))? {
+                Some(bytes) => value.extend_from_slice(bytes.as_ref()),
                 None => return Err(self.damaged("a piece of a value is missing")),
             }
         }
@@ -174,7 +174,7 @@ impl TreeSession<'_> {
         let before = meta.applied;
         for batch in batches.iter().filter(|batch| batch.sequence > before) {
             if batch.sequence != meta.applied.next() {
-                // After reopening sled it may hold less than it did: start from there.
+                // After a reopening the engine may hold less than it did: start from there.
                 break;
             }
             meta.applied = batch.sequence;
@@ -183,7 +183,7 @@ impl TreeSession<'_> {
                 changes.insert(key, (batch, value));
             }
         }
-        let mut sled_batch = sled::Batch::default();
+        let mut engine_batch = Vec::new();
         let mut kept = Vec::new();
         for (key, (batch, value)) in changes {
             let old = self.record(key, false)?;
@@ -201,17 +201,17 @@ impl TreeSession<'_> {
             if let Some(value) = value {
                 meta.records += 1;
                 meta.payload_bytes += (key.len() + value.len()) as u64;
-                insert(&mut sled_batch, key, value, batch.sequence, batch.timestamp);
+                insert(&mut engine_batch, key, value, batch.sequence, batch.timestamp);
             } else {
-                sled_batch.remove(record_key(key));
+                engine_batch.push(Change::Remove(record_key(key)));
             }
             for piece in pieces(value.map_or(0, <[u8]>::len))..pieces(old_len) {
-                sled_batch.remove(piece_key(key, piece));
+                engine_batch.push(Change::Remove(piece_key(key, piece)));
             }
         }
         if meta.applied > before {
-            sled_batch.insert(&META_KEY, &meta.encode()[..]);
-            self.apply(sled_batch)?;
+            engine_batch.push(meta.change());
+            self.apply(engine_batch)?;
         }
         Ok(Written { meta, kept, stamp: self.stamp() })
     }
@@ -228,17 +228,17 @@ impl TreeSession<'_> {
             None => Bound::Included(vec![RECORD_TAG]),
         };
         let to = Bound::Excluded(vec![RECORD_TAG + 1]);
-        let mut entries = self.read(|tree| Ok(tree.range::<Vec<u8>, _>((from, to))))?;
+        let mut entries = self.range(from, to)?;
         let (mut records, mut bytes) = (Vec::new(), 0);
         while bytes < budget_bytes.max(1) {
-            let Some((key, stored)) = self.read(|_| entries.next().transpose())? else {
+            let Some((key, stored)) = self.next(&mut entries)? else {
                 return Ok(Scanned { records, cursor: None });
             };
-            let key: Box<[u8]> = key[1..].into();
-            let record = self.complete(&key, &stored, false)?;
+            let (key, stored) = (Box::<[u8]>::from(&key.as_ref()[1..]), stored.as_ref());
+            let record = self.complete(&key, stored, false)?;
             bytes += key.len() + RECORD_HEADER_BYTES;
             if record.version <= sequence {
-                let record = self.complete(&key, &stored, true)?;
+                let record = self.complete(&key, stored, true)?;
                 bytes += record.value_len;
                 records.push((key, record));
             } else if bytes >= budget_bytes {
@@ -253,18 +253,19 @@ impl TreeSession<'_> {
     /// Empties the tree ahead of a load; from here to [`Self::load_end`] a crash leaves it unusable.
     pub(super) fn load_start(&self) -> Result<(), StoreError> {
         let loading = Meta { loading: true, ..Meta::default() };
-        let mut batch = sled::Batch::default();
-        batch.insert(&META_KEY, &loading.encode()[..]);
-        self.apply(batch)?;
+        self.apply(vec![loading.change()])?;
         loop {
-            let keys: Vec<sled::IVec> = self.read(|tree| {
-                tree.range([RECORD_TAG]..).keys().take(CLEAR_BATCH).collect::<sled::Result<_>>()
-            })?;
-            if keys.is_empty() {
+            let mut entries = self.range(Bound::Included(vec![RECORD_TAG]), Bound::Unbounded)?;
+            let mut batch = Vec::new();
+            while batch.len() < CLEAR_BATCH
+                && let Some((key, _)) = self.next(&mut entries)?
+            {
+                batch.push(Change::Remove(key.as_ref().to_vec()));
+            }
+            drop(entries);
+            if batch.is_empty() {
                 return Ok(());
             }
-            let mut batch = sled::Batch::default();
-            keys.into_iter().for_each(|key| batch.remove(key));
             self.apply(batch)?;
         }
     }
@@ -283,7 +284,7 @@ impl TreeSession<'_> {
             // Handed out again after an error that came too late to prevent it.
             return Ok(meta);
         }
-        let mut batch = sled::Batch::default();
+        let mut batch = Vec::new();
         for (key, record) in records {
             let value = record.value.as_deref().expect("a loaded record has its value");
             meta.records += 1;
@@ -291,7 +292,7 @@ impl TreeSession<'_> {
             insert(&mut batch, key, value, record.version, record.timestamp);
         }
         meta.applied = meta.applied.next();
-        batch.insert(&META_KEY, &meta.encode()[..]);
+        batch.push(meta.change());
         self.apply(batch)?;
         Ok(meta)
     }
@@ -309,9 +310,7 @@ impl TreeSession<'_> {
                 return Err(self.damaged("a load lost what it had written"));
             }
             meta = Meta { loading: false, applied, timestamp, ..meta };
-            let mut batch = sled::Batch::default();
-            batch.insert(&META_KEY, &meta.encode()[..]);
-            self.apply(batch)?;
+            self.apply(vec![meta.change()])?;
         }
         Ok(Written { meta, kept: Vec::new(), stamp: self.stamp() })
     }
@@ -337,6 +336,10 @@ impl Meta {
         out
     }
 
+    fn change(self) -> Change {
+        Change::Put(META_KEY.to_vec(), self.encode().to_vec())
+    }
+
     fn decode(bytes: &[u8]) -> Option<Self> {
         let bytes: &[u8; META_BYTES] = bytes.try_into().ok()?;
         let crc = u32::from_le_bytes(*bytes.last_chunk()?);
@@ -355,7 +358,7 @@ impl Meta {
 }
 
 fn insert(
-    batch: &mut sled::Batch,
+    batch: &mut Vec<Change>,
     key: &[u8],
     value: &[u8],
     version: Sequence,
@@ -367,10 +370,10 @@ fn insert(
     stored.extend_from_slice(&timestamp.0.to_le_bytes());
     stored.extend_from_slice(&(value.len() as u32).to_le_bytes());
     stored.extend_from_slice(inline);
-    batch.insert(record_key(key), stored);
+    batch.push(Change::Put(record_key(key), stored));
     if inline.len() < value.len() {
         for (number, piece) in value.chunks(PIECE_BYTES).enumerate() {
-            batch.insert(piece_key(key, number as u32), piece);
+            batch.push(Change::Put(piece_key(key, number as u32), piece.to_vec()));
         }
     }
 }
@@ -412,9 +415,9 @@ fn piece_key(key: &[u8], piece: u32) -> Vec<u8> {
     out
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "sled"))]
 mod tests {
-    use stateside_types::{Change, Condition, Epoch, PartitionId, WriteEntry};
+    use stateside_types::{self as types, Condition, Epoch, PartitionId, WriteEntry};
 
     use super::*;
     use crate::{SledEngine, SledOptions, SledStore, StateStore};
@@ -422,10 +425,12 @@ mod tests {
     /// Number of pieces in the store's tree.
     fn stored_pieces(store: &SledStore) -> usize {
         let session = store.tree.reading().unwrap();
-        session.read(|tree| Ok(tree.scan_prefix([PIECE_TAG]).count())).unwrap()
+        let from = Bound::Included(vec![PIECE_TAG]);
+        let mut entries = session.range(from, Bound::Unbounded).unwrap();
+        std::iter::from_fn(|| session.next(&mut entries).unwrap()).count()
     }
 
-    fn write(store: &mut SledStore, change: Change<'_>) {
+    fn write(store: &mut SledStore, change: types::Change<'_>) {
         let entry = WriteEntry { key: b"key", change, condition: Condition::None };
         let sequence = store.applied().next();
         store.apply(sequence, Timestamp(1), &[entry]);
@@ -446,11 +451,11 @@ mod tests {
             (3, 3 * PIECE_BYTES),
             (0, 7),
         ] {
-            write(&mut store, Change::Put(&vec![1; length]));
+            write(&mut store, types::Change::Put(&vec![1; length]));
             assert_eq!(stored_pieces(&store), pieces, "of a value of {length} bytes");
         }
-        write(&mut store, Change::Put(&vec![1; 2 * PIECE_BYTES]));
-        write(&mut store, Change::Remove);
+        write(&mut store, types::Change::Put(&vec![1; 2 * PIECE_BYTES]));
+        write(&mut store, types::Change::Remove);
         assert_eq!(stored_pieces(&store), 0);
         assert_eq!(store.stats().records, 0);
     }

@@ -1,4 +1,8 @@
-//! The store on disk, on sled: a core half that answers from memory, and work that calls sled.
+//! Stores on disk: a core half that answers from memory, and work that calls an engine.
+//!
+//! What is here is the same for every engine: the overlay of batches that are not on disk yet, what a
+//! partition's tree holds, snapshots, loads, and getting over a full disk. An engine
+//! implements [`Database`] and [`Tree`], in one file: `sled_database.rs`, `lsm_database.rs`.
 //!
 //! ```text
 //!            ┌ core's thread ──────────────────────────┐          ┌ blocking pool ────────────┐
@@ -7,12 +11,12 @@
 //!            │ Unknown                                 │◄─ scan ──┤ snapshot chunks           │
 //!            │ covered ◄───────────────────────────────┼─ flush ──┤ fdatasync, for all at once│
 //!            └─────────────────────────────────────────┘          └───────────────────────────┘
-//!   applied ≥ written ≥ covered           accepted ≥ sled has it ≥ sled has it on disk
+//!   applied ≥ written ≥ covered           accepted ≥ engine has it ≥ engine has it on disk
 //! ```
-//! A batch stays in the overlay until it is covered, so that nothing is lost when sled must be
+//! A batch stays in the overlay until it is covered, so that nothing is lost when the engine must be
 //! reopened (see `engine.rs`).
 //!
-//! A snapshot begins when sled stands exactly at its sequence: writes beyond wait until then.
+//! A snapshot begins when the tree stands exactly at its sequence: writes beyond wait until then.
 //! From there on the tree is scanned in key order, and a write that overwrites a record ahead of the
 //! scan brings the old one back to be handed out from memory.
 
@@ -31,7 +35,7 @@ use stateside_types::{
     limits::{STORE_FETCH_BYTES_MAX, STORE_LOAD_BYTES_MAX, STORE_OVERLAY_BYTES_MAX},
 };
 
-pub use self::engine::{SledEngine, SledOptions};
+pub use self::engine::{Change as TreeChange, Database, DiskEngine, DiskLimits, EngineError, Tree};
 use self::{
     engine::{Stamp, TreeAccess, WriteFate},
     overlay::{Overlay, OverlayBatch},
@@ -41,7 +45,7 @@ use crate::{
     Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
 };
 
-/// Batches of one write: enough to make sled's batch worthwhile, few enough to end soon.
+/// Batches of one write: enough to make the engine's batch worthwhile, few enough to end soon.
 const WRITE_BYTES: usize = 1 << 20;
 /// Uncovered batches above which a write is followed by a flush.
 const FLUSH_BYTES: usize = STORE_OVERLAY_BYTES_MAX / 8;
@@ -52,10 +56,10 @@ const SCAN_BYTES: std::ops::RangeInclusive<usize> = 4 << 10..=1 << 20;
 /// What a record held in memory on its way costs beside its bytes, roughly.
 const HELD_RECORD_BYTES: usize = size_of::<KeyedRecord>() + 16;
 
-/// Records of one partition in sled. Owned by the partition, used on its core's thread; work taken
-/// from it runs elsewhere.
-pub struct SledStore {
-    tree: Arc<TreeAccess>,
+/// Records of one partition in an engine. Owned by the partition, used on its core's thread; work
+/// taken from it runs elsewhere.
+pub struct DiskStore<D: Database> {
+    tree: Arc<TreeAccess<D>>,
     overlay: Overlay,
     applied: Sequence,
     applied_timestamp: Timestamp,
@@ -107,7 +111,7 @@ enum LoadStep {
 struct Scan {
     number: u64,
     sequence: Sequence,
-    /// sled was reopened meanwhile: what was kept may be kept twice.
+    /// The engine was reopened meanwhile: what was kept may be kept twice.
     disturbed: bool,
     cursor: Option<Box<[u8]>>,
     reached_end: bool,
@@ -151,8 +155,8 @@ enum Outcome {
     Scanned { number: u64, scanned: Scanned },
 }
 
-impl SledStore {
-    fn new(tree: TreeAccess, meta: Meta) -> Self {
+impl<D: Database> DiskStore<D> {
+    fn new(tree: TreeAccess<D>, meta: Meta) -> Self {
         Self {
             tree: Arc::new(tree),
             overlay: Overlay::default(),
@@ -185,7 +189,7 @@ impl SledStore {
                     self.uncovered.pop_front();
                 }
                 WriteFate::Uncertain => {
-                    // Write again what sled may have lost; it tells which batches it still has.
+                    // Write again what the engine may have lost; it tells which batches it still has.
                     self.uncovered.clear();
                     self.written = self.covered;
                     if let Some(scan) = &mut self.scan {
@@ -279,7 +283,7 @@ impl SledStore {
             Outcome::Written { .. } if self.load.is_some() => {}
             Outcome::Written { scan: number, written } => {
                 if written.meta.applied < self.covered {
-                    return Err(self.tree.damaged("sled lost what it had on disk"));
+                    return Err(self.tree.damaged("the engine lost what it had on disk"));
                 }
                 if let Some(scan) = &mut self.scan
                     && scan.number == number
@@ -353,7 +357,7 @@ impl Scan {
 }
 
 impl Task {
-    fn run(self, tree: &TreeAccess) -> TaskDone {
+    fn run(self, tree: &TreeAccess<impl Database>) -> TaskDone {
         let mut done = TaskDone {
             fetched: Vec::new(),
             unfetched: Vec::new(),
@@ -376,7 +380,7 @@ impl Task {
 }
 
 impl Action {
-    fn run(self, tree: &TreeAccess, outcome: &mut Outcome) -> Result<(), StoreError> {
+    fn run(self, tree: &TreeAccess<impl Database>, outcome: &mut Outcome) -> Result<(), StoreError> {
         match self {
             Self::Nothing => {}
             Self::Load { number, step } => match step.run(tree) {
@@ -406,7 +410,7 @@ impl Action {
 }
 
 impl LoadStep {
-    fn run(&self, tree: &TreeAccess) -> Result<(Meta, Option<Stamp>), StoreError> {
+    fn run(&self, tree: &TreeAccess<impl Database>) -> Result<(Meta, Option<Stamp>), StoreError> {
         let session = tree.writing()?;
         match self {
             Self::Start => session.load_start().map(|()| (Meta::default(), None)),
@@ -423,9 +427,9 @@ impl LoadStep {
     }
 }
 
-impl StateStore for SledStore {
+impl<D: Database> StateStore for DiskStore<D> {
     fn kind(&self) -> &'static str {
-        "sled"
+        D::KIND
     }
 
     fn get(&self, key: &[u8]) -> Lookup<'_> {
