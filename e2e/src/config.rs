@@ -8,16 +8,22 @@ use std::fmt::Write;
 pub enum Store {
     /// Records in memory.
     Memory,
-    /// Records on disk.
+    /// Records on disk, in sled.
     Sled,
+    /// Records on disk, in a log-structured merge tree.
+    Lsm,
 }
 
 impl Store {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Memory, Self::Sled, Self::Lsm];
+
     /// The name in configuration and answers.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Memory => "memory",
             Self::Sled => "sled",
+            Self::Lsm => "lsm",
         }
     }
 }

@@ -535,7 +535,7 @@ impl Partition {
     }
 
     fn blocks(&self) -> bool {
-        self.spec.store != stateside_types::StoreKind::Memory
+        self.spec.store.is_on_disk()
     }
 }
 

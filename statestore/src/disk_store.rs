@@ -380,7 +380,11 @@ impl Task {
 }
 
 impl Action {
-    fn run(self, tree: &TreeAccess<impl Database>, outcome: &mut Outcome) -> Result<(), StoreError> {
+    fn run(
+        self,
+        tree: &TreeAccess<impl Database>,
+        outcome: &mut Outcome,
+    ) -> Result<(), StoreError> {
         match self {
             Self::Nothing => {}
             Self::Load { number, step } => match step.run(tree) {

@@ -101,10 +101,7 @@ fn lsm_options() -> LsmOptions {
     }
 }
 
-fn open<D: Database>(
-    directory: &Path,
-    options: D::Options,
-) -> (DiskEngine<D>, Vec<DiskStore<D>>) {
+fn open<D: Database>(directory: &Path, options: D::Options) -> (DiskEngine<D>, Vec<DiskStore<D>>) {
     let engine = DiskEngine::open(&directory.join(D::KIND), options).unwrap();
     let stores = (0..PARTITIONS)
         .map(|partition| engine.partition(PartitionId(partition), Epoch(1)).unwrap())

@@ -13,8 +13,8 @@ use std::{
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use stateside_statestore::{
-    Database, DiskEngine, DiskStore, Lookup, Lsm, LsmEngine, LsmOptions, Sled, SledEngine, SledOptions,
-    SnapshotRecord, SnapshotStep, StateStore, StoreError,
+    Database, DiskEngine, DiskStore, Lookup, Lsm, LsmEngine, LsmOptions, Sled, SledEngine,
+    SledOptions, SnapshotRecord, SnapshotStep, StateStore, StoreError,
 };
 use stateside_types::{
     Change, Condition, Epoch, PartitionId, Record, Sequence, Timestamp, WriteEntry, limits,
@@ -114,7 +114,9 @@ fn child_process_with_small_files() {
         Sled::KIND => {
             // Small segments, so that the file must grow soon.
             let small = SledOptions { segment_bytes: 512 << 10, ..options() };
-            with_small_files::<Sled>(&path, small, |path| fs::metadata(path.join("db")).unwrap().len());
+            with_small_files::<Sled>(&path, small, |path| {
+                fs::metadata(path.join("db")).unwrap().len()
+            });
         }
         // Its journal has its full length from the beginning, so it is tables that cannot be written, by
         // fjall's own thread.

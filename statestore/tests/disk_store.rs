@@ -8,9 +8,7 @@ mod conformance;
 use std::{cell::Cell, path::Path, time::Duration};
 
 use conformance::Shape;
-use stateside_statestore::{
-    Database, DiskEngine, Lsm, LsmOptions, Sled, SledOptions, StateStore,
-};
+use stateside_statestore::{Database, DiskEngine, Lsm, LsmOptions, Sled, SledOptions, StateStore};
 use stateside_types::{Epoch, PartitionId};
 
 /// Every write is covered at once, so that what the overlay forgets is tried too.
@@ -23,7 +21,8 @@ fn sled(cover_interval: Duration) -> SledOptions {
 
 /// With memtables that are full soon: tables are written and merged meanwhile.
 fn lsm(cover_interval: Duration) -> LsmOptions {
-    let small = LsmOptions { cache_bytes: 4 << 20, memtable_bytes: 64 << 10, ..LsmOptions::default() };
+    let small =
+        LsmOptions { cache_bytes: 4 << 20, memtable_bytes: 64 << 10, ..LsmOptions::default() };
     LsmOptions { cover_interval, ..small }
 }
 

@@ -46,8 +46,21 @@ named!(
         Memory = "memory",
         /// sled, on disk.
         Sled = "sled",
+        /// A log-structured merge tree, on disk.
+        Lsm = "lsm",
     }
 );
+
+impl StoreKind {
+    /// Whether the store keeps its records on disk itself: it covers what it has written, and its
+    /// lookups may block.
+    pub const fn is_on_disk(self) -> bool {
+        match self {
+            Self::Memory => false,
+            Self::Sled | Self::Lsm => true,
+        }
+    }
+}
 
 named!(
     /// A stage of a partition's pipeline.

@@ -758,7 +758,7 @@ pub struct Partition {
     /// The core that owns it, counted from 0.
     #[prost(uint32, tag = "5")]
     pub core: u32,
-    /// State store: "memory" or "sled".
+    /// State store: "memory", "sled" or "lsm".
     #[prost(string, tag = "6")]
     pub store: ::prost::alloc::string::String,
     /// Default acknowledgement of writes.
@@ -799,7 +799,7 @@ pub struct AddPartitionRequest {
     /// Required; must not overlap the range of another partition.
     #[prost(message, optional, tag = "2")]
     pub range: ::core::option::Option<HashRange>,
-    /// "memory", "sled", or empty for the node's default.
+    /// "memory", "sled", "lsm", or empty for the node's default.
     #[prost(string, tag = "3")]
     pub store: ::prost::alloc::string::String,
     /// ACK_DEFAULT: the node's default.

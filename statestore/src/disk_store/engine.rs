@@ -243,7 +243,8 @@ impl<D: Database> DiskEngine<D> {
         let open = OpenTree::claim(&self.shared, id, epoch)?;
         let tree = TreeAccess { open, name: tree_name(id, epoch) };
         let name = tree.name.as_bytes();
-        let exists = self.shared.read(|db| Ok(db.tree_names()?.iter().any(|other| other == name)))?;
+        let exists =
+            self.shared.read(|db| Ok(db.tree_names()?.iter().any(|other| other == name)))?;
         // Only making a tree needs room on the disk.
         let session = if exists { tree.reading()? } else { tree.writing()? };
         let meta = session.recover()?;

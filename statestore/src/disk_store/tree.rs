@@ -87,7 +87,8 @@ impl<D: Database> TreeSession<'_, D> {
         if meta.loading {
             return Err(self.damaged("a load was interrupted"));
         }
-        let first = self.next(&mut self.range(Bound::Included(vec![RECORD_TAG]), Bound::Unbounded)?)?;
+        let first =
+            self.next(&mut self.range(Bound::Included(vec![RECORD_TAG]), Bound::Unbounded)?)?;
         if first.is_some() != (meta.records > 0) {
             return Err(self.damaged("there are records and the count says none, or the reverse"));
         }

@@ -92,7 +92,10 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     for workload in Workload::ALL {
         let duration = Duration::from_secs(*seconds);
         let figures = measure(&*engine, workload, &mut choice, &mut values, duration)?;
-        println!("{name} {workload:?}: {figures}, {} MiB on disk", disk_bytes(directory.path())? >> 20);
+        println!(
+            "{name} {workload:?}: {figures}, {} MiB on disk",
+            disk_bytes(directory.path())? >> 20
+        );
     }
     drop(engine);
     let start = Instant::now();
