@@ -22,6 +22,7 @@
 
 mod engine;
 mod overlay;
+mod page;
 mod tree;
 
 use std::{
@@ -37,12 +38,14 @@ use stateside_types::{
 
 pub use self::engine::{Change as TreeChange, Database, DiskEngine, DiskLimits, EngineError, Tree};
 use self::{
-    engine::{Stamp, TreeAccess, WriteFate},
+    engine::{Stamp, TreeAccess, TreeSession, WriteFate},
     overlay::{Overlay, OverlayBatch},
+    page::Page,
     tree::{KeepRule, KeyedLookup, KeyedRecord, Meta, Scanned, StoredRecord, Written},
 };
 use crate::{
-    Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
+    Lookup, PageRequest, PageStep, SnapshotRecord, SnapshotStep, StateStore, StoreError,
+    StoreStats, Work, WorkDone,
 };
 
 /// Batches of one write: enough to make the engine's batch worthwhile, few enough to end soon.
@@ -74,6 +77,9 @@ pub struct DiskStore<D: Database> {
     fetch_queue: Vec<Box<[u8]>>,
     fetched: BTreeMap<Box<[u8]>, Option<StoredRecord>>,
     fetched_bytes: usize,
+    page_wanted: Option<PageRequest>,
+    /// The page that the last fetch brought, as the tree had it.
+    page: Option<(PageRequest, Page)>,
     load: Option<Load>,
     scan: Option<Scan>,
     /// Counts scans and loads: tells the outcome of an abandoned one from the present one's.
@@ -127,6 +133,7 @@ struct Scan {
 struct Task {
     fetch: Vec<Box<[u8]>>,
     fetch_bytes: usize,
+    page: Option<PageRequest>,
     action: Action,
 }
 
@@ -143,6 +150,7 @@ struct TaskDone {
     fetched: Vec<KeyedLookup>,
     /// Keys to fetch again.
     unfetched: Vec<Box<[u8]>>,
+    page: Option<(PageRequest, Page)>,
     outcome: Outcome,
     error: Option<StoreError>,
 }
@@ -172,6 +180,8 @@ impl<D: Database> DiskStore<D> {
             fetch_queue: Vec::new(),
             fetched: BTreeMap::new(),
             fetched_bytes: 0,
+            page_wanted: None,
+            page: None,
             load: None,
             scan: None,
             attempts: 0,
@@ -361,6 +371,7 @@ impl Task {
         let mut done = TaskDone {
             fetched: Vec::new(),
             unfetched: Vec::new(),
+            page: None,
             outcome: Outcome::Nothing,
             error: None,
         };
@@ -371,6 +382,15 @@ impl Task {
                 Ok(fetched) => done.fetched = fetched,
                 Err(error) => {
                     done.unfetched = self.fetch;
+                    done.error.get_or_insert(error);
+                }
+            }
+        }
+        if let Some(request) = self.page {
+            match tree.reading().and_then(|tree| tree.page(&request)) {
+                Ok(page) => done.page = Some((request, page)),
+                // Whoever asked asks again.
+                Err(error) => {
                     done.error.get_or_insert(error);
                 }
             }
@@ -490,6 +510,7 @@ impl<D: Database> StateStore for DiskStore<D> {
             + self.overlay.memory_bytes()
             + self.uncovered.capacity() * size_of::<(Sequence, Stamp)>()
             + self.fetched_bytes
+            + self.page.as_ref().map_or(0, |(_, page)| page.bytes)
             + scan
             + load;
         StoreStats {
@@ -549,10 +570,7 @@ impl<D: Database> StateStore for DiskStore<D> {
             let held = held_bytes(&key, Some(&record));
             bytes += held;
             scan.ready_bytes -= held;
-            let StoredRecord { value, version, timestamp, .. } = &record;
-            let value = value.as_deref().expect("scans and kept records bring values");
-            let record = Record { value, version: *version, timestamp: *timestamp };
-            emit(SnapshotRecord { key: &key, record });
+            emit(SnapshotRecord { key: &key, record: record.record() });
         }
         if !scan.ready.is_empty() {
             return Ok(SnapshotStep::More);
@@ -577,6 +595,7 @@ impl<D: Database> StateStore for DiskStore<D> {
         (self.written, self.covered) = (Sequence::ZERO, Sequence::ZERO);
         self.scan = None;
         self.fetch_queue.clear();
+        self.page_wanted = None;
         self.forget_fetched();
         self.attempts += 1;
         self.load = Some(Load::new(self.attempts));
@@ -611,6 +630,21 @@ impl<D: Database> StateStore for DiskStore<D> {
     fn forget_fetched(&mut self) {
         self.fetched.clear();
         self.fetched_bytes = 0;
+        self.page = None;
+    }
+
+    fn page(&self, request: &PageRequest, emit: &mut dyn FnMut(SnapshotRecord<'_>)) -> PageStep {
+        if request.is_empty() {
+            return PageStep::End;
+        }
+        match &self.page {
+            Some((known, page)) if known == request => page.merge(request, &self.overlay, emit),
+            _ => PageStep::Unknown,
+        }
+    }
+
+    fn fetch_page(&mut self, request: &PageRequest) {
+        self.page_wanted = Some(request.clone());
     }
 
     fn cover(&mut self) {
@@ -621,21 +655,26 @@ impl<D: Database> StateStore for DiskStore<D> {
         if self.busy {
             return None;
         }
+        // A page is what the tree was when the last work ended: from here batches may leave the
+        // overlay that it does not have.
+        self.page = None;
         self.note_covered();
         let fetch = std::mem::take(&mut self.fetch_queue);
         // Somebody waits for a fetch: it does not wait for a write as well. But every other time
         // it does, so that reads cannot hold writes back for good.
-        let action = if !fetch.is_empty() && self.last != LastWork::FetchAlone {
+        let page = self.page_wanted.take();
+        let reads = !fetch.is_empty() || page.is_some();
+        let action = if reads && self.last != LastWork::FetchAlone {
             self.last = LastWork::FetchAlone;
             Action::Nothing
         } else {
             self.next_action(durable)
         };
-        if fetch.is_empty() && matches!(action, Action::Nothing) {
+        if !reads && matches!(action, Action::Nothing) {
             return None;
         }
         let fetch_bytes = STORE_FETCH_BYTES_MAX.saturating_sub(self.fetched_bytes);
-        let task = Task { fetch, fetch_bytes, action };
+        let task = Task { fetch, fetch_bytes, page, action };
         let tree = Arc::clone(&self.tree);
         self.busy = true;
         Some(Box::new(move || WorkDone(Box::new(task.run(&tree)))))
@@ -652,6 +691,7 @@ impl<D: Database> StateStore for DiskStore<D> {
             }
         }
         self.fetch_queue.splice(..0, done.unfetched);
+        self.page = done.page;
         self.finish_outcome(done.outcome)?;
         self.note_covered();
         done.error.map_or(Ok(()), Err)

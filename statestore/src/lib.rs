@@ -5,6 +5,7 @@ mod disk_store;
 #[cfg(feature = "lsm")]
 mod lsm_database;
 mod memory_store;
+mod page;
 #[cfg(feature = "sled")]
 mod sled_database;
 mod snapshot_format;
@@ -15,6 +16,7 @@ pub use disk_store::{Database, DiskEngine, DiskLimits, DiskStore, EngineError, T
 #[cfg(feature = "lsm")]
 pub use lsm_database::{Lsm, LsmEngine, LsmOptions, LsmStore, LsmTree};
 pub use memory_store::MemoryStore;
+pub use page::{PageRequest, PageStep};
 #[cfg(feature = "sled")]
 pub use sled_database::{Sled, SledEngine, SledOptions, SledStore};
 pub use snapshot_format::{

@@ -13,6 +13,7 @@
 
 mod arena;
 mod index;
+mod order;
 mod walk;
 
 use std::collections::VecDeque;
@@ -23,9 +24,12 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use self::{
     arena::{Arena, Handle},
     index::{Index, SlotHash},
+    order::KeyOrder,
     walk::Walk,
 };
-use crate::{Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats};
+use crate::{
+    Lookup, PageRequest, PageStep, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats,
+};
 
 /// Upkeep at every apply: blocks looked at by compaction, besides [`UPKEEP_PER_ENTRY`].
 const UPKEEP_PER_APPLY: usize = 8;
@@ -44,6 +48,8 @@ pub struct MemoryStore {
     seed: u64,
     arena: Arena,
     index: Index,
+    /// Of stores that order their keys.
+    order: Option<KeyOrder>,
     walk: Option<Walk>,
     /// Records kept for a snapshot that was abandoned: freed a few at a time.
     abandoned: VecDeque<Handle>,
@@ -67,12 +73,18 @@ impl MemoryStore {
             seed,
             arena: Arena::default(),
             index: Index::new(),
+            order: None,
             walk: None,
             abandoned: VecDeque::new(),
             payload_bytes: 0,
             applied: Sequence::ZERO,
             applied_timestamp: Timestamp::ZERO,
         }
+    }
+
+    /// An empty store that orders its keys as well; `seed` as in [`Self::new`].
+    pub fn ordered(seed: u64) -> Self {
+        Self { order: Some(KeyOrder::default()), ..Self::new(seed) }
     }
 
     fn find(&self, key: &[u8]) -> Option<Handle> {
@@ -108,6 +120,9 @@ impl MemoryStore {
         let Some(place) = index.find_mut(hash, |handle| arena.key(handle) == key) else {
             let handle = arena.insert(key, value, version, timestamp);
             index.insert(hash, handle, |handle| hash_key(*seed, arena.key(handle)));
+            if let Some(order) = &mut self.order {
+                order.insert(key);
+            }
             self.payload_bytes += (key.len() + value.len()) as u64;
             return;
         };
@@ -132,6 +147,9 @@ impl MemoryStore {
         let Some(old) = index.remove(hash, is, |handle| hash_key(*seed, arena.key(handle))) else {
             return;
         };
+        if let Some(order) = &mut self.order {
+            order.remove(key);
+        }
         self.payload_bytes -= (key.len() + arena.value_len(old)) as u64;
         let needed = self.walk.as_ref().is_some_and(|w| w.needs(hash, arena.version(old)));
         self.let_go(hash, old, needed);
@@ -174,7 +192,7 @@ impl MemoryStore {
 
 impl StateStore for MemoryStore {
     fn kind(&self) -> &'static str {
-        "memory"
+        if self.order.is_some() { "memory-ordered" } else { "memory" }
     }
 
     #[inline]
@@ -183,6 +201,28 @@ impl StateStore for MemoryStore {
             Some(handle) => Lookup::Found(self.arena.record(handle)),
             None => Lookup::Absent,
         }
+    }
+
+    fn page(&self, request: &PageRequest, emit: &mut dyn FnMut(SnapshotRecord<'_>)) -> PageStep {
+        let Some(order) = &self.order else { return PageStep::Unordered };
+        if request.is_empty() {
+            return PageStep::End;
+        }
+        let (mut records, mut bytes, mut last) = (0, 0, None);
+        for key in order.range(request.bounds()) {
+            if let Some(last) = last
+                && (records == request.records_max || bytes >= request.bytes_max)
+            {
+                return PageStep::More(Box::from(last));
+            }
+            let handle = self.find(key).expect("every key in the order is in the index");
+            let record = self.arena.record(handle);
+            emit(SnapshotRecord { key, record });
+            records += 1;
+            bytes += key.len() + record.value.len();
+            last = Some(key);
+        }
+        PageStep::End
     }
 
     fn prefetch(&self, keys: &[&[u8]]) {
@@ -219,7 +259,8 @@ impl StateStore for MemoryStore {
 
     fn stats(&self) -> StoreStats {
         let kept = self.abandoned.capacity() * size_of::<Handle>()
-            + self.walk.as_ref().map_or(0, Walk::memory_bytes);
+            + self.walk.as_ref().map_or(0, Walk::memory_bytes)
+            + self.order.as_ref().map_or(0, KeyOrder::memory_bytes);
         let bytes =
             size_of::<Self>() + self.arena.memory_bytes() + self.index.memory_bytes() + kept;
         StoreStats {
@@ -230,16 +271,19 @@ impl StateStore for MemoryStore {
     }
 
     fn growth_max(&self, entries: &[WriteEntry<'_>]) -> u64 {
-        let (mut puts, mut record_bytes) = (0, 0);
+        let (mut puts, mut record_bytes, mut order_bytes) = (0, 0, 0);
         for entry in entries {
             if let Change::Put(value) = entry.change {
                 puts += 1;
                 record_bytes += Arena::record_bytes(entry.key.len(), value.len());
+                if self.order.is_some() {
+                    order_bytes += KeyOrder::growth_max(entry.key);
+                }
             }
         }
         let kept = self.walk.as_ref().map_or(0, |walk| walk.growth_max(entries.len()));
         let records = self.arena.growth_max(record_bytes, puts);
-        (records + self.index.growth_max(puts) + kept) as u64
+        (records + self.index.growth_max(puts) + kept + order_bytes) as u64
     }
 
     fn growth(&self, entries: &[WriteEntry<'_>]) -> i64 {
@@ -283,7 +327,8 @@ impl StateStore for MemoryStore {
     }
 
     fn load_start(&mut self) {
-        *self = Self::new(self.seed);
+        let order = self.order.as_ref().map(|_| KeyOrder::default());
+        *self = Self { order, ..Self::new(self.seed) };
     }
 
     fn load(&mut self, records: &[SnapshotRecord<'_>]) -> bool {

@@ -519,7 +519,7 @@ pub(super) struct TreeSession<'a, D: Database> {
 /// What an engine's tree reads are.
 type Bytes<D> = <<D as Database>::Tree as Tree>::Bytes;
 /// A key and its value.
-type Entry<D> = (Bytes<D>, Bytes<D>);
+pub(super) type Entry<D> = (Bytes<D>, Bytes<D>);
 
 impl<D: Database> TreeSession<'_, D> {
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Bytes<D>>, StoreError> {

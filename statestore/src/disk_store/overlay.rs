@@ -10,7 +10,12 @@
 //! A batch leaves when the store covers it: then the engine has it on disk, whatever happens to
 //! the process. Batches are shared with the work that writes them, never copied.
 
-use std::{collections::VecDeque, mem::size_of, sync::Arc};
+use std::{
+    collections::VecDeque,
+    mem::size_of,
+    ops::{Bound, RangeBounds},
+    sync::Arc,
+};
 
 use hashbrown::HashTable;
 use stateside_types::{Change, Record, Sequence, Timestamp, WriteEntry};
@@ -159,6 +164,32 @@ impl Overlay {
             version: batch.sequence,
             timestamp: batch.timestamp,
         }))
+    }
+
+    /// What the batches here make of the keys between two bounds, in the order of keys. Looks at every
+    /// key here: there are few, and no other question needs them in order.
+    pub(super) fn between(
+        &self,
+        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+    ) -> Vec<(&[u8], Option<Record<'_>>)> {
+        let mut found: Vec<_> = self
+            .newest
+            .iter()
+            .filter_map(|change| {
+                let batch = batch_of(&self.batches, change.sequence);
+                let (entry, key) = (change.entry as usize, batch.key(change.entry as usize));
+                bounds.contains(key).then(|| {
+                    let record = batch.value(entry).map(|value| Record {
+                        value,
+                        version: batch.sequence,
+                        timestamp: batch.timestamp,
+                    });
+                    (key, record)
+                })
+            })
+            .collect();
+        found.sort_unstable_by_key(|(key, _)| *key);
+        found
     }
 
     /// The batches after `after` up to `last`, as many as make up `bytes`; one at least.

@@ -12,12 +12,12 @@
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use stateside_types::{
-    Sequence, Timestamp,
+    Record, Sequence, Timestamp,
     limits::{BATCH_BYTES_MAX, KEY_BYTES_MAX},
 };
 
 use super::{
-    engine::{Change, Database, Stamp, TreeSession},
+    engine::{Change, Database, EngineError, Entry, Stamp, TreeSession},
     overlay::OverlayBatch,
 };
 use crate::StoreError;
@@ -51,6 +51,14 @@ pub(super) struct StoredRecord {
     pub(super) value_len: usize,
     pub(super) version: Sequence,
     pub(super) timestamp: Timestamp,
+}
+
+impl StoredRecord {
+    /// The record, whose value was read.
+    pub(super) fn record(&self) -> Record<'_> {
+        let value = self.value.as_deref().expect("it was read with its value");
+        Record { value, version: self.version, timestamp: self.timestamp }
+    }
 }
 
 /// A record with its key.
@@ -138,6 +146,30 @@ impl<D: Database> TreeSession<'_, D> {
         }
         record.value = Some(value.into());
         Ok(record)
+    }
+
+    /// Entries of the records between two keys, to be advanced with `next` and read with
+    /// [`Self::record_of`].
+    pub(super) fn records(
+        &self,
+        (from, to): (Bound<&[u8]>, Bound<&[u8]>),
+    ) -> Result<impl Iterator<Item = Result<Entry<D>, EngineError>>, StoreError> {
+        let from = match from {
+            Bound::Unbounded => Bound::Included(vec![RECORD_TAG]),
+            bound => bound.map(record_key_of_bound),
+        };
+        let to = match to {
+            Bound::Unbounded => Bound::Excluded(vec![RECORD_TAG + 1]),
+            bound => bound.map(record_key_of_bound),
+        };
+        self.range(from, to)
+    }
+
+    /// The record that an entry of [`Self::records`] holds, with its key.
+    pub(super) fn record_of(&self, key: &[u8], stored: &[u8]) -> Result<KeyedRecord, StoreError> {
+        let key: Box<[u8]> = key[1..].into();
+        let record = self.complete(&key, stored, true)?;
+        Ok((key, record))
     }
 
     /// Looks up keys; values as long as they stay below `budget_bytes` together.
@@ -397,6 +429,14 @@ fn decode_record(stored: &[u8]) -> Option<(StoredRecord, &[u8])> {
 /// How many pieces a value is cut to: none if it is short.
 fn pieces(value_len: usize) -> u32 {
     if value_len <= PIECE_BYTES { 0 } else { value_len.div_ceil(PIECE_BYTES) as u32 }
+}
+
+/// As [`record_key`], for what is compared with keys and need not be one.
+fn record_key_of_bound(bound: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 + bound.len());
+    out.push(RECORD_TAG);
+    out.extend_from_slice(bound);
+    out
 }
 
 fn record_key(key: &[u8]) -> Vec<u8> {
