@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use proptest::prelude::*;
-use stateside_partition::{Effects, Input, Partition, Ticket};
+use stateside_partition::{Effects, Input, PageEnd, Partition, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::{
     Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
@@ -176,6 +176,10 @@ impl Effects for World {
     fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>) {
         let record = record.map(|record| (record.value.to_vec(), record.version));
         self.records.entry(ticket.0).or_default().push((key.to_vec(), record));
+    }
+
+    fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {
+        unreachable!("the model makes no scans");
     }
 
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>) {

@@ -44,6 +44,8 @@ named!(
     StoreKind, "state store" {
         /// A hash map in memory; durable through log and snapshots.
         Memory = "memory",
+        /// The same, with its keys in order as well: for scans.
+        MemoryOrdered = "memory-ordered",
         /// sled, on disk.
         Sled = "sled",
         /// A log-structured merge tree, on disk.
@@ -56,7 +58,7 @@ impl StoreKind {
     /// lookups may block.
     pub const fn is_on_disk(self) -> bool {
         match self {
-            Self::Memory => false,
+            Self::Memory | Self::MemoryOrdered => false,
             Self::Sled | Self::Lsm => true,
         }
     }

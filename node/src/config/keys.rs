@@ -213,7 +213,7 @@ pub(super) const KEYS: &[Key] = &[
         unit: "",
         default: Default::Is("\"memory\""),
         flag: None,
-        doc: "Where the records of new partitions live: \"memory\", or on disk \"lsm\" or \"sled\"; docs/stores.md compares them. Partitions that exist keep their store.",
+        doc: "Where the records of new partitions live: in \"memory\" (\"memory-ordered\" keeps keys in order, for Scan), or on disk in \"lsm\" or \"sled\", which both do; docs/stores.md compares them. Partitions that exist keep their store.",
         set: |s, v| text(v).parse().map(|store| s.partition.store = store),
         get: |s| Some(of_display(s.partition.store)),
     },

@@ -58,6 +58,7 @@ impl PartitionFiles {
     pub(crate) fn open_store(&self, spec: &PartitionSpec) -> Result<OpenedStore, Refusal> {
         let mut store: Box<dyn StateStore> = match spec.store {
             StoreKind::Memory => Box::new(MemoryStore::new(self.hash_seed)),
+            StoreKind::MemoryOrdered => Box::new(MemoryStore::ordered(self.hash_seed)),
             StoreKind::Sled | StoreKind::Lsm => {
                 self.engines.open_store(spec.store, spec.id, spec.first_epoch)?
             }

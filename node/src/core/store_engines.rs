@@ -64,7 +64,7 @@ impl StoreEngines {
                 stateside_types::Reason::InvalidArgument,
                 "this build has no `lsm` store: it was made without the feature `lsm`",
             )),
-            StoreKind::Memory => unreachable!("it has no engine"),
+            StoreKind::Memory | StoreKind::MemoryOrdered => unreachable!("it has no engine"),
         }
     }
 
