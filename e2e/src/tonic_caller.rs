@@ -118,6 +118,7 @@ fn upsert_request(request: &Value) -> UpsertRequest {
                 value: bytes(&entry["value"]),
                 if_absent: entry["ifAbsent"] == json!(true),
                 if_version: number(&entry["ifVersion"]),
+                ttl_ms: number(&entry["ttlMs"]).unwrap_or_default(),
             })
             .collect(),
         routing_key: bytes(&request["routingKey"]),

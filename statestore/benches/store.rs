@@ -51,7 +51,7 @@ impl RandomKeys {
 
 fn apply(store: &mut impl StateStore, keys: &[[u8; 16]], change: Change<'_>) {
     let entries: Vec<WriteEntry<'_>> =
-        keys.iter().map(|key| WriteEntry { key, change, condition: Condition::None }).collect();
+        keys.iter().map(|key| WriteEntry::new(key, change)).collect();
     store.apply(store.applied().next(), Timestamp(1), &entries);
 }
 

@@ -73,10 +73,8 @@ fn apply(store: &mut SledStore, seed: u64, partition: u32) {
     let batch = batch(seed, partition, sequence.0);
     let entries: Vec<WriteEntry<'_>> = batch
         .iter()
-        .map(|(key, value)| WriteEntry {
-            key,
-            change: value.as_deref().map_or(Change::Remove, Change::Put),
-            condition: Condition::None,
+        .map(|(key, value)| {
+            WriteEntry::new(key, value.as_deref().map_or(Change::Remove, Change::Put))
         })
         .collect();
     store.apply(sequence, Timestamp(sequence.0 * 10), &entries);

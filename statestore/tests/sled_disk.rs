@@ -28,7 +28,7 @@ fn options() -> SledOptions {
 }
 
 fn put(store: &mut SledStore, key: &[u8], value: &[u8]) {
-    let entry = WriteEntry { key, change: Change::Put(value), condition: Condition::None };
+    let entry = WriteEntry::put(key, value);
     store.apply(store.applied().next(), Timestamp(1), &[entry]);
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use stateside_types::{
-    Ack, Change, Condition, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry,
+    Ack, Change, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry,
 };
 
 use super::{
@@ -67,10 +67,8 @@ impl Content {
     pub(super) fn entries(&self) -> Vec<WriteEntry<'_>> {
         self.0
             .iter()
-            .map(|(key, value)| WriteEntry {
-                key,
-                change: value.as_deref().map_or(Change::Remove, Change::Put),
-                condition: Condition::None,
+            .map(|(key, value)| {
+                WriteEntry::new(key, value.as_deref().map_or(Change::Remove, Change::Put))
             })
             .collect()
     }
