@@ -157,6 +157,7 @@ fn record(record: &Record) -> Value {
         "value": BASE64.encode(&record.value),
         "version": record.version.to_string(),
         "timestamp": record.timestamp.to_string(),
+        "expireAtMs": record.expire_at_ms.to_string(),
         "error": record.error.as_ref().map(entry_error),
     })
 }

@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stateside_types::{
-    Ack, Change, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry,
-};
+use stateside_types::{Ack, Change, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry};
 
 use super::{
     BLOCK_BYTES, FoundSegment, Generation, GroupNumber, LogWriter, PartitionBase, PendingWrite,
