@@ -54,5 +54,5 @@ pub use error::{Error, Refused};
 pub use options::{Options, ReadOptions, WriteOptions};
 pub use scan::{Page, ScanPlace, ScanRange};
 pub use stateside_proto::v1;
-pub use stateside_types::{Ack, Condition, Reason, Sequence, Timestamp};
+pub use stateside_types::{Ack, Condition, ExpireAt, Reason, Sequence, Timestamp};
 pub use topology::Topology;

@@ -144,7 +144,7 @@ fn partition(world: &mut World) -> Partition {
 }
 
 fn put(partition: &mut Partition, world: &mut World, key: &[u8], ack: Ack) {
-    let entry = WriteEntry { key, change: Change::Put(&VALUE), condition: Condition::None };
+    let entry = WriteEntry::put(key, &VALUE);
     let input = Input::Write { ticket: Ticket(1), entries: &[entry], ack: Some(ack) };
     partition.step(input, world);
 }

@@ -8,8 +8,8 @@ use stateside_partition::{Effects, Input, PageEnd, Partition, Scan, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::{MemoryStore, PageRequest, Work};
 use stateside_types::{
-    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Reason,
-    Record, Refusal, Sequence, StoreKind, Timestamp, WallClock, WriteEntry,
+    Ack, Change, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Reason, Record,
+    Refusal, Sequence, StoreKind, Timestamp, WallClock, WriteEntry,
 };
 
 /// What the partition told.
@@ -79,7 +79,7 @@ fn ordered() -> Partition {
 }
 
 fn write(partition: &mut Partition, key: &[u8], change: Change<'_>) {
-    let entry = WriteEntry { key, change, condition: Condition::None };
+    let entry = WriteEntry::new(key, change);
     let input = Input::Write { ticket: Ticket(0), entries: &[entry], ack: None };
     partition.step(input, &mut World::default());
 }

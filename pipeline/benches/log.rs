@@ -45,8 +45,7 @@ fn fill(
     for i in from..from + count {
         let mut key = *b"key-000000000000";
         key[4..8].copy_from_slice(&i.to_le_bytes());
-        let entries =
-            [WriteEntry { key: &key, change: Change::Put(&value), condition: Condition::None }];
+        let entries = [WriteEntry::put(&key, &value)];
         let head = RecordHead {
             partition: PartitionId(i % PARTITIONS),
             epoch: Epoch(1),

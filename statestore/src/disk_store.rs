@@ -19,6 +19,9 @@
 //! A snapshot begins when the tree stands exactly at its sequence: writes beyond wait until then.
 //! From there on the tree is scanned in key order, and a write that overwrites a record ahead of the
 //! scan brings the old one back to be handed out from memory.
+//!
+//! Expired records are taken out by work of its own, which changes nothing that anyone can see (see
+//! `store.rs`): it is not in the overlay, needs no flush, and what a crash takes back of it is done again.
 
 mod engine;
 mod overlay;
@@ -32,7 +35,7 @@ use std::{
 };
 
 use stateside_types::{
-    Change, Record, Sequence, Timestamp, WriteEntry,
+    Change, Record, Sequence, Timestamp, WallClock, WriteEntry,
     limits::{STORE_FETCH_BYTES_MAX, STORE_LOAD_BYTES_MAX, STORE_OVERLAY_BYTES_MAX},
 };
 
@@ -44,7 +47,7 @@ use self::{
     tree::{KeepRule, KeyedLookup, KeyedRecord, Meta, Scanned, StoredRecord, Written},
 };
 use crate::{
-    Lookup, PageRequest, PageStep, SnapshotRecord, SnapshotStep, StateStore, StoreError,
+    Lookup, PageRequest, PageStep, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError,
     StoreStats, Work, WorkDone,
 };
 
@@ -73,6 +76,9 @@ pub struct DiskStore<D: Database> {
     /// Writes that are not known to be covered, oldest first.
     uncovered: VecDeque<(Sequence, Stamp)>,
     cover_asked: bool,
+    /// What the next work is to reclaim: by which time, and how many records at most.
+    expired: Option<(WallClock, usize)>,
+    reclaimed: u64,
     busy: bool,
     fetch_queue: Vec<Box<[u8]>>,
     fetched: BTreeMap<Box<[u8]>, Option<StoredRecord>>,
@@ -143,6 +149,7 @@ enum Action {
     Write { batches: Vec<Arc<OverlayBatch>>, keep: Option<KeepRule>, scan: u64, flush: bool },
     Scan { number: u64, after: Option<Box<[u8]>>, sequence: Sequence, bytes: usize },
     Flush { number: u64 },
+    Reclaim { now: WallClock, records_max: usize },
 }
 
 /// What it brought. A part that failed gives back what it needs to be tried again.
@@ -161,6 +168,7 @@ enum Outcome {
     Loaded { number: u64, step: LoadStep, meta: Meta, stamp: Option<Stamp> },
     Written { scan: u64, written: Written },
     Scanned { number: u64, scanned: Scanned },
+    Reclaimed { meta: Meta, records: u64 },
 }
 
 impl<D: Database> DiskStore<D> {
@@ -176,6 +184,8 @@ impl<D: Database> DiskStore<D> {
             covered: meta.applied,
             uncovered: VecDeque::new(),
             cover_asked: false,
+            expired: None,
+            reclaimed: 0,
             busy: false,
             fetch_queue: Vec::new(),
             fetched: BTreeMap::new(),
@@ -272,7 +282,11 @@ impl<D: Database> DiskStore<D> {
             Some((_, stamp)) if self.cover_asked || much => {
                 Action::Flush { number: stamp.covered_by }
             }
-            _ => Action::Nothing,
+            // Once for each time that it was asked for: a full disk is tried again at the next tick.
+            _ => self
+                .expired
+                .take()
+                .map_or(Action::Nothing, |(now, records_max)| Action::Reclaim { now, records_max }),
         }
     }
 
@@ -305,6 +319,12 @@ impl<D: Database> DiskStore<D> {
                 }
                 self.meta = written.meta;
                 self.note_written(written.meta.applied, written.stamp);
+            }
+            // Of the records before a load.
+            Outcome::Reclaimed { .. } if self.load.is_some() => {}
+            Outcome::Reclaimed { meta, records } => {
+                self.meta = meta;
+                self.reclaimed += records;
             }
             Outcome::Scanned { number, scanned } => {
                 if let Some(scan) = &mut self.scan
@@ -428,6 +448,10 @@ impl Action {
                 *outcome = Outcome::Scanned { number, scanned };
             }
             Self::Flush { number } => tree.flush(number)?,
+            Self::Reclaim { now, records_max } => {
+                let (meta, records) = tree.writing()?.reclaim(now, records_max)?;
+                *outcome = Outcome::Reclaimed { meta, records };
+            }
         }
         Ok(())
     }
@@ -462,15 +486,12 @@ impl<D: Database> StateStore for DiskStore<D> {
         }
         match self.fetched.get(key) {
             Some(Some(record)) => match &record.value {
-                Some(value) => Lookup::Found(Record {
-                    value,
-                    version: record.version,
-                    timestamp: record.timestamp,
-                }),
+                Some(_) => Lookup::Found(record.as_record()),
                 None => Lookup::Withheld {
                     version: record.version,
                     timestamp: record.timestamp,
                     value_bytes: record.value_len,
+                    expire_at: record.expire_at,
                 },
             },
             Some(None) => Lookup::Absent,
@@ -517,6 +538,7 @@ impl<D: Database> StateStore for DiskStore<D> {
             records: self.meta.records,
             payload_bytes: self.meta.payload_bytes,
             memory_bytes: bytes as u64,
+            reclaimed: self.reclaimed,
         }
     }
 
@@ -536,6 +558,14 @@ impl<D: Database> StateStore for DiskStore<D> {
 
     fn is_saturated(&self) -> bool {
         self.overlay.batch_bytes() >= STORE_OVERLAY_BYTES_MAX
+    }
+
+    fn reclaim(&mut self, now: WallClock, records_max: usize) -> Reclaimed {
+        let has_expired = self.meta.next_moment.is_some_and(|moment| moment.has_come(now));
+        if has_expired && self.load.is_none() && records_max > 0 {
+            self.expired = Some((now, records_max));
+        }
+        Reclaimed::default()
     }
 
     fn snapshot_start(&mut self) {
@@ -570,7 +600,7 @@ impl<D: Database> StateStore for DiskStore<D> {
             let held = held_bytes(&key, Some(&record));
             bytes += held;
             scan.ready_bytes -= held;
-            emit(SnapshotRecord { key: &key, record: record.record() });
+            emit(SnapshotRecord { key: &key, record: record.as_record() });
         }
         if !scan.ready.is_empty() {
             return Ok(SnapshotStep::More);
@@ -591,6 +621,8 @@ impl<D: Database> StateStore for DiskStore<D> {
         self.overlay = Overlay::default();
         self.uncovered.clear();
         self.meta = Meta::default();
+        self.expired = None;
+        self.reclaimed = 0;
         (self.applied, self.applied_timestamp) = (Sequence::ZERO, Timestamp::ZERO);
         (self.written, self.covered) = (Sequence::ZERO, Sequence::ZERO);
         self.scan = None;
@@ -704,6 +736,7 @@ fn stored(record: Record<'_>) -> StoredRecord {
         value_len: record.value.len(),
         version: record.version,
         timestamp: record.timestamp,
+        expire_at: record.expire_at,
     }
 }
 

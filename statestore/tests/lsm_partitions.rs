@@ -12,7 +12,7 @@ use std::{
 };
 
 use stateside_statestore::{LsmEngine, LsmOptions, LsmStore, StateStore};
-use stateside_types::{Change, Condition, Epoch, PartitionId, Timestamp, WriteEntry};
+use stateside_types::{Epoch, PartitionId, Timestamp, WriteEntry};
 
 const EPOCH: Epoch = Epoch(1);
 /// Threads and open files are counted for the whole process: one test at a time.
@@ -24,10 +24,7 @@ fn options() -> LsmOptions {
 
 fn write(store: &mut LsmStore, keys: std::ops::Range<u32>, value: &[u8]) {
     let keys: Vec<[u8; 4]> = keys.map(u32::to_be_bytes).collect();
-    let entries: Vec<WriteEntry<'_>> = keys
-        .iter()
-        .map(|key| WriteEntry { key, change: Change::Put(value), condition: Condition::None })
-        .collect();
+    let entries: Vec<WriteEntry<'_>> = keys.iter().map(|key| WriteEntry::put(key, value)).collect();
     store.apply(store.applied().next(), Timestamp(1), &entries);
     while let Some(work) = store.take_work(store.applied()) {
         store.finish_work(work()).unwrap();

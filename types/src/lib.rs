@@ -6,6 +6,7 @@
 mod ack;
 mod desired;
 mod entry;
+mod expiry;
 mod hash_range;
 mod ids;
 pub mod limits;
@@ -18,6 +19,7 @@ pub use desired::{
     DesiredError, DesiredPartition, DesiredSet, PipelineError, check_ack, check_pipeline,
 };
 pub use entry::{Change, Condition, Record, WriteEntry};
+pub use expiry::{ExpireAt, Expiry};
 pub use hash_range::{HashRange, KeyHash, RangeError};
 pub use ids::{CoreId, Epoch, PartitionId, Sequence};
 pub use partition::{DEFAULT_PIPELINE, PartitionSpec, PartitionState, StageKind, StoreKind};

@@ -74,7 +74,7 @@ impl Page {
                 (key, record)
             } else {
                 let (key, stored) = older.next().expect("it was there");
-                (&**key, Some(stored.record()))
+                (&**key, Some(stored.as_record()))
             };
             last = Some(key);
             if let Some(record) = record {
