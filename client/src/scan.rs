@@ -6,7 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 use stateside_proto::v1;
 use stateside_router::key_hash;
-use stateside_types::{PartitionId, Sequence, Timestamp};
+use stateside_types::{ExpireAt, PartitionId, Sequence, Timestamp};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
@@ -173,7 +173,8 @@ impl From<v1::ScanResponse> for Page {
     fn from(answer: v1::ScanResponse) -> Self {
         let records = answer.records.into_iter().map(|record| {
             let (version, timestamp) = (Sequence(record.version), Timestamp(record.timestamp));
-            (record.key, Record { value: record.value, version, timestamp })
+            let expire_at = ExpireAt::from_millis(record.expire_at_ms);
+            (record.key, Record { value: record.value, version, timestamp, expire_at })
         });
         Self {
             records: records.collect(),

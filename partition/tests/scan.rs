@@ -26,6 +26,10 @@ impl Outlet for World {
     }
 
     fn log_append(&mut self, _: &Write<'_>) {}
+
+    fn node(&self) -> &str {
+        "n"
+    }
 }
 
 impl Effects for World {
@@ -66,7 +70,7 @@ fn partition(store: MemoryStore, kind: StoreKind) -> Partition {
         range: HashRange::FULL,
         store: kind,
         ack: Ack::Durable,
-        pipeline: DEFAULT_PIPELINE.to_vec(),
+        pipeline: DEFAULT_PIPELINE.into(),
         first_epoch: Epoch(4),
         epoch: Epoch(4),
         base_sequence: Sequence::ZERO,

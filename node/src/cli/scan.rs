@@ -116,5 +116,8 @@ fn json_of(key: &[u8], record: &Record) -> serde_json::Value {
     insert_bytes(&mut object, "value", &record.value);
     object.insert("version".to_owned(), record.version.0.into());
     insert_timestamp(&mut object, record.timestamp);
+    if let Some(moment) = record.expire_at {
+        object.insert("expire_at_unix_ms".to_owned(), moment.millis().into());
+    }
     object.into()
 }
