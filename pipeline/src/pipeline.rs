@@ -222,7 +222,7 @@ fn build(spec: &StageSpec) -> Result<Box<dyn Stage>, PipelineError> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use stateside_types::{OptionValue, Reason};
+    use stateside_types::{Change, OptionValue, Reason};
 
     use super::*;
     use crate::{
