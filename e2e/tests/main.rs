@@ -13,4 +13,5 @@ mod malformed_requests;
 mod metrics;
 mod partitions;
 mod quick_start;
+mod stages;
 mod startup;

@@ -354,7 +354,7 @@ mod tests {
             range: HashRange::FULL,
             store: StoreKind::Memory,
             ack: Ack::Durable,
-            pipeline: DEFAULT_PIPELINE.to_vec(),
+            pipeline: DEFAULT_PIPELINE.into(),
             first_epoch,
             epoch,
             base_sequence: Sequence::ZERO,

@@ -12,6 +12,7 @@
 mod manifest;
 mod placement;
 mod plan;
+mod stages;
 
 pub use manifest::{MANIFEST_VERSION, Manifest, ManifestError, PlacedPartition};
 pub use placement::{Move, least_loaded_core, rebalance};

@@ -20,6 +20,8 @@ use stateside_types::{
     check_pipeline, limits,
 };
 
+use crate::stages;
+
 /// Version of the manifest's format.
 pub const MANIFEST_VERSION: u32 = 1;
 
@@ -117,7 +119,7 @@ struct PartitionLine {
     range: String,
     store: String,
     ack: String,
-    pipeline: Vec<String>,
+    pipeline: Vec<serde_json::Value>,
     first_epoch: u64,
     epoch: u64,
     base_sequence: u64,
@@ -234,7 +236,7 @@ impl Manifest {
                 range: spec.range.to_string(),
                 store: spec.store.to_string(),
                 ack: spec.ack.to_string(),
-                pipeline: spec.pipeline.iter().map(ToString::to_string).collect(),
+                pipeline: stages::to_json(&spec.pipeline),
                 first_epoch: spec.first_epoch.0,
                 epoch: spec.epoch.0,
                 base_sequence: spec.base_sequence.0,
@@ -411,8 +413,6 @@ fn content(line: usize, message: impl Into<String>) -> ManifestError {
 
 fn parse_partition(text: &str) -> Result<PlacedPartition, String> {
     let line: PartitionLine = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    let pipeline =
-        line.pipeline.iter().map(|stage| stage.parse()).collect::<Result<_, String>>()?;
     Ok(PlacedPartition {
         spec: PartitionSpec {
             id: PartitionId(line.id),
@@ -422,7 +422,7 @@ fn parse_partition(text: &str) -> Result<PlacedPartition, String> {
                 .map_err(|error: stateside_types::RangeError| error.to_string())?,
             store: line.store.parse()?,
             ack: line.ack.parse()?,
-            pipeline,
+            pipeline: stages::from_json(&line.pipeline)?,
             first_epoch: Epoch(line.first_epoch),
             epoch: Epoch(line.epoch),
             base_sequence: Sequence(line.base_sequence),
@@ -433,9 +433,17 @@ fn parse_partition(text: &str) -> Result<PlacedPartition, String> {
 
 #[cfg(test)]
 mod tests {
-    use stateside_types::{Ack, DEFAULT_PIPELINE, HashRange, StoreKind};
+    use stateside_types::{Ack, HashRange, OptionValue, PipelineSpec, StoreKind};
 
     use super::*;
+
+    /// The default stages behind a filter.
+    fn filtered(deny: &str) -> PipelineSpec {
+        let deny = vec![("deny".to_owned(), OptionValue::Text(deny.to_owned()))];
+        let filter = stateside_pipeline::read_stage("filter", deny).unwrap();
+        let stages = PipelineSpec::default();
+        [filter].into_iter().chain(stages.iter().cloned()).collect::<Vec<_>>().into()
+    }
 
     fn sample() -> Manifest {
         let mut manifest = Manifest::new("vm-1".to_owned(), 1_700_000_000_000, 2);
@@ -446,7 +454,7 @@ mod tests {
                 range,
                 store: StoreKind::ALL[index % 2],
                 ack: Ack::Durable,
-                pipeline: DEFAULT_PIPELINE.to_vec(),
+                pipeline: if index == 1 { filtered("tmp/") } else { PipelineSpec::default() },
                 first_epoch: epoch,
                 epoch,
                 base_sequence: Sequence(index as u64 * 7),
@@ -514,6 +522,9 @@ mod tests {
             ("\"next_epoch\":4", "\"next_epoch\":3", 5, "the next is 3"),
             ("\"id\":2", "\"id\":1", 5, "listed twice"),
             ("\"store\":\"sled\"", "\"store\":\"tape\"", 4, "not a state store"),
+            ("\"stage\":\"filter\"", "\"stage\":\"fitler\"", 4, "`fitler` is not a pipeline stage"),
+            ("\"deny\":[\"tmp/\"]", "\"deny\":[1]", 4, "[1] is no option of a stage"),
+            ("\"deny\":[\"tmp/\"]", "\"allow\":[]", 4, "allow: expected a string or a list"),
             ("\"cores\":2", "\"colour\":2", 2, "unknown field"),
             ("0xaaaaaaaaaaaaaaaa..", "0xaaaaaaaaaaaaaaa0..", 5, "overlap"),
         ] {
@@ -551,6 +562,8 @@ mod tests {
     fn the_largest_node_fits_the_limit() {
         let mut manifest = Manifest::new("n".repeat(limits::NODE_ID_BYTES_MAX), u64::MAX, 1_024);
         let count = limits::PARTITIONS_PER_NODE_MAX as u32;
+        let spare = filtered("x").iter().map(|stage| stage.toml().len()).sum::<usize>();
+        let longest = filtered(&"\"".repeat((limits::PIPELINE_BYTES_MAX - spare) / 2));
         for (index, range) in HashRange::split_evenly(count).into_iter().enumerate() {
             let epoch = manifest.take_epoch();
             let spec = PartitionSpec {
@@ -558,7 +571,7 @@ mod tests {
                 range,
                 store: StoreKind::Memory,
                 ack: Ack::Durable,
-                pipeline: DEFAULT_PIPELINE.to_vec(),
+                pipeline: longest.clone(),
                 first_epoch: epoch,
                 epoch,
                 base_sequence: Sequence(u64::MAX),
@@ -566,7 +579,7 @@ mod tests {
             manifest.partitions.insert(spec.id, PlacedPartition { spec, core: CoreId(1_023) });
         }
         let bytes = manifest.encode();
-        assert!((bytes.len() as u64) < limits::MANIFEST_BYTES_MAX / 4);
-        assert_eq!(Manifest::decode(&bytes), Ok(manifest));
+        assert!((bytes.len() as u64) < limits::MANIFEST_BYTES_MAX);
+        assert!(Manifest::decode(&bytes) == Ok(manifest), "as it was written");
     }
 }

@@ -108,7 +108,7 @@ mod tests {
                 range,
                 store: StoreKind::Memory,
                 ack: Ack::Durable,
-                pipeline: DEFAULT_PIPELINE.to_vec(),
+                pipeline: DEFAULT_PIPELINE.into(),
                 first_epoch: epoch,
                 epoch,
                 base_sequence: Sequence::ZERO,

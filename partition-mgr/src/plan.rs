@@ -21,8 +21,8 @@ use std::{
 };
 
 use stateside_types::{
-    Ack, DesiredPartition, DesiredSet, HashRange, PartitionId, PartitionSpec, Sequence, StageKind,
-    StoreKind, check_ack, limits,
+    Ack, DesiredPartition, DesiredSet, HashRange, PartitionId, PartitionSpec, PipelineSpec,
+    Sequence, StageSpec, StoreKind, check_ack, limits,
 };
 
 use crate::{Manifest, PlacedPartition, least_loaded_core};
@@ -35,7 +35,7 @@ pub struct Defaults {
     /// Default acknowledgement.
     pub ack: Ack,
     /// Stages, in order.
-    pub pipeline: Vec<StageKind>,
+    pub pipeline: PipelineSpec,
 }
 
 /// What is known of a partition's records.
@@ -89,7 +89,7 @@ pub enum SettingChange {
     /// Default acknowledgement.
     Ack(Ack, Ack),
     /// Stages.
-    Pipeline(Vec<StageKind>, Vec<StageKind>),
+    Pipeline(PipelineSpec, PipelineSpec),
 }
 
 /// A desired change that is not carried out now.
@@ -445,7 +445,7 @@ impl fmt::Display for Holding {
     }
 }
 
-struct Stages<'a>(&'a [StageKind]);
+struct Stages<'a>(&'a [StageSpec]);
 
 impl fmt::Display for Stages<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -12,7 +12,7 @@ use stateside_types::{
 const QUARTER: u64 = 1 << 62;
 
 fn defaults() -> Defaults {
-    Defaults { store: StoreKind::Memory, ack: Ack::Durable, pipeline: DEFAULT_PIPELINE.to_vec() }
+    Defaults { store: StoreKind::Memory, ack: Ack::Durable, pipeline: DEFAULT_PIPELINE.into() }
 }
 
 fn declared(id: u32, start: u64, end: u64) -> DesiredPartition {
@@ -55,7 +55,7 @@ fn a_fresh_node_gets_its_partitions_spread_over_its_cores() {
     let mut set = quarters();
     set[1].store = Some(StoreKind::Sled);
     set[2].ack = Some(Ack::Memory);
-    set[2].pipeline = Some(vec![StageKind::Clock, StageKind::Dispatcher]);
+    set[2].pipeline = Some([StageKind::Clock, StageKind::Dispatcher].as_slice().into());
     expect(
         &plan_for(&fresh, &desired(set), &[]),
         &[
@@ -118,7 +118,7 @@ fn settings_change_in_place_and_keep_their_epoch() {
     let mut set = quarters();
     set[3].ack = Some(Ack::Memory);
     set[0].ack = Some(Ack::Memory);
-    set[0].pipeline = Some(vec![StageKind::Clock, StageKind::Dispatcher]);
+    set[0].pipeline = Some([StageKind::Clock, StageKind::Dispatcher].as_slice().into());
     expect(
         &plan_for(&node, &desired(set), &[(0, 5), (3, 1)]),
         &[
@@ -134,7 +134,7 @@ fn what_cannot_be_done_in_place_is_refused_with_the_reason() {
     let mut set = quarters();
     set[0] = declared(0, 0, QUARTER / 2);
     set[1].store = Some(StoreKind::Sled);
-    set[2].pipeline = Some(vec![StageKind::Clock, StageKind::Dispatcher]);
+    set[2].pipeline = Some([StageKind::Clock, StageKind::Dispatcher].as_slice().into());
     expect(
         &plan_for(&node, &desired(set), &[(0, 1), (1, 7)]),
         &[

@@ -20,8 +20,8 @@ use stateside_pipeline::{
 };
 use stateside_statestore::{MemoryStore, Work};
 use stateside_types::{
-    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Record,
-    Refusal, Sequence, StoreKind, Timestamp, WallClock, WriteEntry,
+    Ack, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Record, Refusal, Sequence,
+    StoreKind, Timestamp, WallClock, WriteEntry,
 };
 
 const RECORDS: u64 = 100_000;
@@ -71,6 +71,10 @@ impl World {
 }
 
 impl Outlet for World {
+    fn node(&self) -> &str {
+        "vm-1"
+    }
+
     fn log_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
         self.reservation = Some(self.writer.reserve(record_bytes(entries))?);
         Ok(())
@@ -123,7 +127,7 @@ fn partition(world: &mut World) -> Partition {
         range: HashRange::FULL,
         store: StoreKind::Memory,
         ack: Ack::Memory,
-        pipeline: DEFAULT_PIPELINE.to_vec(),
+        pipeline: DEFAULT_PIPELINE.into(),
         first_epoch: Epoch(1),
         epoch: Epoch(1),
         base_sequence: Sequence::ZERO,

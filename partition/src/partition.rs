@@ -1,8 +1,8 @@
 //! The state machine. See the crate's header for when a write becomes visible.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, mem};
 
-use stateside_pipeline::{Completed, Outlet, Pipeline, Write};
+use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
 use stateside_statestore::{
     Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
 };
@@ -83,6 +83,9 @@ pub struct Partition {
     pipeline: Pipeline,
     store: Box<dyn StateStore>,
     held: HeldAnswers,
+    /// Room for values that stages change, and for the entries with them.
+    changes: Vec<Changes>,
+    changed: Vec<WriteEntry<'static>>,
     /// Requests behind one that waits for its store; the front one is that request.
     queue: VecDeque<Owned>,
     /// A piece of the store's work is out.
@@ -115,6 +118,8 @@ impl Partition {
             pipeline,
             store,
             held: HeldAnswers::default(),
+            changes: Vec::new(),
+            changed: Vec::new(),
             queue: VecDeque::new(),
             working: false,
             disk_full: false,
@@ -131,6 +136,11 @@ impl Partition {
     /// Sizes of the store.
     pub fn stats(&self) -> StoreStats {
         self.store.stats()
+    }
+
+    /// What each stage before the clock did.
+    pub fn stage_counts(&self) -> impl Iterator<Item = StageCounts> {
+        self.pipeline.counts()
     }
 
     /// Sequence of the last batch applied.
@@ -177,14 +187,18 @@ impl Partition {
     /// Puts new settings in force. Store and first epoch stay.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` when the stages make no pipeline; `PARTITION_BUSY` when the stages
-    /// change while writes are under way.
+    /// `INVALID_ARGUMENT` when the stages make no pipeline; `PARTITION_BUSY` when the stages from
+    /// the clock on change while writes are under way.
     pub fn update(&mut self, spec: PartitionSpec) -> Result<(), Refusal> {
         assert_eq!((spec.id, spec.store), (self.spec.id, self.spec.store));
         let invalid =
             |error: PipelineError| Refusal::new(Reason::InvalidArgument, error.to_string());
         check_ack(spec.ack, &spec.pipeline).map_err(invalid)?;
-        if spec.pipeline != self.spec.pipeline {
+        if spec.pipeline.back() == self.spec.pipeline.back() {
+            if spec.pipeline != self.spec.pipeline {
+                self.pipeline.replace_front(&spec.pipeline).map_err(invalid)?;
+            }
+        } else {
             if self.passed() != self.applied() || !self.is_quiet() {
                 return Err(Refusal::new(
                     Reason::PartitionBusy,
@@ -434,9 +448,7 @@ impl Partition {
         }
         let now = self.tell_time(effects);
         self.check_expiries(entries)?;
-        self.check_conditions(entries, now)?;
-        self.check_memory(entries, effects.memory_available())?;
-        let mut write = Write {
+        let write = Write {
             partition: self.spec.id,
             epoch: self.spec.first_epoch,
             entries,
@@ -446,13 +458,37 @@ impl Partition {
             timestamp: Timestamp::ZERO,
             pending: 0,
         };
+        if !self.pipeline.has_front() {
+            return self.commit(write, effects);
+        }
+        let mut changes = mem::take(&mut self.changes);
+        let mut changed = recycle(mem::take(&mut self.changed));
+        let entered = self.pipeline.enter(&write, &mut changes, &mut changed, effects);
+        let outcome = entered.and_then(|any_changed| {
+            let write = if any_changed { write.with(&changed) } else { write };
+            self.commit(write, effects)
+        });
+        self.changed = recycle(changed);
+        self.changes = changes;
+        outcome
+    }
+
+    /// What follows when the stages before the clock have let a write through.
+    fn commit(
+        &mut self,
+        mut write: Write<'_>,
+        effects: &mut impl Effects,
+    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+        let entries = write.entries;
+        self.check_conditions(entries, write.now)?;
+        self.check_memory(entries, effects.memory_available())?;
         self.pipeline.admit(&write, effects)?;
         self.pipeline.accept(&mut write, effects);
         self.store.apply(write.sequence, write.timestamp, entries);
         if entries.iter().any(|entry| entry.change == Change::Remove) {
             self.last_remove = write.sequence;
         }
-        Ok((write.sequence, write.timestamp, ack))
+        Ok((write.sequence, write.timestamp, write.ack))
     }
 
     /// The time that requests are judged by: the wall clock, held back from jumping back. A

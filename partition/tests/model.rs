@@ -168,11 +168,15 @@ impl StateStore for MapStore {
     }
 }
 
+/// Value and moment.
+type LoggedPut = (Vec<u8>, Option<ExpireAt>);
+
 #[derive(Clone)]
 struct Logged {
     sequence: Sequence,
     timestamp: Timestamp,
-    entries: Vec<(Vec<u8>, Option<(Vec<u8>, Option<ExpireAt>)>)>,
+    /// Keys and what was put; None removes.
+    entries: Vec<(Vec<u8>, Option<LoggedPut>)>,
 }
 
 /// A key and what a read said of it.
@@ -191,6 +195,10 @@ struct World {
 }
 
 impl Outlet for World {
+    fn node(&self) -> &str {
+        "vm-1"
+    }
+
     fn log_admit(&mut self, _: &[WriteEntry<'_>]) -> Result<(), Refusal> {
         Ok(())
     }
@@ -503,7 +511,7 @@ fn partition(ack: Ack, cold: bool, store: MapStore) -> Partition {
         range: HashRange::FULL,
         store: if cold { StoreKind::Sled } else { StoreKind::Memory },
         ack,
-        pipeline: DEFAULT_PIPELINE.to_vec(),
+        pipeline: DEFAULT_PIPELINE.into(),
         first_epoch: Epoch(1),
         epoch: Epoch(1),
         base_sequence: Sequence::ZERO,
@@ -618,7 +626,7 @@ fn an_absence_that_a_reclaimed_record_left_waits_for_the_log() {
 #[test]
 fn without_a_clock_stage_nothing_can_be_given_a_time_to_live() {
     let mut run = Run::new(Ack::Memory, false);
-    let spec = PartitionSpec { pipeline: vec![], ..run.partition.spec().clone() };
+    let spec = PartitionSpec { pipeline: Vec::new().into(), ..run.partition.spec().clone() };
     run.partition = Partition::new(spec, Box::new(replay(&[], false))).unwrap();
     let entries = [WriteEntry::put(b"k", b"v").expiring(Expiry::After(500))];
     run.partition

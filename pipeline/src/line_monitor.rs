@@ -95,16 +95,7 @@ mod tests {
     use stateside_types::{Ack, Epoch, PartitionId, WallClock};
 
     use super::*;
-
-    struct Nowhere;
-
-    impl Outlet for Nowhere {
-        fn log_admit(&mut self, _: &[stateside_types::WriteEntry<'_>]) -> Result<(), Refusal> {
-            Ok(())
-        }
-
-        fn log_append(&mut self, _: &Write<'_>) {}
-    }
+    use crate::stage::tests::Nowhere;
 
     fn write(sequence: u64, pending: u8) -> Write<'static> {
         Write {

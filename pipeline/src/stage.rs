@@ -1,11 +1,10 @@
-//! The stage trait, and the pipeline that runs a list of stages.
+//! The stage trait, and what stages work on.
 
 use stateside_types::{
-    Ack, Epoch, PartitionId, PipelineError, Refusal, Sequence, StageKind, Timestamp, WallClock,
-    WriteEntry, check_ack, check_pipeline,
+    Ack, Epoch, PartitionId, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry,
 };
 
-use crate::{Clock, Dispatcher, LineMonitor, LogStage};
+use crate::Changes;
 
 /// A write batch on its way through the stages.
 #[derive(Debug)]
@@ -29,6 +28,22 @@ pub struct Write<'a> {
     pub pending: u8,
 }
 
+impl<'a> Write<'a> {
+    /// The same write with other entries.
+    pub fn with<'b>(&self, entries: &'b [WriteEntry<'b>]) -> Write<'b> {
+        Write {
+            partition: self.partition,
+            epoch: self.epoch,
+            entries,
+            now: self.now,
+            ack: self.ack,
+            sequence: self.sequence,
+            timestamp: self.timestamp,
+            pending: self.pending,
+        }
+    }
+}
+
 /// Whether a stage is done with a write when `accept` returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
@@ -38,7 +53,7 @@ pub enum Progress {
     Pending,
 }
 
-/// Position of a stage in its pipeline, at most 7.
+/// Position of a stage among those from the clock on, at most 7.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StageIndex(pub u8);
 
@@ -67,6 +82,9 @@ pub trait Outlet {
     /// `OVERLOADED`, `DISK_FULL`, `PARTITION_STOPPED`.
     fn log_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal>;
 
+    /// The name of the node that the write is executed on.
+    fn node(&self) -> &str;
+
     /// Appends the write to the log. Its durability is reported to the partition later.
     fn log_append(&mut self, write: &Write<'_>);
 }
@@ -83,6 +101,22 @@ pub trait Stage: Send {
     /// Why the write is not let through.
     fn admit(&mut self, write: &Write<'_>, outlet: &mut dyn Outlet) -> Result<(), Refusal> {
         let _ = (write, outlet);
+        Ok(())
+    }
+
+    /// Still the first pass, after [`Self::admit`]: puts other values in place of those that came
+    /// with the write. Stages before the clock only: what they make is what later stages see, what
+    /// is logged and what is stored, so a replay has nothing left to decide.
+    ///
+    /// # Errors
+    /// Why the write is not let through.
+    fn change(
+        &mut self,
+        write: &Write<'_>,
+        changes: &mut Changes,
+        outlet: &mut dyn Outlet,
+    ) -> Result<(), Refusal> {
+        let _ = (write, changes, outlet);
         Ok(())
     }
 
@@ -109,77 +143,36 @@ pub trait Stage: Send {
     }
 }
 
-/// The stages of one partition, in order.
-pub struct Pipeline {
-    stages: Vec<Box<dyn Stage>>,
-    log: Option<StageIndex>,
-}
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
 
-impl Pipeline {
-    /// Builds the stages.
-    ///
-    /// # Errors
-    /// [`PipelineError`] when the stages do not fit each other, or not the acknowledgement.
-    pub fn new(kinds: &[StageKind], ack: Ack) -> Result<Self, PipelineError> {
-        check_pipeline(kinds)?;
-        check_ack(ack, kinds)?;
-        let stages = kinds
-            .iter()
-            .map(|kind| -> Box<dyn Stage> {
-                match kind {
-                    StageKind::Clock => Box::<Clock>::default(),
-                    StageKind::Dispatcher => Box::new(Dispatcher),
-                    StageKind::Log => Box::new(LogStage),
-                    StageKind::LineMonitor => Box::<LineMonitor>::default(),
-                }
-            })
-            .collect();
-        let log = kinds.iter().position(|&kind| kind == StageKind::Log);
-        Ok(Self { stages, log: log.map(|at| StageIndex(at as u8)) })
-    }
+    /// Takes everything and keeps nothing.
+    pub(crate) struct Nowhere;
 
-    /// Where the log stage is, if there is one.
-    pub fn log(&self) -> Option<StageIndex> {
-        self.log
-    }
+    impl Outlet for Nowhere {
+        fn log_admit(&mut self, _: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+            Ok(())
+        }
 
-    /// Whether a stage of this kind is in the pipeline.
-    pub fn has(&self, kind: StageKind) -> bool {
-        self.stages.iter().any(|stage| stage.kind() == kind)
-    }
+        fn log_append(&mut self, _: &Write<'_>) {}
 
-    /// First pass.
-    ///
-    /// # Errors
-    /// The first stage's refusal.
-    pub fn admit(&mut self, write: &Write<'_>, outlet: &mut dyn Outlet) -> Result<(), Refusal> {
-        self.stages.iter_mut().try_for_each(|stage| stage.admit(write, outlet))
-    }
-
-    /// Second pass.
-    pub fn accept(&mut self, write: &mut Write<'_>, outlet: &mut dyn Outlet) {
-        for (at, stage) in self.stages.iter_mut().enumerate() {
-            if stage.accept(write, outlet) == Progress::Pending {
-                write.pending |= StageIndex(at as u8).bit();
-            }
+        fn node(&self) -> &str {
+            "vm-1"
         }
     }
 
-    /// Tells the stages behind `stage` what it finished.
-    pub fn completed(&mut self, stage: StageIndex, what: Completed) {
-        for later in &mut self.stages[usize::from(stage.0) + 1..] {
-            later.completed(stage, what);
+    /// A write of these entries that has just arrived.
+    pub(crate) fn write_of<'a>(entries: &'a [WriteEntry<'a>], now: u64) -> Write<'a> {
+        Write {
+            partition: PartitionId(0),
+            epoch: Epoch(1),
+            entries,
+            now: WallClock(now),
+            ack: Ack::Durable,
+            sequence: Sequence::ZERO,
+            timestamp: Timestamp::ZERO,
+            pending: 0,
         }
-    }
-
-    /// The sequence through which every asynchronous stage is done; None without a line
-    /// monitor: then there is no asynchronous stage, and every accepted write has passed.
-    pub fn passed(&self) -> Option<Sequence> {
-        self.stages.iter().rev().find_map(|stage| stage.passed())
-    }
-
-    /// Continues after the last write of an earlier life of the partition.
-    pub fn resume(&mut self, sequence: Sequence, timestamp: Timestamp) {
-        self.stages.iter_mut().for_each(|stage| stage.resume(sequence, timestamp));
     }
 }

@@ -2,9 +2,9 @@
 //! spacing, ways of writing.
 
 use stateside_types::{DesiredPartition, DesiredSet, PartitionId};
-use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, Table, TableLike, Value};
+use toml_edit::{ArrayOfTables, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
-use crate::{Edit, parse::parse};
+use crate::{Edit, parse::parse, pipeline_toml::write_pipeline};
 
 /// The text after the edit, and the set that it declares.
 ///
@@ -79,8 +79,8 @@ fn fill(table: &mut dyn TableLike, partition: &DesiredPartition) {
     if let Some(ack) = partition.ack {
         set("ack", ack.as_str().into());
     }
-    if let Some(stages) = &partition.pipeline {
-        set("pipeline", Value::Array(stages.iter().map(|stage| stage.as_str()).collect::<Array>()));
+    if let Some(pipeline) = &partition.pipeline {
+        set("pipeline", write_pipeline(pipeline));
     }
 }
 
@@ -159,7 +159,7 @@ id = 9
         let new = DesiredPartition {
             store: Some(StoreKind::Sled),
             ack: Some(Ack::Memory),
-            pipeline: Some(vec![StageKind::Clock, StageKind::Dispatcher]),
+            pipeline: Some([StageKind::Clock, StageKind::Dispatcher].as_slice().into()),
             ..partition(7, 0xc << 60, 0)
         };
         let (text, set) = edit(FILE, &Edit::Add(new.clone())).unwrap();

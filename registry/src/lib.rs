@@ -12,6 +12,7 @@
 mod edit;
 mod file;
 mod parse;
+mod pipeline_toml;
 mod replace;
 
 use std::{fmt, io, path::PathBuf};
@@ -19,6 +20,7 @@ use std::{fmt, io, path::PathBuf};
 use stateside_types::{DesiredPartition, DesiredSet, PartitionId};
 
 pub use file::FileRegistry;
+pub use pipeline_toml::{PipelineTomlError, read_pipeline};
 pub use replace::{ReplaceError, replace_file, sync_directory_of};
 
 /// Where the desired set comes from. Methods block (files, later a network): the manager calls

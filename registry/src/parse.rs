@@ -6,7 +6,7 @@
 //! range = "0x0000000000000000..0x8000000000000000"   # or { start = "0x0", end = "0x8…" }
 //! store = "memory"                                   # these three may be left out
 //! ack = "durable"
-//! pipeline = ["clock", "dispatcher", "log", "line-monitor"]
+//! pipeline = ["clock", "dispatcher", "log", "line-monitor"]   # see pipeline_toml
 //!
 //! [[removed]]                # its records may go: confirms the removal of partition 7
 //! id = 7
@@ -14,8 +14,12 @@
 
 use std::{fmt::Display, ops::Range, str::FromStr};
 
-use stateside_types::{DesiredError, DesiredPartition, DesiredSet, HashRange, PartitionId};
+use stateside_types::{
+    DesiredError, DesiredPartition, DesiredSet, HashRange, PartitionId, PipelineSpec,
+};
 use toml_edit::{Document, Item, Key, TableLike};
+
+use crate::read_pipeline;
 
 const PARTITION_KEYS: &[&str] = &["id", "range", "store", "ack", "pipeline"];
 const REMOVED_KEYS: &[&str] = &["id"];
@@ -96,22 +100,22 @@ fn read_partition(
     let (id, id_line) = read_id(&fields)?;
     let (item, range_line) = fields.need("range")?;
     let range = read_range(lines, item, range_line)?;
-    let stages = |item: &Item| {
-        let items = item.as_array().ok_or("expected a list of stages")?;
-        items
-            .iter()
-            .map(|stage| stage.as_str().ok_or("expected a list of strings")?.parse())
-            .collect::<Result<Vec<_>, String>>()
-    };
     let partition = DesiredPartition {
         id,
         range,
         store: fields.optional("store", from_text)?,
         ack: fields.optional("ack", from_text)?,
-        pipeline: fields.optional("pipeline", stages)?,
+        pipeline: fields.find("pipeline").map(|found| read_stages(lines, found)).transpose()?,
     };
     let pipeline_line = fields.find("pipeline").map_or(line, |(_, line)| line);
     Ok((partition, Place { table: line, id: id_line, range: range_line, pipeline: pipeline_line }))
+}
+
+fn read_stages(lines: &Lines<'_>, (item, line): (&Item, usize)) -> Result<PipelineSpec, Wrong> {
+    read_pipeline(item).map_err(|error| {
+        let line = error.span.map_or(line, |span| lines.of(Some(span)));
+        (line, format!("pipeline: {}", error.message))
+    })
 }
 
 fn read_id(fields: &Fields<'_>) -> Result<(PartitionId, usize), Wrong> {
@@ -253,7 +257,7 @@ mod tests {
                 range: HashRange::new(16, 32).unwrap(),
                 store: Some(StoreKind::Sled),
                 ack: Some(Ack::Memory),
-                pipeline: Some(vec![StageKind::Clock]),
+                pipeline: Some([StageKind::Clock].as_slice().into()),
             })
         );
         assert_eq!(set.get(PartitionId(0)).unwrap().range, HashRange::new(1 << 63, 0).unwrap());

@@ -12,9 +12,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use stateside_statestore::{
     Lookup, MemoryStore, SnapshotHeader, SnapshotStep, SnapshotWriter, StateStore,
 };
-use stateside_types::{
-    Change, Condition, Epoch, HashRange, PartitionId, Timestamp, WallClock, WriteEntry,
-};
+use stateside_types::{Change, Epoch, HashRange, PartitionId, Timestamp, WallClock, WriteEntry};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -8,7 +8,7 @@ use std::{error::Error, path::PathBuf, time::Instant};
 use stateside_statestore::{
     Lookup, SledEngine, SledOptions, SledStore, SnapshotStep, StateStore, StoreError,
 };
-use stateside_types::{Change, Condition, Epoch, PartitionId, Timestamp, WriteEntry};
+use stateside_types::{Epoch, PartitionId, Timestamp, WriteEntry};
 
 const BATCH: u64 = 1_000;
 

@@ -20,9 +20,7 @@ use std::{
 use stateside_statestore::{
     SledEngine, SledOptions, SledStore, SnapshotStep, StateStore, WorkDone,
 };
-use stateside_types::{
-    Change, Condition, Epoch, PartitionId, Sequence, Timestamp, WriteEntry, limits,
-};
+use stateside_types::{Change, Epoch, PartitionId, Sequence, Timestamp, WriteEntry, limits};
 
 const PARTITIONS: u32 = 3;
 const KEYS: u64 = 3_000;

@@ -6,7 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::{Ack, HashRange, PartitionId, StageKind, StoreKind, limits};
+use crate::{
+    Ack, HashRange, PartitionId, PipelineError, PipelineSpec, StoreKind, check_ack, check_pipeline,
+    limits,
+};
 
 /// One declared partition. What is left out follows the node's defaults: the store as they were
 /// when the partition was created, acknowledgement and pipeline as they are now.
@@ -21,7 +24,7 @@ pub struct DesiredPartition {
     /// Default acknowledgement of its writes.
     pub ack: Option<Ack>,
     /// Its stages, in order.
-    pub pipeline: Option<Vec<StageKind>>,
+    pub pipeline: Option<PipelineSpec>,
 }
 
 /// Partitions that can exist side by side, plus the removals that somebody confirmed.
@@ -89,74 +92,6 @@ pub enum DesiredError {
         /// How many were given.
         count: usize,
     },
-}
-
-/// Why a list of stages is no pipeline.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PipelineError {
-    /// A stage is named twice.
-    #[error("the pipeline names the stage {0} twice")]
-    Twice(StageKind),
-    /// Stages are in an order in which they cannot work.
-    #[error("in the pipeline {later} must come after {earlier}")]
-    Order {
-        /// The stage that must come first.
-        earlier: StageKind,
-        /// The stage that stands before it.
-        later: StageKind,
-    },
-    /// A log without the stage that restores the order in which its writes finish.
-    #[error("the stage log needs the stage line-monitor behind it")]
-    Unmonitored,
-    /// Durable acknowledgement without a log.
-    #[error("ack durable needs the stage log in the pipeline")]
-    DurableWithoutLog,
-}
-
-/// Checks that the stages can work in this order: none is twice, each stands where
-/// [`DEFAULT_PIPELINE`](crate::DEFAULT_PIPELINE) has it relative to the others, and a log has the
-/// line monitor behind it.
-///
-/// # Errors
-/// The first [`PipelineError`] in the order of the stages.
-pub fn check_pipeline(stages: &[StageKind]) -> Result<(), PipelineError> {
-    for (at, stage) in stages.iter().enumerate() {
-        for before in &stages[..at] {
-            if before == stage {
-                return Err(PipelineError::Twice(*stage));
-            }
-            if before.place() > stage.place() {
-                return Err(PipelineError::Order { earlier: *stage, later: *before });
-            }
-        }
-    }
-    if stages.contains(&StageKind::Log) && !stages.contains(&StageKind::LineMonitor) {
-        return Err(PipelineError::Unmonitored);
-    }
-    Ok(())
-}
-
-/// Checks that the pipeline can give the acknowledgement.
-///
-/// # Errors
-/// [`PipelineError::DurableWithoutLog`].
-pub fn check_ack(ack: Ack, stages: &[StageKind]) -> Result<(), PipelineError> {
-    if ack == Ack::Durable && !stages.contains(&StageKind::Log) {
-        return Err(PipelineError::DurableWithoutLog);
-    }
-    Ok(())
-}
-
-impl StageKind {
-    /// Where the stage stands among all stages.
-    const fn place(self) -> u8 {
-        match self {
-            Self::Clock => 0,
-            Self::Dispatcher => 1,
-            Self::Log => 2,
-            Self::LineMonitor => 3,
-        }
-    }
 }
 
 impl DesiredPartition {
@@ -287,25 +222,6 @@ mod tests {
     fn a_range_that_spans_many_others_is_found() {
         let ranges = vec![partition(1, 0, 0), partition(2, 10, 20), partition(3, 30, 40)];
         assert!(matches!(DesiredSet::new(ranges, vec![]), Err(DesiredError::Overlap { .. })));
-    }
-
-    #[test]
-    fn pipelines_that_cannot_work_are_refused() {
-        use StageKind::{Clock, Dispatcher, Log};
-        assert_eq!(check_pipeline(crate::DEFAULT_PIPELINE), Ok(()));
-        assert_eq!(check_pipeline(&[Clock, Dispatcher]), Ok(()));
-        assert_eq!(check_pipeline(&[]), Ok(()));
-        assert_eq!(check_pipeline(&[Clock, Clock]), Err(PipelineError::Twice(Clock)));
-        assert_eq!(
-            check_pipeline(&[Log, Clock]),
-            Err(PipelineError::Order { earlier: Clock, later: Log })
-        );
-        assert_eq!(check_pipeline(&[Clock, Dispatcher, Log]), Err(PipelineError::Unmonitored));
-        assert_eq!(
-            check_ack(Ack::Durable, &[Clock, Dispatcher]),
-            Err(PipelineError::DurableWithoutLog)
-        );
-        assert_eq!(check_ack(Ack::Memory, &[Clock, Dispatcher]), Ok(()));
     }
 
     #[test]

@@ -12,16 +12,19 @@ mod ids;
 pub mod limits;
 mod partition;
 mod refusal;
+mod stage;
 mod timestamp;
 
 pub use ack::Ack;
-pub use desired::{
-    DesiredError, DesiredPartition, DesiredSet, PipelineError, check_ack, check_pipeline,
-};
+pub use desired::{DesiredError, DesiredPartition, DesiredSet};
 pub use entry::{Change, Condition, Record, WriteEntry};
 pub use expiry::{ExpireAt, Expiry};
 pub use hash_range::{HashRange, KeyHash, RangeError};
 pub use ids::{CoreId, Epoch, PartitionId, Sequence};
-pub use partition::{DEFAULT_PIPELINE, PartitionSpec, PartitionState, StageKind, StoreKind};
+pub use partition::{PartitionSpec, PartitionState, StoreKind};
 pub use refusal::{Code, Reason, Refusal};
+pub use stage::{
+    DEFAULT_PIPELINE, OptionValue, PipelineError, PipelineSpec, StageKind, StageSpec, check_ack,
+    check_pipeline, misplaced, stage_names,
+};
 pub use timestamp::{Timestamp, WallClock};

@@ -128,10 +128,29 @@ pub const RETRY_STARTING_MS: u32 = 200;
 /// Retry hint on a full disk or full memory, milliseconds.
 pub const RETRY_FULL_MS: u32 = 1_000;
 
+/// Stages of one pipeline.
+pub const PIPELINE_STAGES_MAX: usize = 16;
+/// One pipeline as it is declared, bytes of TOML. Each partition may have one of its own, and the
+/// manifest holds them all.
+pub const PIPELINE_BYTES_MAX: usize = 8 << 10;
+/// Longest name of a stage, bytes: it is a label of metrics.
+pub const STAGE_NAME_BYTES_MAX: usize = 32;
+/// Bytes of changed values that a partition keeps room for between writes, per stage that changes.
+pub const CHANGED_BYTES_KEPT: usize = 4 << 10;
+/// Steps of all paths of fields of one stage.
+pub const FIELD_PATHS_MAX: usize = 1 << 10;
+/// How deep objects, arrays and messages may lie within each other where a stage reads values.
+pub const FIELD_DEPTH_MAX: usize = 128;
+/// Token buckets of one filter that makes one for each prefix it meets. Prefixes beyond share one.
+pub const RATE_BUCKETS_MAX: usize = 4 << 10;
+/// Longest retry delay that a rate limit tells, milliseconds.
+pub const RETRY_RATE_MS_MAX: u32 = 60_000;
+
 /// Largest registry or configuration file that is read, bytes.
 pub const TEXT_FILE_BYTES_MAX: u64 = 8 << 20;
-/// Largest manifest that is read, bytes: many times what `PARTITIONS_PER_NODE_MAX` needs.
-pub const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+/// Largest manifest that is read, bytes: more than `PARTITIONS_PER_NODE_MAX` partitions need that
+/// each have the longest pipeline.
+pub const MANIFEST_BYTES_MAX: u64 = 256 << 20;
 /// Longest node id, bytes.
 pub const NODE_ID_BYTES_MAX: usize = 255;
 /// Cores of one node.

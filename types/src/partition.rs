@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{Ack, Epoch, HashRange, PartitionId, Sequence};
+use crate::{Ack, Epoch, HashRange, PartitionId, PipelineSpec, Sequence};
 
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident, $what:literal { $($(#[$vdoc:meta])* $variant:ident = $text:literal,)+ }) => {
@@ -50,20 +50,6 @@ named!(
 );
 
 named!(
-    /// A stage of a partition's pipeline.
-    StageKind, "pipeline stage" {
-        /// Timestamps, monotonic also when the wall clock jumps back.
-        Clock = "clock",
-        /// One queue: linearizable.
-        Dispatcher = "dispatcher",
-        /// The local write-ahead log.
-        Log = "log",
-        /// Releases answers in the order of sequences.
-        LineMonitor = "line-monitor",
-    }
-);
-
-named!(
     /// Where a partition is in its life on this node.
     PartitionState, "partition state" {
         /// Being created or recovered.
@@ -79,10 +65,6 @@ named!(
     }
 );
 
-/// The stages of a partition when nothing else is configured.
-pub const DEFAULT_PIPELINE: &[StageKind] =
-    &[StageKind::Clock, StageKind::Dispatcher, StageKind::Log, StageKind::LineMonitor];
-
 /// A partition as a node runs it: what the desired set says of it plus what the node fixed when
 /// it took the partition on. The manifest records these.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +78,7 @@ pub struct PartitionSpec {
     /// Default acknowledgement of its writes.
     pub ack: Ack,
     /// Its stages, in order.
-    pub pipeline: Vec<StageKind>,
+    pub pipeline: PipelineSpec,
     /// Log records of earlier epochs are not this partition's: they belong to a removed
     /// partition of the same id, or to content that a restore replaced.
     pub first_epoch: Epoch,

@@ -116,6 +116,10 @@ reasons! {
     PartitionExists = "PARTITION_EXISTS", AlreadyExists, "choose another id, or leave it out";
     /// The range shares hashes with a partition that exists.
     RangeOverlap = "RANGE_OVERLAP", FailedPrecondition, "remove the other partition first, or choose a free range";
+    /// A filter of the partition's pipeline does not let the write through.
+    Filtered = "FILTERED", InvalidArgument, "change the key or value as the message says, or the stage's options";
+    /// A stage of the partition's pipeline has to read the value and cannot.
+    ValueUnreadable = "VALUE_UNREADABLE", InvalidArgument, "send a value in the format that the message names";
     /// `end` is not above `start`, or the range is missing.
     InvalidRange = "INVALID_RANGE", InvalidArgument, "give start below end; end 0 means through the last hash";
     /// A field of a control-plane request is not usable.

@@ -29,8 +29,9 @@ const TABLE: &[(&str, Imports)] = &[
     ("statestore", Only(&["types"])),
     ("pipeline", Only(&["types"])),
     ("partition", Only(&["types", "pipeline", "statestore"])),
-    ("partition-mgr", Only(&["types", "router", "partition"])),
-    ("registry", Only(&["types"])),
+    ("partition-mgr", Only(&["types", "router", "pipeline", "partition"])),
+    // The pipeline knows which options its stages take.
+    ("registry", Only(&["types", "pipeline"])),
     ("client", Only(&["types", "proto", "router"])),
     ("node", AllBut(OUTER)),
     ("sim", AllBut(OUTER)),

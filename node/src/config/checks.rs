@@ -127,7 +127,10 @@ mod tests {
         let one = |errors: Vec<String>, says: &str| {
             assert!(errors.len() == 1 && errors[0].contains(says), "{errors:?}");
         };
-        one(errors_after(|s| s.partition.pipeline.clear()), "ack durable needs the stage log");
+        one(
+            errors_after(|s| s.partition.pipeline = Vec::new().into()),
+            "ack durable needs the stage log",
+        );
         one(errors_after(|s| s.log.max_mb = 100), "fewer than two segments of 64 MiB");
         one(errors_after(|s| s.data.unix_socket = Some("/".repeat(108).into())), "108 bytes");
         one(errors_after(|s| s.control.listen.set_port(7400)), "the address of data.listen too");

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use stateside_types::{StageKind, limits};
+use stateside_types::{PipelineSpec, limits};
 
 use super::{Surroundings, settings::*};
 
@@ -17,7 +17,7 @@ use super::{Surroundings, settings::*};
 pub(super) enum Value {
     Text(String),
     Integer(i64),
-    List(Vec<String>),
+    Pipeline(PipelineSpec),
 }
 
 /// What a key takes.
@@ -27,8 +27,8 @@ pub(super) enum Kind {
     Text,
     /// A whole number within bounds, inclusive.
     Integer(i64, i64),
-    /// A list of strings; separated by commas where it is given as text.
-    List,
+    /// A list of stages.
+    Pipeline,
 }
 
 /// What holds when nobody sets a key.
@@ -218,20 +218,17 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         path: "partition.pipeline",
-        kind: Kind::List,
+        kind: Kind::Pipeline,
         unit: "",
         default: Default::Is("[\"clock\", \"dispatcher\", \"log\", \"line-monitor\"]"),
         flag: None,
-        doc: "Stages that a write passes, in order. Without \"log\" nothing is durable and ack must be \"memory\"; \"log\" needs \"line-monitor\" behind it.",
+        doc: "Stages that a write passes, in order. Without \"log\" nothing is durable and ack must be \"memory\"; \"log\" needs \"line-monitor\" behind it. A stage with options is a table, { stage = \"filter\", deny = [\"tmp/\"] }, or a section [[partition.pipeline]]; docs/pipeline.md has the options.",
         set: |s, v| {
-            let Value::List(names) = v else { return Err("expected a list of stages".to_owned()) };
-            let stages: Vec<StageKind> =
-                names.iter().map(|name| name.parse()).collect::<Result<_, _>>()?;
-            stateside_types::check_pipeline(&stages).map_err(|error| error.to_string())?;
-            s.partition.pipeline = stages;
+            let Value::Pipeline(pipeline) = v else { return Err("expected stages".to_owned()) };
+            s.partition.pipeline = pipeline;
             Ok(())
         },
-        get: |s| Some(Value::List(s.partition.pipeline.iter().map(ToString::to_string).collect())),
+        get: |s| Some(Value::Pipeline(s.partition.pipeline.clone())),
     },
     Key {
         path: "log.segment_mb",
@@ -352,7 +349,7 @@ impl Key {
     /// Checks a value's kind and bounds, then sets the field.
     pub(super) fn accept(&self, settings: &mut Settings, value: Value) -> Result<(), String> {
         match (self.kind, &value) {
-            (Kind::Text, Value::Text(_)) | (Kind::List, Value::List(_)) => {}
+            (Kind::Text, Value::Text(_)) | (Kind::Pipeline, Value::Pipeline(_)) => {}
             (Kind::Integer(least, most), Value::Integer(number)) => {
                 if !(least..=most).contains(number) {
                     let unit = if self.unit.is_empty() { "" } else { " " };
@@ -376,9 +373,11 @@ impl Key {
                 .parse()
                 .map(Value::Integer)
                 .map_err(|_| format!("`{text}` is not a whole number")),
-            Kind::List => {
-                let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-                Ok(Value::List(items.map(str::to_owned).collect()))
+            Kind::Pipeline => {
+                let item = text.parse().map(toml_edit::Item::Value);
+                let item = item.map_err(|_| format!("`{text}` is not a list of stages in TOML"))?;
+                let read = stateside_registry::read_pipeline(&item);
+                read.map(Value::Pipeline).map_err(|error| error.message)
             }
         }
     }
@@ -397,7 +396,7 @@ impl fmt::Display for Kind {
         match self {
             Self::Text => f.write_str("a string"),
             Self::Integer(least, most) => write!(f, "a whole number from {least} to {most}"),
-            Self::List => f.write_str("a list of strings"),
+            Self::Pipeline => f.write_str("a list of stages"),
         }
     }
 }
@@ -409,10 +408,7 @@ impl fmt::Display for Value {
         match self {
             Self::Text(text) => f.write_str(&quoted(text)),
             Self::Integer(number) => number.fmt(f),
-            Self::List(items) => {
-                let items: Vec<_> = items.iter().map(|item| quoted(item)).collect();
-                write!(f, "[{}]", items.join(", "))
-            }
+            Self::Pipeline(pipeline) => pipeline.fmt(f),
         }
     }
 }
@@ -440,7 +436,7 @@ impl Settings {
             partition: PartitionSettings {
                 ack: stateside_types::Ack::Durable,
                 store: stateside_types::StoreKind::Memory,
-                pipeline: stateside_types::DEFAULT_PIPELINE.to_vec(),
+                pipeline: PipelineSpec::default(),
             },
             log: LogSettings { segment_mb: 0, max_mb: 0, flush_after_ms: 0 },
             memory: MemorySettings { limit_mb: 0 },
@@ -452,7 +448,11 @@ impl Settings {
         // The table is the one place that knows the defaults; what stands above only fills fields.
         for key in KEYS {
             if let Default::Is(toml) = key.default {
-                let value = super::load::parse_value(toml).expect("defaults in the table are TOML");
+                let value = match key.kind {
+                    Kind::Pipeline => key.parse_text(toml).ok(),
+                    _ => super::load::parse_value(toml),
+                };
+                let value = value.expect("defaults in the table are TOML");
                 key.accept(&mut settings, value).expect("defaults in the table are in bounds");
             }
         }

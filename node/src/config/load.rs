@@ -1,14 +1,14 @@
 //! Layers defaults, file, environment and flags, and reads TOML with line numbers. Relative paths
 //! are left as they are: they start from the working directory, wherever they are written.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{collections::BTreeMap, fs, io, ops::Range, path::Path};
 
 use stateside_types::limits;
 use toml_edit::{Document, Item, TableLike};
 
 use super::{
     ConfigError, ConfigErrors, Loaded, Origin, Overrides, Settings, Surroundings, checks,
-    keys::{KEYS, Key, SECTIONS, Value},
+    keys::{KEYS, Key, Kind, SECTIONS, Value},
 };
 
 const CONFIG_VARIABLE: &str = "STATESIDE_CONFIG";
@@ -114,13 +114,16 @@ impl Layers {
             if is_section {
                 self.fail(place, format!("`{path}` is a section: write [{path}]"));
             } else if let Some(key) = KEYS.iter().find(|key| key.path == path) {
-                match to_value_of(item) {
-                    Some(value) => {
+                match read_value(key, item) {
+                    Ok(value) => {
                         let line = lines.line(span);
                         let origin = Origin::File { path: lines.path.to_owned(), line };
                         self.set(key, value, origin);
                     }
-                    None => self.fail(place, format!("{path}: expected {}", key.kind)),
+                    Err((within, message)) => {
+                        let place = within.map_or(place, |span| lines.place(Some(span)));
+                        self.fail(place, format!("{path}: {message}"));
+                    }
                 }
             } else {
                 self.fail(place, unknown(&path, section));
@@ -222,19 +225,19 @@ fn unknown(path: &str, section: &str) -> String {
     format!("unknown key `{path}`; known{of}: {known}")
 }
 
-fn to_value_of(item: &Item) -> Option<Value> {
-    to_value(item.as_value()?)
+/// The value of a key, or what is wrong with it and where in it.
+fn read_value(key: &Key, item: &Item) -> Result<Value, (Option<Range<usize>>, String)> {
+    if key.kind == Kind::Pipeline {
+        let read = stateside_registry::read_pipeline(item);
+        return read.map(Value::Pipeline).map_err(|error| (error.span, error.message));
+    }
+    item.as_value().and_then(to_value).ok_or_else(|| (None, format!("expected {}", key.kind)))
 }
 
 fn to_value(value: &toml_edit::Value) -> Option<Value> {
     match value {
         toml_edit::Value::String(text) => Some(Value::Text(text.value().clone())),
         toml_edit::Value::Integer(number) => Some(Value::Integer(*number.value())),
-        toml_edit::Value::Array(items) => items
-            .iter()
-            .map(|item| item.as_str().map(str::to_owned))
-            .collect::<Option<Vec<_>>>()
-            .map(Value::List),
         _ => None,
     }
 }

@@ -100,6 +100,36 @@ fn every_wrong_line_is_reported_with_its_number_and_the_known_keys() {
 }
 
 #[test]
+fn a_pipeline_with_options_is_read_shown_and_checked_line_by_line() {
+    let filter = "{ stage = \"filter\", deny = [\"tmp/\"], rate_per_s = 100 }";
+    let world = World::new(&format!(
+        "[partition]\npipeline = [\n  {filter},\n  \"clock\", \"dispatcher\", \"log\", \"line-monitor\",\n]\n"
+    ));
+    let loaded = world.load().unwrap();
+    assert_eq!(loaded.settings.partition.pipeline.len(), 5);
+    let shown = loaded.show();
+    assert!(shown.contains(&format!("pipeline = [{filter}, \"clock\", ")), "{shown}");
+    // What `config show` prints is a configuration that says the same.
+    let again = World::new(&shown).load().unwrap().settings.partition.pipeline;
+    assert_eq!(again, loaded.settings.partition.pipeline);
+
+    let sections = World::new(
+        "[[partition.pipeline]]\nstage = \"filter\"\ndeny = \"tmp/\"\nrate_per_s = \"many\"\n",
+    );
+    assert_eq!(
+        sections.errors(),
+        ["s.toml:4: partition.pipeline: rate_per_s: expected a whole number from 1 to 1000000000"]
+    );
+    let unknown = World::new("[partition]\npipeline = [\n\"clock\",\n\"fast\",\n]\n");
+    assert_eq!(
+        unknown.errors(),
+        [
+            "s.toml:4: partition.pipeline: `fast` is not a pipeline stage; known: filter, sanitizer, enricher, clock, dispatcher, log, line-monitor"
+        ]
+    );
+}
+
+#[test]
 fn flags_and_variables_are_checked_like_the_file() {
     let mut world = World::new("");
     world.variables.push(("STATESIDE_ACK", "never".to_owned()));

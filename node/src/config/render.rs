@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use super::{
     Loaded,
-    keys::{Default, KEYS, Key, SECTIONS},
+    keys::{Default, KEYS, Key, Kind, SECTIONS},
 };
 
 /// Width of comments in the default file.
@@ -83,9 +83,31 @@ pub fn default_file() -> String {
             }
             let (Default::Is(value) | Default::Words(_, value)) = key.default;
             let _ = writeln!(out, "#{} = {value}", key.name());
+            if key.kind == Kind::Pipeline {
+                stages(&mut out);
+            }
         }
     }
     out
+}
+
+/// What a pipeline can be made of, as comments.
+fn stages(out: &mut String) {
+    for definition in stateside_pipeline::definitions() {
+        let _ = writeln!(out, "\n# Stage \"{}\".", definition.kind);
+        for line in wrap(definition.doc) {
+            let _ = writeln!(out, "# {line}");
+        }
+        for option in definition.all_options() {
+            let text = format!(
+                "  {}: {}. {} Default: {}.",
+                option.name, option.kind, option.doc, option.default
+            );
+            for line in wrap(&text) {
+                let _ = writeln!(out, "# {line}");
+            }
+        }
+    }
 }
 
 /// The page `docs/configuration.md`.

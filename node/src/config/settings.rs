@@ -3,7 +3,7 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
-use stateside_types::{Ack, CoreId, StageKind, StoreKind};
+use stateside_types::{Ack, CoreId, PipelineSpec, StoreKind};
 
 /// Everything that can be configured. Made once at the start, shared read-only.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,7 +73,7 @@ pub struct PartitionSettings {
     /// Store of new partitions.
     pub store: StoreKind,
     /// Stages, in order.
-    pub pipeline: Vec<StageKind>,
+    pub pipeline: PipelineSpec,
 }
 
 /// `[log]`

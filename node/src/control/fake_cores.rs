@@ -403,6 +403,7 @@ impl State {
             durable_sequence: Sequence(hosted.records),
             snapshot_sequence: Sequence::ZERO,
             snapshot_unix_ms: 0,
+            stages: Vec::new(),
             detail: String::new(),
         });
         CoreReport { partitions: partitions.collect(), log_mode: "direct", ..CoreReport::default() }

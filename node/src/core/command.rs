@@ -5,6 +5,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use stateside_pipeline::StageCounts;
 use stateside_router::RoutingTable;
 use stateside_types::{PartitionId, PartitionSpec, PartitionState, Refusal, Sequence};
 
@@ -141,6 +142,8 @@ pub struct PartitionReport {
     pub snapshot_sequence: Sequence,
     /// When that snapshot was made, milliseconds since 1970; 0: none.
     pub snapshot_unix_ms: u64,
+    /// What each of its stages before the clock did.
+    pub stages: Vec<StageCounts>,
     /// What went wrong, when stopped or damaged.
     pub detail: String,
 }

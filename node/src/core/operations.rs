@@ -345,6 +345,7 @@ impl Operations {
                     durable_sequence: partition.passed(),
                     snapshot_sequence: self.covered(partition),
                     snapshot_unix_ms: newest.map_or(0, |newest| newest.created_unix_ms),
+                    stages: partition.stage_counts().collect(),
                     detail: detail.to_owned(),
                     spec,
                 }
@@ -359,6 +360,7 @@ impl Operations {
                 durable_sequence: Sequence::ZERO,
                 snapshot_sequence: newest.map_or(spec.base_sequence, |newest| newest.sequence),
                 snapshot_unix_ms: newest.map_or(0, |newest| newest.created_unix_ms),
+                stages: Vec::new(),
                 detail: refusal.message.clone().into_owned(),
                 spec,
             },

@@ -266,6 +266,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         calls: Default::default(),
         log,
         pool,
+        node: setup.node.id.as_str().into(),
         memory: MemoryBudget::new(setup.memory_limit_bytes),
         wall: wall_clock(),
         turn_ns: 0,

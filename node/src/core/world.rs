@@ -1,6 +1,6 @@
 //! What the partitions of a core act upon: its calls, its log, the blocking pool, the time.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use stateside_partition::{Effects, Ticket};
 use stateside_pipeline::{Outlet, Write};
@@ -69,6 +69,8 @@ pub(crate) struct World {
     pub(crate) log: CoreLog,
     pub(crate) pool: PoolHandle,
     pub(crate) memory: MemoryBudget,
+    /// The node's name.
+    pub(crate) node: Arc<str>,
     /// The wall clock as of this turn.
     pub(crate) wall: WallClock,
     /// The monotonic clock as of this turn, nanoseconds since the core's start.
@@ -89,6 +91,10 @@ pub(crate) struct PartitionEffects<'a> {
 }
 
 impl Outlet for PartitionEffects<'_> {
+    fn node(&self) -> &str {
+        &self.world.node
+    }
+
     fn log_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
         self.world.log.admit(entries)
     }

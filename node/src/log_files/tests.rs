@@ -11,9 +11,7 @@ use stateside_pipeline::log::{
     GroupNumber, LogWriter, PartitionBase, Placement, RecordHead, Refused, Retention, WriterLimits,
     record_bytes,
 };
-use stateside_types::{
-    Ack, Change, Condition, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry,
-};
+use stateside_types::{Ack, Change, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry};
 
 use super::*;
 

@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Write as _};
 
+use stateside_pipeline::StageCounts;
 use stateside_types::{Code, PartitionState, Reason};
 
 use super::{
@@ -162,6 +163,21 @@ fn partitions(page: &mut Page, scrape: &Scrape<'_>) {
         for partition in report.partitions.iter().filter(|one| one.snapshot_unix_ms > 0) {
             let age_ms = scrape.now_unix_ms.saturating_sub(partition.snapshot_unix_ms);
             page.sample(&[&core, &partition.spec.id], age_ms as f64 / 1e3);
+        }
+    }
+    type Count = fn(&StageCounts) -> u64;
+    let counts: [(&'static Family, Count); 2] = [
+        (families::STAGE_REFUSED, |stage| stage.refused),
+        (families::STAGE_CHANGED, |stage| stage.changed),
+    ];
+    for (family, pick) in counts {
+        page.family(family);
+        for (core, report) in scrape.reported() {
+            for partition in &report.partitions {
+                for stage in &partition.stages {
+                    page.sample(&[&core, &partition.spec.id, &stage.name], pick(stage));
+                }
+            }
         }
     }
 }
@@ -330,7 +346,7 @@ mod tests {
             range: HashRange::FULL,
             store: StoreKind::Memory,
             ack: Ack::Durable,
-            pipeline: DEFAULT_PIPELINE.to_vec(),
+            pipeline: DEFAULT_PIPELINE.into(),
             first_epoch: Epoch(1),
             epoch: Epoch(1),
             base_sequence: Sequence::ZERO,
@@ -346,6 +362,7 @@ mod tests {
             durable_sequence: Sequence(29),
             snapshot_sequence: Sequence(20),
             snapshot_unix_ms: 1_000,
+            stages: vec![StageCounts { name: "sizes".into(), refused: 4, changed: 9 }],
             detail: String::new(),
         };
         let report = CoreReport { partitions: vec![partition], ..CoreReport::default() };
@@ -381,6 +398,8 @@ mod tests {
             "stateside_partition_records{core=\"1\",partition=\"7\"} 12",
             "stateside_partition_state{core=\"1\",partition=\"7\",state=\"primary\"} 1",
             "stateside_partition_snapshot_age_seconds{core=\"1\",partition=\"7\"} 2.5",
+            "stateside_stage_refused_total{core=\"1\",partition=\"7\",stage=\"sizes\"} 4",
+            "stateside_stage_changed_total{core=\"1\",partition=\"7\",stage=\"sizes\"} 9",
             "stateside_node_state{state=\"serving\"} 1",
             "stateside_cores_unreported 1",
         ] {

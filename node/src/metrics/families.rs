@@ -89,6 +89,8 @@ families! {
     RECOVERY_READ: Gauge "stateside_recovery_read_bytes" [] "Bytes of log and snapshots read by the recovery at the start.";
     RECOVERY_TOTAL: Gauge "stateside_recovery_bytes" [] "Bytes of log and snapshots that the recovery at the start reads in all.";
     CONTROL_CALLS: Counter "stateside_control_calls_total" ["outcome"] "Control plane calls, by outcome: ok or refused.";
+    STAGE_REFUSED: Counter "stateside_stage_refused_total" ["core", "partition", "stage"] "Writes that a stage of the partition's pipeline refused, by the stage's name; from 0 again when the partition's stages change.";
+    STAGE_CHANGED: Counter "stateside_stage_changed_total" ["core", "partition", "stage"] "Values that a stage of the partition's pipeline changed, of writes that were accepted; from 0 again when the partition's stages change.";
     PENDING_CHANGES: Gauge "stateside_pending_changes" [] "Changes of the desired partition set that are not carried out; Status names them.";
     CHANGES: Counter "stateside_partition_changes_total" ["outcome"] "Changes of the partition set, by outcome: done, or failed and repeated.";
     REGISTRY_BROKEN: Gauge "stateside_registry_broken" [] "1 while the registry file cannot be used and the last good set stays in force.";
