@@ -515,6 +515,7 @@ impl Partition {
             return Err(Refusal::new(what, message));
         }
         let now = self.tell_time(effects);
+        self.check_expiries(entries)?;
         let write = Write {
             partition: self.spec.id,
             epoch: self.spec.first_epoch,
@@ -547,7 +548,6 @@ impl Partition {
         effects: &mut impl Effects,
     ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
         let entries = write.entries;
-        self.check_expiries(entries)?;
         self.check_conditions(entries, write.now)?;
         self.check_memory(entries, effects.memory_available())?;
         self.pipeline.admit(&write, effects)?;

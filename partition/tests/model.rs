@@ -168,11 +168,15 @@ impl StateStore for MapStore {
     }
 }
 
+/// Value and moment.
+type LoggedPut = (Vec<u8>, Option<ExpireAt>);
+
 #[derive(Clone)]
 struct Logged {
     sequence: Sequence,
     timestamp: Timestamp,
-    entries: Vec<(Vec<u8>, Option<(Vec<u8>, Option<ExpireAt>)>)>,
+    /// Keys and what was put; None removes.
+    entries: Vec<(Vec<u8>, Option<LoggedPut>)>,
 }
 
 /// A key and what a read said of it.
@@ -626,7 +630,7 @@ fn an_absence_that_a_reclaimed_record_left_waits_for_the_log() {
 #[test]
 fn without_a_clock_stage_nothing_can_be_given_a_time_to_live() {
     let mut run = Run::new(Ack::Memory, false);
-    let spec = PartitionSpec { pipeline: (&[][..]).into(), ..run.partition.spec().clone() };
+    let spec = PartitionSpec { pipeline: Vec::new().into(), ..run.partition.spec().clone() };
     run.partition = Partition::new(spec, Box::new(replay(&[], false))).unwrap();
     let entries = [WriteEntry::put(b"k", b"v").expiring(Expiry::After(500))];
     run.partition

@@ -7,9 +7,7 @@ use stateside_pipeline::log::{
     Generation, GroupNumber, LogWriter, PartitionBase, Placement, ReadBuffers, RecordHead, Replay,
     Retention, RunRange, SegmentInput, SegmentSource, WriterLimits, read_run,
 };
-use stateside_types::{
-    Ack, Change, Condition, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry,
-};
+use stateside_types::{Ack, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry};
 
 const SEGMENT_BYTES: u64 = 64 << 20;
 const PARTITIONS: u32 = 8;
