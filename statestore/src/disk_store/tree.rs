@@ -556,7 +556,8 @@ fn split_moment_key(bytes: &[u8]) -> Option<(ExpireAt, &[u8])> {
     Some((ExpireAt::from_millis(u64::from_be_bytes(*moment))?, key))
 }
 
-#[cfg(all(test, feature = "sled"))]
+#[cfg(test)]
+#[cfg(feature = "sled")]
 mod tests {
     use stateside_types::{self as types, Epoch, PartitionId, WriteEntry};
 
