@@ -4,6 +4,7 @@
 mod bench;
 mod clients;
 mod damage;
+mod expiry;
 mod full_disk;
 mod hostile_peers;
 mod kafka;
@@ -13,5 +14,6 @@ mod malformed_requests;
 mod metrics;
 mod partitions;
 mod quick_start;
+mod scan;
 mod stages;
 mod startup;

@@ -98,7 +98,7 @@ fn text(path: &Path) -> String {
 
 #[test]
 fn a_removed_partition_answers_bad_node_also_after_a_restart() {
-    for store in [Store::Memory, Store::Sled] {
+    for store in Store::ALL {
         let site = Site::new(Config { store, ..Config::default() });
         let mut node = site.start();
         let victim = partitions(&site)[3].clone();
@@ -191,7 +191,7 @@ fn overlapping_and_empty_ranges_are_refused() {
 
 #[test]
 fn a_snapshot_is_restored_with_its_versions() {
-    for store in [Store::Memory, Store::Sled] {
+    for store in Store::ALL {
         let site = Site::new(Config { store, ..Config::default() });
         let mut node = site.start();
         let partition = owner(&partitions(&site), "apple");
@@ -297,7 +297,7 @@ fn a_snapshot_that_is_damaged_or_foreign_changes_nothing() {
             .as_bytes(),
         "SNAPSHOT_FOREIGN",
     );
-    restore("other-version", &of_version(&good, 2), "FILE_VERSION");
+    restore("other-version", &of_version(&good, 3), "FILE_VERSION");
     let foreign = site.folder().join("foreign");
     json(&site, &["partition", "snapshot", &other["id"].to_string(), &text(&foreign)]);
     restore("other-partition", &fs::read(&foreign).unwrap(), "SNAPSHOT_FOREIGN");

@@ -10,7 +10,7 @@
 use std::{hint::black_box, time::Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use stateside_partition::{Effects, Input, Partition, Ticket};
+use stateside_partition::{Effects, Input, PageEnd, Partition, Ticket};
 use stateside_pipeline::{
     Outlet, Write,
     log::{
@@ -20,8 +20,8 @@ use stateside_pipeline::{
 };
 use stateside_statestore::{MemoryStore, Work};
 use stateside_types::{
-    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Record,
-    Refusal, Sequence, StoreKind, Timestamp, WallClock, WriteEntry,
+    Ack, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Record, Refusal, Sequence,
+    StoreKind, Timestamp, WallClock, WriteEntry,
 };
 
 const RECORDS: u64 = 100_000;
@@ -98,6 +98,10 @@ impl Effects for World {
         self.value_bytes += black_box(record.value).len() as u64;
     }
 
+    fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {
+        unreachable!("nothing is scanned here");
+    }
+
     fn read_done(&mut self, _: Ticket, outcome: Result<(), Refusal>) {
         outcome.expect("a read is never refused here");
         self.answered += 1;
@@ -144,7 +148,7 @@ fn partition(world: &mut World) -> Partition {
 }
 
 fn put(partition: &mut Partition, world: &mut World, key: &[u8], ack: Ack) {
-    let entry = WriteEntry { key, change: Change::Put(&VALUE), condition: Condition::None };
+    let entry = WriteEntry::put(key, &VALUE);
     let input = Input::Write { ticket: Ticket(1), entries: &[entry], ack: Some(ack) };
     partition.step(input, world);
 }

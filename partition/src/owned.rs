@@ -1,13 +1,14 @@
 //! Requests that own their bytes: those that wait while the store asks the disk.
 
-use stateside_types::{Ack, Change, Condition, WriteEntry};
+use stateside_types::{Ack, Change, Condition, Expiry, WriteEntry};
 
-use crate::Ticket;
+use crate::{Scan, Ticket};
 
 /// A request in the partition's queue.
 #[derive(Debug)]
 pub(crate) enum Owned {
     Read { ticket: Ticket, keys: Vec<Vec<u8>> },
+    Scan { ticket: Ticket, scan: Scan },
     Write { ticket: Ticket, ack: Option<Ack>, entries: Vec<OwnedEntry> },
 }
 
@@ -17,6 +18,7 @@ pub(crate) struct OwnedEntry {
     /// None removes.
     value: Option<Vec<u8>>,
     condition: Condition,
+    expiry: Expiry,
 }
 
 impl Owned {
@@ -34,6 +36,7 @@ impl Owned {
                     Change::Remove => None,
                 },
                 condition: entry.condition,
+                expiry: entry.expiry,
             })
             .collect();
         Self::Write { ticket, ack, entries }
@@ -46,6 +49,7 @@ impl OwnedEntry {
             key: &self.key,
             change: self.value.as_deref().map_or(Change::Remove, Change::Put),
             condition: self.condition,
+            expiry: self.expiry,
         }
     }
 }

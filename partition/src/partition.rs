@@ -4,15 +4,17 @@ use std::{collections::VecDeque, mem};
 
 use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
 use stateside_statestore::{
-    Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
+    Lookup, PageStep, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
+    WorkDone,
 };
 use stateside_types::{
-    Ack, Condition, PartitionSpec, PartitionState, PipelineError, Reason, Record, Refusal,
-    Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
+    Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
+    Record, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
 use crate::{
+    PageEnd, Scan,
     held::{Held, HeldAnswers},
     owned::Owned,
 };
@@ -29,6 +31,14 @@ pub enum Input<'a> {
         ticket: Ticket,
         /// At least one key.
         keys: &'a [&'a [u8]],
+    },
+    /// Read a page of the records in the order of their keys. Answered by one `record` each, then
+    /// `page_end`, then `read_done`.
+    Scan {
+        /// Names the request.
+        ticket: Ticket,
+        /// Which page.
+        scan: &'a Scan,
     },
     /// Execute this batch, atomically. Answered by `written`.
     Write {
@@ -54,6 +64,9 @@ pub enum Input<'a> {
 pub trait Effects: Outlet {
     /// One record of a read's answer.
     fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>);
+
+    /// The end of a scan's page; its answer leaves with `read_done`.
+    fn page_end(&mut self, ticket: Ticket, end: PageEnd<'_>);
 
     /// A read's answer may leave.
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>);
@@ -95,8 +108,11 @@ pub struct Partition {
     working: bool,
     /// The store's disk was full when it last tried.
     disk_full: bool,
-    /// The last batch that removed something: what a read of an absent key depends on.
+    /// The last batch that removed something, or whose record was reclaimed: what a read of an
+    /// absent key depends on.
     last_remove: Sequence,
+    /// The latest time that a request was judged by.
+    time: WallClock,
     /// Set while writes are refused and reads go on.
     frozen: Option<Refusal>,
     /// Set when the partition serves no more: the refusal for everyone.
@@ -113,6 +129,7 @@ impl Partition {
         pipeline.resume(store.applied(), store.applied_timestamp());
         Ok(Self {
             last_remove: store.applied(),
+            time: WallClock(store.applied_timestamp().millis()),
             spec,
             pipeline,
             store,
@@ -242,6 +259,12 @@ impl Partition {
                     self.queue.push_back(Owned::read(ticket, keys));
                 }
             }
+            Input::Scan { ticket, scan } => {
+                let owned = || Owned::Scan { ticket, scan: scan.clone() };
+                if !self.must_queue(owned, effects) && !self.scan(ticket, scan, effects) {
+                    self.queue.push_back(owned());
+                }
+            }
             Input::Write { ticket, entries, ack } => {
                 if !self.must_queue(|| Owned::write(ticket, ack, entries), effects)
                     && !self.write(ticket, entries, ack, effects)
@@ -266,6 +289,19 @@ impl Partition {
     pub fn cover(&mut self, effects: &mut impl Effects) {
         self.store.cover();
         self.hand_out_work(effects);
+    }
+
+    /// Has the store take out expired records, `records_max` at most. Returns how many went at
+    /// once; a store on disk takes as many with its next work.
+    pub fn reclaim(&mut self, records_max: usize, effects: &mut impl Effects) -> usize {
+        if self.halted.is_some() {
+            return 0;
+        }
+        let now = self.tell_time(effects);
+        let reclaimed = self.store.reclaim(now, records_max);
+        self.last_remove = self.last_remove.max(reclaimed.newest);
+        self.hand_out_work(effects);
+        reclaimed.records
     }
 
     /// Starts a snapshot of the state after the last batch applied.
@@ -335,16 +371,24 @@ impl Partition {
         if keys.len() > 1 {
             self.store.prefetch(keys);
         }
+        let now = self.tell_time(effects);
         let mut depends_on = Sequence::ZERO;
         let mut withheld = false;
         for key in keys {
             match self.store.get(key) {
                 Lookup::Found(record) => {
+                    // That a record has expired is told on the strength of the record, too.
                     depends_on = depends_on.max(record.version);
-                    effects.record(ticket, key, Some(record));
+                    effects.record(ticket, key, Some(record).filter(|r| !r.is_expired(now)));
                 }
                 Lookup::Absent => {
                     depends_on = depends_on.max(self.last_remove);
+                    effects.record(ticket, key, None);
+                }
+                Lookup::Withheld { version, expire_at: Some(moment), .. }
+                    if moment.has_come(now) =>
+                {
+                    depends_on = depends_on.max(version);
                     effects.record(ticket, key, None);
                 }
                 Lookup::Withheld { .. } => withheld = true,
@@ -356,6 +400,12 @@ impl Partition {
             effects.read_done(ticket, Err(refusal));
             return true;
         }
+        self.answer_read(ticket, depends_on, effects);
+        true
+    }
+
+    /// Lets a read's answer go when what it saw is durable.
+    fn answer_read(&mut self, ticket: Ticket, depends_on: Sequence, effects: &mut impl Effects) {
         if self.spec.ack == Ack::Memory || depends_on <= self.passed() {
             effects.read_done(ticket, Ok(()));
         } else if self.held.reads() < HELD_READS_MAX {
@@ -364,6 +414,49 @@ impl Partition {
             let message = format!("partition {} has {HELD_READS_MAX} reads waiting", self.spec.id);
             effects.read_done(ticket, Err(Refusal::new(Reason::Overloaded, message)));
         }
+    }
+
+    /// False: the store has to fetch first.
+    fn scan(&mut self, ticket: Ticket, scan: &Scan, effects: &mut impl Effects) -> bool {
+        let now = self.tell_time(effects);
+        let mut depends_on = self.last_remove;
+        let step = self.store.page(&scan.page, &mut |SnapshotRecord { key, record }| {
+            depends_on = depends_on.max(record.version);
+            if !record.is_expired(now) {
+                effects.record(ticket, key, Some(record));
+            }
+        });
+        let after = match &step {
+            PageStep::Unknown => {
+                self.store.fetch_page(&scan.page);
+                return false;
+            }
+            PageStep::Unordered => {
+                let text = format!("partition {} has a {} store", self.spec.id, self.store.kind());
+                effects.read_done(ticket, Err(Refusal::new(Reason::StoreNotOrdered, text)));
+                return true;
+            }
+            PageStep::More(after) => Some(&**after),
+            PageStep::End => None,
+        };
+        let epoch = self.spec.first_epoch;
+        let sequence = match scan.at {
+            Some(at) if at.0 != epoch || at.1 < depends_on || at.1 > self.applied() => {
+                let text = format!(
+                    "partition {} is at sequence {}, the scan reads as of {}",
+                    self.spec.id,
+                    self.applied(),
+                    at.1
+                );
+                effects.read_done(ticket, Err(Refusal::new(Reason::ScanMoved, text)));
+                return true;
+            }
+            Some((_, at)) => at,
+            // What was accepted after that is not in the range: the state is the same.
+            None => depends_on.max(self.passed()),
+        };
+        effects.page_end(ticket, PageEnd { epoch, sequence, after });
+        self.answer_read(ticket, depends_on, effects);
         true
     }
 
@@ -420,11 +513,13 @@ impl Partition {
             let message = format!("the store of partition {} writes behind", self.spec.id);
             return Err(Refusal::new(what, message));
         }
+        let now = self.tell_time(effects);
+        self.check_expiries(entries)?;
         let write = Write {
             partition: self.spec.id,
             epoch: self.spec.first_epoch,
             entries,
-            now: effects.now(),
+            now,
             ack,
             sequence: self.store.applied().next(),
             timestamp: Timestamp::ZERO,
@@ -452,25 +547,47 @@ impl Partition {
         effects: &mut impl Effects,
     ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
         let entries = write.entries;
-        self.check_conditions(entries)?;
+        self.check_conditions(entries, write.now)?;
         self.check_memory(entries, effects.memory_available())?;
         self.pipeline.admit(&write, effects)?;
         self.pipeline.accept(&mut write, effects);
         self.store.apply(write.sequence, write.timestamp, entries);
-        if entries.iter().any(|entry| entry.change == stateside_types::Change::Remove) {
+        if entries.iter().any(|entry| entry.change == Change::Remove) {
             self.last_remove = write.sequence;
         }
         Ok((write.sequence, write.timestamp, write.ack))
     }
 
-    fn check_conditions(&self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+    /// The time that requests are judged by: the wall clock, held back from jumping back. A
+    /// record that was once absent stays so, and a write's conditions are judged by the time that
+    /// the clock stage stamps it with.
+    fn tell_time(&mut self, effects: &impl Effects) -> WallClock {
+        self.time = self.time.max(effects.now());
+        self.time
+    }
+
+    fn check_expiries(&self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+        let asks = |entry: &WriteEntry<'_>| matches!(entry.expiry, Expiry::After(_));
+        match entries.iter().position(asks) {
+            Some(index) if !self.pipeline.has(StageKind::Clock) => Err(Refusal::new(
+                Reason::InvalidTtl,
+                format!("partition {} has no clock stage, so nothing can expire", self.spec.id),
+            )
+            .with("entry", index)),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_conditions(&self, entries: &[WriteEntry<'_>], now: WallClock) -> Result<(), Refusal> {
+        let exists = |expire_at: Option<ExpireAt>| !expire_at.is_some_and(|at| at.has_come(now));
         for (index, entry) in entries.iter().enumerate() {
             if entry.condition == Condition::None {
                 continue;
             }
             let current = match self.store.get(entry.key) {
-                Lookup::Found(Record { version, .. }) | Lookup::Withheld { version, .. } => {
-                    Some(version)
+                Lookup::Found(Record { version, expire_at, .. })
+                | Lookup::Withheld { version, expire_at, .. } => {
+                    exists(expire_at).then_some(version)
                 }
                 Lookup::Absent | Lookup::Unknown => None,
             };
@@ -553,6 +670,7 @@ impl Partition {
                     let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
                     self.read(*ticket, &keys, effects)
                 }
+                Owned::Scan { ticket, scan } => self.scan(*ticket, scan, effects),
                 Owned::Write { ticket, ack, entries } => {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
                     self.write(*ticket, &entries, *ack, effects)
@@ -579,13 +697,15 @@ impl Partition {
     }
 
     fn blocks(&self) -> bool {
-        self.spec.store != stateside_types::StoreKind::Memory
+        self.spec.store.is_on_disk()
     }
 }
 
 fn refuse(owned: &Owned, refusal: Refusal, effects: &mut impl Effects) {
     match owned {
-        Owned::Read { ticket, .. } => effects.read_done(*ticket, Err(refusal)),
+        Owned::Read { ticket, .. } | Owned::Scan { ticket, .. } => {
+            effects.read_done(*ticket, Err(refusal))
+        }
         Owned::Write { ticket, .. } => effects.written(*ticket, Err(refusal)),
     }
 }

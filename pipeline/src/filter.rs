@@ -241,14 +241,10 @@ mod tests {
     }
 
     fn put<'a>(key: &'a str, value: &'a [u8]) -> WriteEntry<'a> {
-        WriteEntry { key: key.as_bytes(), change: Change::Put(value), ..REMOVE }
+        WriteEntry::put(key.as_bytes(), value)
     }
 
-    const REMOVE: WriteEntry<'_> = WriteEntry {
-        key: b"tmp/x",
-        change: Change::Remove,
-        condition: stateside_types::Condition::None,
-    };
+    const REMOVE: WriteEntry<'_> = WriteEntry::remove(b"tmp/x");
 
     fn admit(filter: &mut Filter, entries: &[WriteEntry<'_>], now: u64) -> Result<(), Refusal> {
         let mut write = write_of(entries, now);

@@ -12,13 +12,21 @@
 //!                                               ▼
 //!                 node: take_work(durable) ─► blocking pool ─► finish_work
 //! ```
+//! **Records that expire** stay in the store until it reclaims them; `get` and snapshots hand them
+//! out with their moment, and the partition decides by its own clock whether they still exist. So a store
+//! keeps no time, and it makes no difference to anyone when, or whether, a record is reclaimed:
+//! reclaiming is not a write, has no sequence, is in no log, and a replay need not repeat it. What a
+//! write meant was settled when it was accepted; replay stores outcomes and judges nothing anew.
+//!
 //! A store on disk writes only what the log already holds durably (`take_work` is told up to
 //! where), so after a crash the store is never ahead of the log; and it remembers in the same
 //! atomic write up to which sequence it has applied, so replay applies nothing twice.
 
 use std::any::Any;
 
-use stateside_types::{Record, Sequence, Timestamp, WriteEntry};
+use stateside_types::{ExpireAt, Record, Sequence, Timestamp, WallClock, WriteEntry};
+
+use crate::{PageRequest, PageStep};
 
 /// Answer of [`StateStore::get`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +47,8 @@ pub enum Lookup<'a> {
         timestamp: Timestamp,
         /// Length of the value.
         value_bytes: usize,
+        /// From when on it is absent. None: it stays.
+        expire_at: Option<ExpireAt>,
     },
 }
 
@@ -57,6 +67,17 @@ pub struct StoreStats {
     pub payload_bytes: u64,
     /// Bytes of memory the store uses for them, everything included.
     pub memory_bytes: u64,
+    /// Expired records that `reclaim` has taken out since the store was made or loaded.
+    pub reclaimed: u64,
+}
+
+/// What one call of [`StateStore::reclaim`] took out at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reclaimed {
+    /// Number of records.
+    pub records: usize,
+    /// The newest version among them.
+    pub newest: Sequence,
 }
 
 /// A store failed; its partition stops.
@@ -110,7 +131,7 @@ pub struct SnapshotRecord<'a> {
 /// Where a partition's records live. Owned by one partition, used on one core's thread; `Send`, so that
 /// it can be filled from a snapshot on another before it is put to use.
 pub trait StateStore: Send {
-    /// The name that configuration uses: `memory`, `sled`.
+    /// The name that configuration uses, such as `memory`.
     fn kind(&self) -> &'static str;
 
     /// The record of `key`, without blocking. Sees every batch applied before.
@@ -153,8 +174,17 @@ pub trait StateStore: Send {
         false
     }
 
+    /// Takes out records whose moment has come, `records_max` of them at most; a store on disk
+    /// notes to do so with its next work and tells of nothing at once. Called from the standing tick;
+    /// costs next to nothing while no record expires.
+    fn reclaim(&mut self, now: WallClock, records_max: usize) -> Reclaimed {
+        let _ = (now, records_max);
+        Reclaimed::default()
+    }
+
     /// Starts a snapshot of the state as of [`Self::applied`]. Writes go on meanwhile and do
-    /// not show in it. One at a time; a second start abandons the first.
+    /// not show in it; records that are reclaimed meanwhile may be missing. One at a time; a
+    /// second start abandons the first.
     fn snapshot_start(&mut self);
 
     /// Hands out about `budget_bytes` of the snapshot's records (one record may exceed it), in
@@ -197,6 +227,19 @@ pub trait StateStore: Send {
     /// Without it a store on disk covers its writes now and then as it writes more; the last ones
     /// before a pause stay uncovered.
     fn cover(&mut self) {}
+
+    /// Hands out records in the order of their keys, without blocking. Sees every batch applied
+    /// before. Stores that do not order their keys answer [`PageStep::Unordered`].
+    fn page(&self, request: &PageRequest, emit: &mut dyn FnMut(SnapshotRecord<'_>)) -> PageStep {
+        let _ = (request, emit);
+        PageStep::Unordered
+    }
+
+    /// Asks for a page that was `Unknown`, in place of one asked for before. As with [`Self::fetch`] it
+    /// is known once the next work has finished; until the work after that is taken.
+    fn fetch_page(&mut self, request: &PageRequest) {
+        let _ = request;
+    }
 
     /// The next piece of blocking work, if there is any and none is under way. Batches above
     /// `durable` (the log's durable sequence of this partition) must not be written yet.

@@ -11,6 +11,15 @@ pub const BATCH_BYTES_MAX: usize = 1 << 20;
 pub const BATCH_ENTRIES_MAX: usize = 16 << 10;
 /// Largest answer message, bytes. A `Get` whose records exceed it is refused: ask for fewer keys.
 pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
+/// Longest time to live of a record, milliseconds: a hundred years.
+pub const TTL_MS_MAX: u64 = 100 * 365 * 24 * 60 * 60 * 1_000;
+
+/// Most records of one page of a `Scan`, and how many when the request does not say.
+pub const SCAN_RECORDS_MAX: usize = 4 << 10;
+/// See [`SCAN_RECORDS_MAX`].
+pub const SCAN_RECORDS_DEFAULT: usize = 1_000;
+/// Bytes of keys and values after which a page of a `Scan` ends: what a core may be busy with at once.
+pub const SCAN_PAGE_BYTES: usize = 1 << 20;
 
 /// HTTP/2 streams a client may have open on one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
@@ -119,6 +128,8 @@ pub const KAFKA_ANCHORS_MAX: usize = 64;
 pub const TICK_BUSY_MS: u64 = 5;
 /// Longest a core sleeps when nothing happens, milliseconds.
 pub const TICK_IDLE_MS: u64 = 100;
+/// Expired records that one core reclaims from its partitions' stores at one tick.
+pub const EXPIRED_PER_TICK_MAX: usize = 1 << 10;
 /// Calls into stores that may block, waiting for a thread of the blocking pool.
 pub const BLOCKING_JOBS_MAX: usize = 4 << 10;
 /// Threads of the blocking pool.

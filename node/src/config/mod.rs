@@ -20,7 +20,7 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 pub use render::{ShownKey, default_file, documentation};
 pub use settings::{
     DataSettings, DrainSettings, KafkaSettings, ListenSettings, LogSettings, LoggingFormat,
-    LoggingLevel, LoggingSettings, MemorySettings, NodeSettings, PartitionSettings,
+    LoggingLevel, LoggingSettings, LsmSettings, MemorySettings, NodeSettings, PartitionSettings,
     RegistrySettings, Settings, SledSettings, StoreSettings,
 };
 

@@ -12,10 +12,10 @@
 
 use std::cmp::Reverse;
 
-use stateside_partition::Ticket;
-use stateside_proto::codec;
+use stateside_partition::{PageEnd, Ticket};
+use stateside_proto::{codec, scan::encode_scan_end};
 use stateside_types::{
-    CoreId, Reason, Record, Refusal, Sequence, Timestamp,
+    CoreId, PartitionId, Reason, Record, Refusal, Sequence, Timestamp,
     limits::{CALLS_PER_CORE_MAX, RESPONSE_BYTES_MAX},
 };
 
@@ -256,6 +256,13 @@ impl<S: Copy> Calls<S> {
         }
     }
 
+    /// The end of a scan's page, behind its records.
+    pub fn page_end(&mut self, ticket: Ticket, partition: PartitionId, end: PageEnd<'_>) {
+        let Some((call, part)) = find(&mut self.slots, ticket) else { return };
+        let body = &mut call.parts[part].body;
+        encode_scan_end(body, partition, end.epoch, end.sequence, end.after);
+    }
+
     /// Records of a part that another core executed.
     pub fn take_records(&mut self, ticket: Ticket, body: Vec<u8>, ends: Vec<u32>) {
         let Some((call, part)) = find(&mut self.slots, ticket) else { return };
@@ -359,7 +366,8 @@ mod tests {
         let slot = calls.open(Origin::Stream(7), 0, 1, false).unwrap();
         let ticket = calls.add_part(slot, 20);
         let value = vec![0; 1 << 20];
-        let record = Record { value: &value, version: Sequence(1), timestamp: Timestamp(1) };
+        let (version, timestamp) = (Sequence(1), Timestamp(1));
+        let record = Record { value: &value, version, timestamp, expire_at: None };
         for _ in 0..20 {
             calls.record(ticket, b"key", Some(record));
         }

@@ -9,7 +9,7 @@ use std::{
 
 use stateside_partition::{Input, Partition};
 use stateside_types::{
-    Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence, StoreKind,
+    Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
 };
 
 use super::{
@@ -184,7 +184,7 @@ impl Operations {
         }
         let spec = partition.spec();
         let (epoch, sequence) = (spec.first_epoch, partition.applied());
-        if spec.store == StoreKind::Sled {
+        if spec.store.is_on_disk() {
             // What it holds is on disk but for the last of it: cheaper than a snapshot.
             return partition.cover(&mut effects);
         }
@@ -364,6 +364,7 @@ impl Operations {
                     records: stats.records,
                     payload_bytes: stats.payload_bytes,
                     memory_bytes: stats.memory_bytes,
+                    reclaimed: stats.reclaimed,
                     sequence: partition.applied(),
                     durable_sequence: partition.passed(),
                     snapshot_sequence: self.covered(partition),
@@ -379,6 +380,7 @@ impl Operations {
                 records: 0,
                 payload_bytes: 0,
                 memory_bytes: 0,
+                reclaimed: 0,
                 sequence: Sequence::ZERO,
                 durable_sequence: Sequence::ZERO,
                 snapshot_sequence: newest.map_or(spec.base_sequence, |newest| newest.sequence),

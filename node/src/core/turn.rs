@@ -520,6 +520,7 @@ impl Core {
         }
         self.executor.step_all(|| Input::Tick);
         self.executor.tell_who_waits_for_kafka();
+        self.executor.reclaim_expired();
         self.late_recovery.tick(&mut self.executor, now);
         self.count_levels();
         if now >= self.next_retention {

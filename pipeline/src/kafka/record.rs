@@ -119,7 +119,7 @@ pub fn encode_write(head: &mut MessageHead, entries: &[WriteEntry<'_>]) -> Vec<u
     let count = u16::try_from(entries.len()).expect("a batch has at most 16384 entries");
     let mut bytes = Vec::with_capacity(kafka_record_bytes(entries));
     begin(&mut bytes, KIND_WRITE, count, head);
-    encode_entries(entries, |piece| bytes.extend_from_slice(piece));
+    encode_entries(head.timestamp, entries, |piece| bytes.extend_from_slice(piece));
     head.crc = finish(&mut bytes);
     bytes
 }
@@ -243,7 +243,7 @@ impl<'a> Message<'a> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use stateside_types::{Change, Condition};
+    use stateside_types::Change;
 
     use super::*;
 
@@ -258,10 +258,7 @@ mod tests {
     }
 
     fn entries() -> [WriteEntry<'static>; 2] {
-        [
-            WriteEntry { key: b"k", change: Change::Put(b"v"), condition: Condition::None },
-            WriteEntry { key: b"gone", change: Change::Remove, condition: Condition::None },
-        ]
+        [WriteEntry::put(b"k", b"v"), WriteEntry::new(b"gone", Change::Remove)]
     }
 
     #[test]

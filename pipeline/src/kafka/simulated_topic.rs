@@ -7,9 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
-use stateside_types::{
-    Change, Condition, Epoch, HashRange, PartitionId, Sequence, Timestamp, WriteEntry,
-};
+use stateside_types::{Epoch, HashRange, PartitionId, Sequence, Timestamp, WriteEntry};
 
 use super::{
     Anchor, Claim, Event, MessageHead, Next, Owner, Replay, Step, encode_claim, encode_write,
@@ -160,7 +158,7 @@ impl World {
         let Life::Owns(owner) = &mut node.life else { return };
         node.sequence = node.sequence.next();
         let key = [at as u8];
-        let entry = WriteEntry { key: &key, change: Change::Put(b"v"), condition: Condition::None };
+        let entry = WriteEntry::put(&key, b"v");
         let mut head = MessageHead {
             partition: PARTITION,
             epoch: node.epoch,

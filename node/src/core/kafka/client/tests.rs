@@ -8,16 +8,17 @@ use std::{
 
 use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
 use stateside_pipeline::{Write, kafka::Anchor};
-use stateside_statestore::{Lookup, MemoryStore, SledOptions, StateStore};
+use stateside_statestore::{Lookup, MemoryStore, StateStore};
 use stateside_types::{
-    Ack, Change, Condition, CoreId, Epoch, HashRange, PartitionId, PartitionSpec, Reason, Refusal,
-    Sequence, StageKind, StoreKind, Timestamp, WallClock, WriteEntry,
+    Ack, CoreId, Epoch, HashRange, PartitionId, PartitionSpec, Reason, Refusal, Sequence,
+    StageKind, StoreKind, Timestamp, WallClock, WriteEntry,
 };
 
 use super::KafkaClient;
 use crate::{
+    config::{Settings, Surroundings},
     core::{
-        PartitionFiles,
+        PartitionFiles, StoreEngines,
         kafka::{CoreKafka, FromKafka, KafkaConfig, OpenedLog},
     },
     data_dir::DataDir,
@@ -32,6 +33,13 @@ fn cluster() -> Cluster {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic("stateside", PARTITIONS, 1).unwrap();
     cluster
+}
+
+fn files(folder: &tempfile::TempDir, name: &str) -> Arc<PartitionFiles> {
+    let data_dir = Arc::new(DataDir::open(&folder.path().join(name)).unwrap());
+    let surroundings = Surroundings { available_cores: 1, environment: Box::new(|_| None) };
+    let engines = StoreEngines::new(&data_dir, &Settings::defaults(&surroundings).store);
+    Arc::new(PartitionFiles::new(data_dir, engines, 7))
 }
 
 /// A core without its ring, and the Kafka threads of its node.
@@ -55,8 +63,7 @@ impl Node {
             node: name.to_owned(),
             needed: PARTITIONS as u32,
         };
-        let data_dir = Arc::new(DataDir::open(&folder.path().join(name)).unwrap());
-        let files = Arc::new(PartitionFiles::new(data_dir, SledOptions::default(), 7));
+        let files = files(folder, name);
         let (client, mut links) = KafkaClient::start(&config, 1, files, |_| ()).unwrap();
         let kafka = CoreKafka::new(links.remove(0), Instant::now());
         Self { kafka, events: Vec::new(), passed: Vec::new(), _client: client }
@@ -100,8 +107,7 @@ impl Node {
     }
 
     fn write(&mut self, id: u32, sequence: u64, value: &[u8]) -> Result<(), Refusal> {
-        let entries =
-            [WriteEntry { key: b"k", change: Change::Put(value), condition: Condition::None }];
+        let entries = [WriteEntry::put(b"k", value)];
         self.kafka.set_now(Instant::now());
         self.kafka.admit(PartitionId(id), &entries)?;
         self.kafka.append(&Write {
@@ -254,8 +260,7 @@ fn settings_that_the_promises_rest_upon_are_not_for_others() {
             node: "a".to_owned(),
             needed: 1,
         };
-        let data_dir = Arc::new(DataDir::open(&folder.path().join("data")).unwrap());
-        let files = Arc::new(PartitionFiles::new(data_dir, SledOptions::default(), 7));
+        let files = files(&folder, "data");
         KafkaClient::start(&config, 1, files, |_: CoreId| ()).map(drop).map_err(|e| e.to_string())
     };
     assert!(start(("acks", "1")).unwrap_err().contains("`acks` is the node's own"));

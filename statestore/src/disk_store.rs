@@ -1,4 +1,8 @@
-//! The store on disk, on sled: a core half that answers from memory, and work that calls sled.
+//! Stores on disk: a core half that answers from memory, and work that calls an engine.
+//!
+//! What is here is the same for every engine: the overlay of batches that are not on disk yet, what a
+//! partition's tree holds, snapshots, loads, and getting over a full disk. An engine
+//! implements [`Database`] and [`Tree`], in one file: `sled_database.rs`, `lsm_database.rs`.
 //!
 //! ```text
 //!            ┌ core's thread ──────────────────────────┐          ┌ blocking pool ────────────┐
@@ -7,17 +11,21 @@
 //!            │ Unknown                                 │◄─ scan ──┤ snapshot chunks           │
 //!            │ covered ◄───────────────────────────────┼─ flush ──┤ fdatasync, for all at once│
 //!            └─────────────────────────────────────────┘          └───────────────────────────┘
-//!   applied ≥ written ≥ covered           accepted ≥ sled has it ≥ sled has it on disk
+//!   applied ≥ written ≥ covered           accepted ≥ engine has it ≥ engine has it on disk
 //! ```
-//! A batch stays in the overlay until it is covered, so that nothing is lost when sled must be
+//! A batch stays in the overlay until it is covered, so that nothing is lost when the engine must be
 //! reopened (see `engine.rs`).
 //!
-//! A snapshot begins when sled stands exactly at its sequence: writes beyond wait until then.
+//! A snapshot begins when the tree stands exactly at its sequence: writes beyond wait until then.
 //! From there on the tree is scanned in key order, and a write that overwrites a record ahead of the
 //! scan brings the old one back to be handed out from memory.
+//!
+//! Expired records are taken out by work of its own, which changes nothing that anyone can see (see
+//! `store.rs`): it is not in the overlay, needs no flush, and what a crash takes back of it is done again.
 
 mod engine;
 mod overlay;
+mod page;
 mod tree;
 
 use std::{
@@ -27,21 +35,23 @@ use std::{
 };
 
 use stateside_types::{
-    Change, Record, Sequence, Timestamp, WriteEntry,
+    Change, Record, Sequence, Timestamp, WallClock, WriteEntry,
     limits::{STORE_FETCH_BYTES_MAX, STORE_LOAD_BYTES_MAX, STORE_OVERLAY_BYTES_MAX},
 };
 
-pub use self::engine::{SledEngine, SledOptions};
+pub use self::engine::{Change as TreeChange, Database, DiskEngine, DiskLimits, EngineError, Tree};
 use self::{
-    engine::{Stamp, TreeAccess, WriteFate},
+    engine::{Stamp, TreeAccess, TreeSession, WriteFate},
     overlay::{Overlay, OverlayBatch},
+    page::Page,
     tree::{KeepRule, KeyedLookup, KeyedRecord, Meta, Scanned, StoredRecord, Written},
 };
 use crate::{
-    Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
+    Lookup, PageRequest, PageStep, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError,
+    StoreStats, Work, WorkDone,
 };
 
-/// Batches of one write: enough to make sled's batch worthwhile, few enough to end soon.
+/// Batches of one write: enough to make the engine's batch worthwhile, few enough to end soon.
 const WRITE_BYTES: usize = 1 << 20;
 /// Uncovered batches above which a write is followed by a flush.
 const FLUSH_BYTES: usize = STORE_OVERLAY_BYTES_MAX / 8;
@@ -52,10 +62,10 @@ const SCAN_BYTES: std::ops::RangeInclusive<usize> = 4 << 10..=1 << 20;
 /// What a record held in memory on its way costs beside its bytes, roughly.
 const HELD_RECORD_BYTES: usize = size_of::<KeyedRecord>() + 16;
 
-/// Records of one partition in sled. Owned by the partition, used on its core's thread; work taken
-/// from it runs elsewhere.
-pub struct SledStore {
-    tree: Arc<TreeAccess>,
+/// Records of one partition in an engine. Owned by the partition, used on its core's thread; work
+/// taken from it runs elsewhere.
+pub struct DiskStore<D: Database> {
+    tree: Arc<TreeAccess<D>>,
     overlay: Overlay,
     applied: Sequence,
     applied_timestamp: Timestamp,
@@ -66,10 +76,16 @@ pub struct SledStore {
     /// Writes that are not known to be covered, oldest first.
     uncovered: VecDeque<(Sequence, Stamp)>,
     cover_asked: bool,
+    /// What the next work is to reclaim: by which time, and how many records at most.
+    expired: Option<(WallClock, usize)>,
+    reclaimed: u64,
     busy: bool,
     fetch_queue: Vec<Box<[u8]>>,
     fetched: BTreeMap<Box<[u8]>, Option<StoredRecord>>,
     fetched_bytes: usize,
+    page_wanted: Option<PageRequest>,
+    /// The page that the last fetch brought, as the tree had it.
+    page: Option<(PageRequest, Page)>,
     load: Option<Load>,
     scan: Option<Scan>,
     /// Counts scans and loads: tells the outcome of an abandoned one from the present one's.
@@ -107,7 +123,7 @@ enum LoadStep {
 struct Scan {
     number: u64,
     sequence: Sequence,
-    /// sled was reopened meanwhile: what was kept may be kept twice.
+    /// The engine was reopened meanwhile: what was kept may be kept twice.
     disturbed: bool,
     cursor: Option<Box<[u8]>>,
     reached_end: bool,
@@ -123,6 +139,7 @@ struct Scan {
 struct Task {
     fetch: Vec<Box<[u8]>>,
     fetch_bytes: usize,
+    page: Option<PageRequest>,
     action: Action,
 }
 
@@ -132,6 +149,7 @@ enum Action {
     Write { batches: Vec<Arc<OverlayBatch>>, keep: Option<KeepRule>, scan: u64, flush: bool },
     Scan { number: u64, after: Option<Box<[u8]>>, sequence: Sequence, bytes: usize },
     Flush { number: u64 },
+    Reclaim { now: WallClock, records_max: usize },
 }
 
 /// What it brought. A part that failed gives back what it needs to be tried again.
@@ -139,6 +157,7 @@ struct TaskDone {
     fetched: Vec<KeyedLookup>,
     /// Keys to fetch again.
     unfetched: Vec<Box<[u8]>>,
+    page: Option<(PageRequest, Page)>,
     outcome: Outcome,
     error: Option<StoreError>,
 }
@@ -149,10 +168,11 @@ enum Outcome {
     Loaded { number: u64, step: LoadStep, meta: Meta, stamp: Option<Stamp> },
     Written { scan: u64, written: Written },
     Scanned { number: u64, scanned: Scanned },
+    Reclaimed { meta: Meta, records: u64 },
 }
 
-impl SledStore {
-    fn new(tree: TreeAccess, meta: Meta) -> Self {
+impl<D: Database> DiskStore<D> {
+    fn new(tree: TreeAccess<D>, meta: Meta) -> Self {
         Self {
             tree: Arc::new(tree),
             overlay: Overlay::default(),
@@ -164,10 +184,14 @@ impl SledStore {
             covered: meta.applied,
             uncovered: VecDeque::new(),
             cover_asked: false,
+            expired: None,
+            reclaimed: 0,
             busy: false,
             fetch_queue: Vec::new(),
             fetched: BTreeMap::new(),
             fetched_bytes: 0,
+            page_wanted: None,
+            page: None,
             load: None,
             scan: None,
             attempts: 0,
@@ -185,7 +209,7 @@ impl SledStore {
                     self.uncovered.pop_front();
                 }
                 WriteFate::Uncertain => {
-                    // Write again what sled may have lost; it tells which batches it still has.
+                    // Write again what the engine may have lost; it tells which batches it still has.
                     self.uncovered.clear();
                     self.written = self.covered;
                     if let Some(scan) = &mut self.scan {
@@ -258,7 +282,11 @@ impl SledStore {
             Some((_, stamp)) if self.cover_asked || much => {
                 Action::Flush { number: stamp.covered_by }
             }
-            _ => Action::Nothing,
+            // Once for each time that it was asked for: a full disk is tried again at the next tick.
+            _ => self
+                .expired
+                .take()
+                .map_or(Action::Nothing, |(now, records_max)| Action::Reclaim { now, records_max }),
         }
     }
 
@@ -279,7 +307,7 @@ impl SledStore {
             Outcome::Written { .. } if self.load.is_some() => {}
             Outcome::Written { scan: number, written } => {
                 if written.meta.applied < self.covered {
-                    return Err(self.tree.damaged("sled lost what it had on disk"));
+                    return Err(self.tree.damaged("the engine lost what it had on disk"));
                 }
                 if let Some(scan) = &mut self.scan
                     && scan.number == number
@@ -291,6 +319,12 @@ impl SledStore {
                 }
                 self.meta = written.meta;
                 self.note_written(written.meta.applied, written.stamp);
+            }
+            // Of the records before a load.
+            Outcome::Reclaimed { .. } if self.load.is_some() => {}
+            Outcome::Reclaimed { meta, records } => {
+                self.meta = meta;
+                self.reclaimed += records;
             }
             Outcome::Scanned { number, scanned } => {
                 if let Some(scan) = &mut self.scan
@@ -353,10 +387,11 @@ impl Scan {
 }
 
 impl Task {
-    fn run(self, tree: &TreeAccess) -> TaskDone {
+    fn run(self, tree: &TreeAccess<impl Database>) -> TaskDone {
         let mut done = TaskDone {
             fetched: Vec::new(),
             unfetched: Vec::new(),
+            page: None,
             outcome: Outcome::Nothing,
             error: None,
         };
@@ -371,12 +406,25 @@ impl Task {
                 }
             }
         }
+        if let Some(request) = self.page {
+            match tree.reading().and_then(|tree| tree.page(&request)) {
+                Ok(page) => done.page = Some((request, page)),
+                // Whoever asked asks again.
+                Err(error) => {
+                    done.error.get_or_insert(error);
+                }
+            }
+        }
         done
     }
 }
 
 impl Action {
-    fn run(self, tree: &TreeAccess, outcome: &mut Outcome) -> Result<(), StoreError> {
+    fn run(
+        self,
+        tree: &TreeAccess<impl Database>,
+        outcome: &mut Outcome,
+    ) -> Result<(), StoreError> {
         match self {
             Self::Nothing => {}
             Self::Load { number, step } => match step.run(tree) {
@@ -400,13 +448,17 @@ impl Action {
                 *outcome = Outcome::Scanned { number, scanned };
             }
             Self::Flush { number } => tree.flush(number)?,
+            Self::Reclaim { now, records_max } => {
+                let (meta, records) = tree.writing()?.reclaim(now, records_max)?;
+                *outcome = Outcome::Reclaimed { meta, records };
+            }
         }
         Ok(())
     }
 }
 
 impl LoadStep {
-    fn run(&self, tree: &TreeAccess) -> Result<(Meta, Option<Stamp>), StoreError> {
+    fn run(&self, tree: &TreeAccess<impl Database>) -> Result<(Meta, Option<Stamp>), StoreError> {
         let session = tree.writing()?;
         match self {
             Self::Start => session.load_start().map(|()| (Meta::default(), None)),
@@ -423,9 +475,9 @@ impl LoadStep {
     }
 }
 
-impl StateStore for SledStore {
+impl<D: Database> StateStore for DiskStore<D> {
     fn kind(&self) -> &'static str {
-        "sled"
+        D::KIND
     }
 
     fn get(&self, key: &[u8]) -> Lookup<'_> {
@@ -434,15 +486,12 @@ impl StateStore for SledStore {
         }
         match self.fetched.get(key) {
             Some(Some(record)) => match &record.value {
-                Some(value) => Lookup::Found(Record {
-                    value,
-                    version: record.version,
-                    timestamp: record.timestamp,
-                }),
+                Some(_) => Lookup::Found(record.as_record()),
                 None => Lookup::Withheld {
                     version: record.version,
                     timestamp: record.timestamp,
                     value_bytes: record.value_len,
+                    expire_at: record.expire_at,
                 },
             },
             Some(None) => Lookup::Absent,
@@ -482,12 +531,14 @@ impl StateStore for SledStore {
             + self.overlay.memory_bytes()
             + self.uncovered.capacity() * size_of::<(Sequence, Stamp)>()
             + self.fetched_bytes
+            + self.page.as_ref().map_or(0, |(_, page)| page.bytes)
             + scan
             + load;
         StoreStats {
             records: self.meta.records,
             payload_bytes: self.meta.payload_bytes,
             memory_bytes: bytes as u64,
+            reclaimed: self.reclaimed,
         }
     }
 
@@ -507,6 +558,14 @@ impl StateStore for SledStore {
 
     fn is_saturated(&self) -> bool {
         self.overlay.batch_bytes() >= STORE_OVERLAY_BYTES_MAX
+    }
+
+    fn reclaim(&mut self, now: WallClock, records_max: usize) -> Reclaimed {
+        let has_expired = self.meta.next_moment.is_some_and(|moment| moment.has_come(now));
+        if has_expired && self.load.is_none() && records_max > 0 {
+            self.expired = Some((now, records_max));
+        }
+        Reclaimed::default()
     }
 
     fn snapshot_start(&mut self) {
@@ -541,10 +600,7 @@ impl StateStore for SledStore {
             let held = held_bytes(&key, Some(&record));
             bytes += held;
             scan.ready_bytes -= held;
-            let StoredRecord { value, version, timestamp, .. } = &record;
-            let value = value.as_deref().expect("scans and kept records bring values");
-            let record = Record { value, version: *version, timestamp: *timestamp };
-            emit(SnapshotRecord { key: &key, record });
+            emit(SnapshotRecord { key: &key, record: record.as_record() });
         }
         if !scan.ready.is_empty() {
             return Ok(SnapshotStep::More);
@@ -565,10 +621,13 @@ impl StateStore for SledStore {
         self.overlay = Overlay::default();
         self.uncovered.clear();
         self.meta = Meta::default();
+        self.expired = None;
+        self.reclaimed = 0;
         (self.applied, self.applied_timestamp) = (Sequence::ZERO, Timestamp::ZERO);
         (self.written, self.covered) = (Sequence::ZERO, Sequence::ZERO);
         self.scan = None;
         self.fetch_queue.clear();
+        self.page_wanted = None;
         self.forget_fetched();
         self.attempts += 1;
         self.load = Some(Load::new(self.attempts));
@@ -603,6 +662,21 @@ impl StateStore for SledStore {
     fn forget_fetched(&mut self) {
         self.fetched.clear();
         self.fetched_bytes = 0;
+        self.page = None;
+    }
+
+    fn page(&self, request: &PageRequest, emit: &mut dyn FnMut(SnapshotRecord<'_>)) -> PageStep {
+        if request.is_empty() {
+            return PageStep::End;
+        }
+        match &self.page {
+            Some((known, page)) if known == request => page.merge(request, &self.overlay, emit),
+            _ => PageStep::Unknown,
+        }
+    }
+
+    fn fetch_page(&mut self, request: &PageRequest) {
+        self.page_wanted = Some(request.clone());
     }
 
     fn cover(&mut self) {
@@ -613,21 +687,26 @@ impl StateStore for SledStore {
         if self.busy {
             return None;
         }
+        // A page is what the tree was when the last work ended: from here batches may leave the
+        // overlay that it does not have.
+        self.page = None;
         self.note_covered();
         let fetch = std::mem::take(&mut self.fetch_queue);
         // Somebody waits for a fetch: it does not wait for a write as well. But every other time
         // it does, so that reads cannot hold writes back for good.
-        let action = if !fetch.is_empty() && self.last != LastWork::FetchAlone {
+        let page = self.page_wanted.take();
+        let reads = !fetch.is_empty() || page.is_some();
+        let action = if reads && self.last != LastWork::FetchAlone {
             self.last = LastWork::FetchAlone;
             Action::Nothing
         } else {
             self.next_action(durable)
         };
-        if fetch.is_empty() && matches!(action, Action::Nothing) {
+        if !reads && matches!(action, Action::Nothing) {
             return None;
         }
         let fetch_bytes = STORE_FETCH_BYTES_MAX.saturating_sub(self.fetched_bytes);
-        let task = Task { fetch, fetch_bytes, action };
+        let task = Task { fetch, fetch_bytes, page, action };
         let tree = Arc::clone(&self.tree);
         self.busy = true;
         Some(Box::new(move || WorkDone(Box::new(task.run(&tree)))))
@@ -644,6 +723,7 @@ impl StateStore for SledStore {
             }
         }
         self.fetch_queue.splice(..0, done.unfetched);
+        self.page = done.page;
         self.finish_outcome(done.outcome)?;
         self.note_covered();
         done.error.map_or(Ok(()), Err)
@@ -656,6 +736,7 @@ fn stored(record: Record<'_>) -> StoredRecord {
         value_len: record.value.len(),
         version: record.version,
         timestamp: record.timestamp,
+        expire_at: record.expire_at,
     }
 }
 
