@@ -376,7 +376,7 @@ fn start_kafka(
     specs: &[PartitionSpec],
     _: &Arc<PartitionFiles>,
     _: &Arc<[Peer]>,
-) -> Result<(Option<NoKafka>, std::vec::IntoIter<KafkaLink>), ServeError> {
+) -> Result<(Option<Box<NoKafka>>, std::vec::IntoIter<KafkaLink>), ServeError> {
     if kafka_config(settings, node, specs).is_some() {
         let text = "brokers are set, and this binary has no Kafka client: build it with the cargo feature kafka";
         return Err(KafkaError::Config(text.to_owned()).into());
