@@ -41,6 +41,10 @@ pub enum Input<'a> {
     },
     /// The log is durable up to and including this sequence of the partition.
     LogDurable(Sequence),
+    /// The log gave up on the write of this sequence. What stands before it is answered as the log
+    /// gets there; then the partition stops, and it and everything behind it gets the refusal. New
+    /// writes get it at once.
+    LogFailed(Sequence, Refusal),
     /// The outcome of the work handed out last.
     WorkDone(WorkDone),
     /// Time passes: what was put off is tried again.
@@ -96,6 +100,8 @@ pub struct Partition {
     last_remove: Sequence,
     /// Set while writes are refused and reads go on.
     frozen: Option<Refusal>,
+    /// An asynchronous stage failed a write: the refusal for it and everything behind it.
+    failing: Option<Refusal>,
     /// Set when the partition serves no more: the refusal for everyone.
     halted: Option<Refusal>,
 }
@@ -120,6 +126,7 @@ impl Partition {
             working: false,
             disk_full: false,
             frozen: None,
+            failing: None,
             halted: None,
         })
     }
@@ -255,6 +262,15 @@ impl Partition {
                 if let Some(log) = self.pipeline.log() {
                     self.pipeline.completed(log, Completed::Through(sequence));
                     self.release(effects);
+                }
+            }
+            Input::LogFailed(sequence, refusal) => {
+                if let Some(log) = self.pipeline.log() {
+                    self.pipeline.completed(log, Completed::Failed(sequence));
+                    if self.pipeline.failed().is_some() {
+                        self.failing.get_or_insert(refusal);
+                        self.release(effects);
+                    }
                 }
             }
             Input::WorkDone(done) => self.work_done(done, effects),
@@ -405,7 +421,7 @@ impl Partition {
         ack: Option<Ack>,
         effects: &mut impl Effects,
     ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
-        if let Some(refusal) = &self.frozen {
+        if let Some(refusal) = self.failing.as_ref().or(self.frozen.as_ref()) {
             return Err(refusal.clone());
         }
         // A request may ask for more than the default, never for less.
@@ -522,6 +538,13 @@ impl Partition {
                 }
                 Held::Read(ticket) => effects.read_done(ticket, Ok(())),
             }
+        }
+        // Everything ahead of a failed write has been answered: now its own failure, and that of
+        // what is behind it.
+        if self.pipeline.failed() == Some(passed.next())
+            && let Some(refusal) = self.failing.take()
+        {
+            self.halt(refusal, effects);
         }
     }
 

@@ -13,8 +13,8 @@ use stateside_statestore::{
     Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
 };
 use stateside_types::{
-    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Reason,
-    Record, Refusal, Sequence, StoreKind, Timestamp, WallClock, WriteEntry,
+    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec,
+    PartitionState, Reason, Record, Refusal, Sequence, StoreKind, Timestamp, WallClock, WriteEntry,
 };
 
 type Content = BTreeMap<Vec<u8>, (Vec<u8>, Sequence, Timestamp)>;
@@ -234,6 +234,8 @@ enum Step {
     Read(Vec<u8>),
     /// The log becomes durable up to this share of what is not yet.
     Log(u8),
+    /// The log gives up on a write: at this share of those that are not durable yet.
+    Fail(u8),
     Work,
     Crash(u8),
     /// The wall clock moves, also backwards.
@@ -262,6 +264,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => any::<u8>().prop_map(Step::Log),
         4 => Just(Step::Work),
         1 => any::<u8>().prop_map(Step::Crash),
+        1 => any::<u8>().prop_map(Step::Fail),
         1 => any::<i16>().prop_map(Step::Clock),
     ];
     prop::collection::vec(step, 1..120)
@@ -273,6 +276,8 @@ struct Run {
     /// Content after each sequence; index 0 is the empty partition.
     states: Vec<Content>,
     durable: usize,
+    /// The first sequence that the log gave up on: it and what is behind it is never acknowledged.
+    failed: Option<usize>,
     cold: bool,
     ack: Ack,
     reads: HashMap<u64, Vec<u8>>,
@@ -286,6 +291,7 @@ impl Run {
             world: World { now: 1_000_000, ..World::default() },
             states: vec![Content::new()],
             durable: 0,
+            failed: None,
             cold,
             ack,
             reads: HashMap::new(),
@@ -332,6 +338,15 @@ impl Run {
                 self.durable += open * usize::from(share) / 255;
                 self.feed(Input::LogDurable(Sequence(self.durable as u64)));
             }
+            Step::Fail(share) => {
+                let open = self.world.log.len() - self.durable;
+                if open > 0 {
+                    let at = self.durable + 1 + (open - 1) * usize::from(share) / 255;
+                    self.failed = Some(self.failed.map_or(at, |failed| failed.min(at)));
+                    let refusal = Refusal::new(Reason::PartitionStopped, "the log gave up");
+                    self.feed(Input::LogFailed(Sequence(at as u64), refusal));
+                }
+            }
             Step::Work => {
                 if let Some(work) = self.world.work.pop() {
                     self.feed(Input::WorkDone(work()));
@@ -375,6 +390,7 @@ impl Run {
         self.world.log.truncate(survived);
         self.states.truncate(survived + 1);
         self.durable = survived;
+        self.failed = None;
         self.world.work.clear();
         self.world.records.clear();
         self.reads.clear();
@@ -384,10 +400,16 @@ impl Run {
     }
 
     fn check(&mut self) {
+        // Whatever the log says of what lies behind a failed write, nobody is told of it.
+        let durable_to = self.failed.map_or(self.durable, |failed| self.durable.min(failed - 1));
         for (ticket, outcome) in std::mem::take(&mut self.world.done) {
             if let Some(keys) = self.reads.remove(&ticket) {
                 let records = self.world.records.remove(&ticket).unwrap_or_default();
-                outcome.expect("reads are not refused here");
+                if let Err(refusal) = outcome {
+                    assert_eq!(refusal.reason, Reason::PartitionStopped);
+                    assert!(self.failed.is_some(), "reads are refused when the log failed alone");
+                    continue;
+                }
                 assert_eq!(records.len(), keys.len());
                 // Some state explains the whole answer, and a crash could not take it back.
                 let explains = |state: &Content| {
@@ -397,7 +419,7 @@ impl Run {
                     })
                 };
                 let limit =
-                    if self.ack == Ack::Durable { self.durable + 1 } else { self.states.len() };
+                    if self.ack == Ack::Durable { durable_to + 1 } else { self.states.len() };
                 assert!(
                     self.states[..limit].iter().any(explains),
                     "no durable state explains {records:?}"
@@ -408,8 +430,11 @@ impl Run {
                     Ok(sequence) => {
                         let sequence = sequence.expect("writes answer a sequence").0 as usize;
                         let durable = ack.map_or(self.ack, |ack| ack.max(self.ack)) == Ack::Durable;
-                        assert!(!durable || sequence <= self.durable, "acknowledged too early");
+                        assert!(!durable || sequence <= durable_to, "acknowledged too early");
                         assert!(sequence < self.states.len());
+                    }
+                    Err(refusal) if refusal.reason == Reason::PartitionStopped => {
+                        assert!(self.failed.is_some(), "nothing failed");
                     }
                     Err(refusal) => assert_eq!(refusal.reason, Reason::ConditionFailed),
                 }
@@ -429,6 +454,11 @@ impl Run {
         self.check();
         assert!(self.reads.is_empty() && self.writes.is_empty(), "an answer is missing");
         assert!(self.partition.is_quiet());
+        if let Some(failed) = self.failed {
+            assert_eq!(self.partition.passed(), Sequence(failed as u64 - 1));
+            assert_eq!(self.partition.state().0, PartitionState::Stopped);
+            return;
+        }
         assert_eq!(self.partition.passed(), self.partition.applied());
         assert_eq!(self.partition.stats().records as usize, self.states.last().unwrap().len());
     }
@@ -487,6 +517,32 @@ fn conditions_decide_against_everything_accepted_before() {
         .map(|(ticket, outcome)| (*ticket, outcome.clone().unwrap()))
         .collect();
     assert_eq!(written, [(1, Some(Sequence(1))), (3, Some(Sequence(2)))]);
+}
+
+#[test]
+fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
+    let mut run = Run::new(Ack::Durable, false);
+    for ticket in 1..=4_u64 {
+        let key = [ticket as u8];
+        let entry = WriteEntry { key: &key, change: Change::Put(b"v"), condition: Condition::None };
+        let input = Input::Write { ticket: Ticket(ticket), entries: &[entry], ack: None };
+        run.partition.step(input, &mut run.world);
+    }
+    run.partition.step(Input::Read { ticket: Ticket(5), keys: &[&[4]] }, &mut run.world);
+    let refusal = Refusal::new(Reason::PartitionStopped, "the log gave up");
+    run.partition.step(Input::LogFailed(Sequence(3), refusal), &mut run.world);
+    assert!(run.world.done.is_empty(), "1 and 2 are not done, and 3 does not overtake them");
+    // New writes are told at once, reads of what is durable go on.
+    let entry = WriteEntry { key: b"k", change: Change::Put(b"v"), condition: Condition::None };
+    let input = Input::Write { ticket: Ticket(6), entries: &[entry], ack: None };
+    run.partition.step(input, &mut run.world);
+    assert!(matches!(run.world.done[..], [(6, Err(_))]));
+    // The log says more than the failed write lets through.
+    run.partition.step(Input::LogDurable(Sequence(4)), &mut run.world);
+    let outcomes: Vec<_> =
+        run.world.done[1..].iter().map(|(ticket, outcome)| (*ticket, outcome.is_ok())).collect();
+    assert_eq!(outcomes, [(1, true), (2, true), (3, false), (4, false), (5, false)]);
+    assert_eq!(run.partition.state().0, PartitionState::Stopped);
 }
 
 #[test]
