@@ -71,6 +71,18 @@ pub(crate) const BOUNDS: [Bound; Operation::ALL.len()] = [
         reason: "14,903 measured: 32 calls share a log write, and its one block of memory (31 a \
                  thousand calls)",
     },
+    Bound {
+        operation: "upsert-3-stages",
+        instructions: 15_550,
+        allocations_per_thousand: 6,
+        reason: "as upsert-memory-32, and three filters",
+    },
+    Bound {
+        operation: "upsert-8-stages",
+        instructions: 15_950,
+        allocations_per_thousand: 6,
+        reason: "as upsert-memory-32, and eight stages",
+    },
 ];
 
 /// What a cost is, beside its bound.

@@ -3,8 +3,8 @@
 
 pub use stateside_pipeline::{
     Changes, OptionDefinition, OptionError, OptionKind, Outlet, PREFIX, Prefixes, Progress,
-    RegisterError, Stage, StageDefinition, Write, definitions, register,
+    RegisterError, Stage, StageDefinition, Write, definitions, read_stage, register,
 };
 pub use stateside_types::{
-    Change, OptionValue, Reason, Refusal, StageKind, StageSpec, WallClock, WriteEntry,
+    Change, OptionValue, PipelineSpec, Reason, Refusal, StageKind, StageSpec, WallClock, WriteEntry,
 };

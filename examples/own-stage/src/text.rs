@@ -19,7 +19,7 @@ const LINES_MAX: OptionDefinition = OptionDefinition {
 };
 
 /// To be registered at the start of a process.
-pub static TEXT: StageDefinition = StageDefinition {
+pub(crate) static TEXT: StageDefinition = StageDefinition {
     kind: StageKind::Own("text"),
     doc: "Lets only UTF-8 text through and removes blanks from the ends of its lines.",
     options: &[PREFIX, LINES_MAX],
