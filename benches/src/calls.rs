@@ -93,19 +93,20 @@ pub fn fill(runtime: &Runtime, address: &str, records: usize) -> Result<(), Stri
     Ok(())
 }
 
-/// Makes every call of the rows once, looks at the answers, and leaves all records there.
+/// What [`check`] asks of a server that has a log.
+pub const EVERY_ACK: &[Ack] = &[Ack::Memory, Ack::Durable];
+
+/// Makes every call of the rows once, looks at the answers, and leaves all records there. A node
+/// without a log is not asked for what it cannot do.
 ///
 /// # Errors
 /// An answer is not what it should be.
-pub fn check(runtime: &Runtime, address: &str) -> Result<(), String> {
+pub fn check(runtime: &Runtime, address: &str, acks: &[Ack]) -> Result<(), String> {
     let said = |status: tonic::Status| format!("{address}: {status}");
     runtime.block_on(async {
         let mut data = rpc::data(address).await.map_err(|error| format!("{address}: {error}"))?;
-        for request in [
-            upsert_one(KEY.as_bytes(), Ack::Memory),
-            upsert_one(KEY.as_bytes(), Ack::Durable),
-            upsert_batch(Ack::Memory),
-        ] {
+        let single = acks.iter().map(|ack| upsert_one(KEY.as_bytes(), *ack));
+        for request in single.chain([upsert_batch(Ack::Memory)]) {
             let pairs = request.entries.len();
             let results = data.upsert(request).await.map_err(said)?.into_inner().results;
             if results.len() != pairs || results.iter().any(|result| result.error.is_some()) {

@@ -7,7 +7,10 @@ use stateside_types::limits::DEFAULT_PARTITIONS_PER_CORE;
 
 use super::Context;
 use crate::{
-    calls::{BATCH_PAIRS, GET, KEY, UPSERT, check, get_batch, numbered_key, upsert_batch, value},
+    calls::{
+        BATCH_PAIRS, EVERY_ACK, GET, KEY, UPSERT, check, get_batch, numbered_key, upsert_batch,
+        value,
+    },
     comparison::{Contender, in_turn},
     loads::h2load::{Call, Shape},
     outcome::Outcome,
@@ -73,9 +76,10 @@ fn beside(
     let bare_site = site_with(Config { more: WITHOUT_LOG.to_owned(), ..config() });
     let bare_node = bare_site.start();
     let tonic = Tonic::start(context.folder)?;
-    for address in [&site.data_address(), &bare_site.data_address(), &tonic.address] {
-        check(context.runtime, address)?;
+    for address in [&site.data_address(), &tonic.address] {
+        check(context.runtime, address, EVERY_ACK)?;
     }
+    check(context.runtime, &bare_site.data_address(), &[Ack::Memory])?;
     write_routed(context, &site.data_address())?;
     let redis = if_installed("redis", || Redis::start(context.folder, Durability::None))?;
     let spread = Call::new(context.folder, "spread", method, spread)?;

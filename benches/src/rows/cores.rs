@@ -7,7 +7,7 @@ use stateside_router::key_hash;
 
 use super::Context;
 use crate::{
-    calls::{GET, check, get_one, numbered_key, upsert_one},
+    calls::{EVERY_ACK, GET, check, get_one, numbered_key, upsert_one},
     comparison::{Contender, Measured, in_turn},
     loads::{
         Together,
@@ -29,7 +29,7 @@ pub(super) fn routing(context: &Context<'_>) -> Result<Outcome, String> {
     // The node pins its cores itself.
     let site = Site::new(Config { cores: CORES, ..config() });
     let node = site.start();
-    check(context.runtime, &site.data_address())?;
+    check(context.runtime, &site.data_address(), EVERY_ACK)?;
     let keys: Vec<Vec<u8>> =
         (0..CORES).map(|core| key_of_core(context, &site, core)).collect::<Result<_, _>>()?;
     let calls: Vec<Call> = keys

@@ -4,7 +4,7 @@ use stateside_proto::v1::Ack;
 
 use super::Context;
 use crate::{
-    calls::{KEY, UPSERT, check, upsert_one, value},
+    calls::{EVERY_ACK, KEY, UPSERT, check, upsert_one, value},
     comparison::{Contender, Measured, in_turn},
     loads::{
         direct_write::DirectWrite,
@@ -74,7 +74,7 @@ fn beside(
     let node = site.start();
     let tonic = Tonic::start(context.folder)?;
     for address in [&site.data_address(), &tonic.address] {
-        check(context.runtime, address)?;
+        check(context.runtime, address, EVERY_ACK)?;
     }
     let redis = if_installed("redis", || Redis::start(context.folder, Durability::Always))?;
     let etcd = if_installed("etcd", || Etcd::start(context.folder))?;

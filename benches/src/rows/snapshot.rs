@@ -128,11 +128,13 @@ fn take_snapshots(
         let mut control = rpc::control(&address).await.map_err(|error| error.to_string())?;
         let said = |status: tonic::Status| status.to_string();
         let list = control.list_partitions(ListPartitionsRequest {}).await.map_err(said)?;
-        let path = node.site().folder().join("under-load.snapshot");
+        // Removed when the load is over: freeing a file's pages would take the CPU from someone.
+        let folder = node.site().folder().join("under-load");
+        let io = |error: std::io::Error| format!("{}: {error}", folder.display());
+        fs::create_dir(&folder).map_err(io)?;
         let mut taken = Taken::default();
         for partition in list.into_inner().partitions.iter().cycle() {
-            // A snapshot does not replace a file.
-            let _ = fs::remove_file(&path);
+            let path = folder.join(taken.count.to_string());
             let begun = Instant::now();
             let request =
                 SnapshotRequest { partition: partition.id, path: path.to_string_lossy().into() };
@@ -144,6 +146,7 @@ fn take_snapshots(
                 break;
             }
         }
+        fs::remove_dir_all(&folder).map_err(io)?;
         Ok(taken)
     })
 }

@@ -6,7 +6,10 @@ use stateside_proto::v1::Ack;
 
 use super::Context;
 use crate::{
-    calls::{GET, KEY, KEY_BYTES, UPSERT, VALUE_BYTES, answer, check, get_one, upsert_one, value},
+    calls::{
+        EVERY_ACK, GET, KEY, KEY_BYTES, UPSERT, VALUE_BYTES, answer, check, get_one, upsert_one,
+        value,
+    },
     comparison::{Contender, in_turn},
     loads::{
         h2load::{Call, Shape},
@@ -69,7 +72,7 @@ fn many_streams(
     let node = site.start();
     let tonic = Tonic::start(context.folder)?;
     for address in [&site.data_address(), &tonic.address] {
-        check(context.runtime, address)?;
+        check(context.runtime, address, EVERY_ACK)?;
     }
     let body = answer(context.runtime, &site.data_address(), method, request)?;
     let body_bytes = body.len();
@@ -121,7 +124,7 @@ fn one_stream(
     let node = site.start();
     let tonic = Tonic::start(context.folder)?;
     for address in [&site.data_address(), &tonic.address] {
-        check(context.runtime, address)?;
+        check(context.runtime, address, EVERY_ACK)?;
     }
     let redis = if_installed("redis", || Redis::start(context.folder, Durability::None))?;
     let memcached = if_installed("memcached", || Memcached::start(context.folder, MEMCACHED_MIB))?;

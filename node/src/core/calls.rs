@@ -10,6 +10,8 @@
 //! Slots and their buffers are reused: a call in steady state allocates nothing. The generation
 //! tells a late answer to a former occupant of the slot from one to the present.
 
+use std::cmp::Reverse;
+
 use stateside_partition::Ticket;
 use stateside_proto::codec;
 use stateside_types::{
@@ -96,11 +98,13 @@ pub struct Calls<S> {
     free: Vec<u32>,
     /// Calls whose last part came in since the core last looked.
     ready: Vec<u32>,
+    /// Those of an earlier look that are being answered, the next one last.
+    due: Vec<u32>,
 }
 
 impl<S> Default for Calls<S> {
     fn default() -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), ready: Vec::new() }
+        Self { slots: Vec::new(), free: Vec::new(), ready: Vec::new(), due: Vec::new() }
     }
 }
 
@@ -205,9 +209,22 @@ impl<S: Copy> Calls<S> {
         self.free.push(slot);
     }
 
-    /// The next call whose answer is complete.
+    /// The next call whose answer is complete. Those that were ready when the first of them was
+    /// asked for come in the order of `key`: whoever answers by connection sends once for each.
+    pub fn next_ready<K: Ord>(&mut self, key: impl Fn(&Origin<S>) -> K) -> Option<u32> {
+        if self.due.is_empty() {
+            std::mem::swap(&mut self.due, &mut self.ready);
+            if self.due.len() > 1 {
+                let slots = &self.slots;
+                self.due.sort_unstable_by_key(|slot| Reverse(key(&slots[*slot as usize].origin)));
+            }
+        }
+        self.due.last().copied()
+    }
+
+    /// Takes the call that [`Self::next_ready`] has told.
     pub fn pop_ready(&mut self) -> Option<u32> {
-        self.ready.pop()
+        self.due.pop()
     }
 
     /// The call that became ready last, if `wanted` says so of its origin.
@@ -221,7 +238,7 @@ impl<S: Copy> Calls<S> {
 
     /// Whether some call's answer is complete.
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || !self.due.is_empty()
     }
 
     /// A record of a read's part.
@@ -282,6 +299,36 @@ mod tests {
         Calls::default()
     }
 
+    fn take_ready(calls: &mut Calls<u32>) -> Option<u32> {
+        calls.next_ready(|_| ())?;
+        calls.pop_ready()
+    }
+
+    #[test]
+    fn calls_that_are_ready_together_come_by_key_and_later_ones_after_them() {
+        let mut calls = calls();
+        let ready = |calls: &mut Calls<u32>, stream| {
+            let slot = calls.open(Origin::Stream(stream), 0, 1, false).unwrap();
+            let ticket = calls.add_part(slot, 1);
+            calls.finish(ticket, Outcome::Read);
+        };
+        [3, 1, 2].iter().for_each(|stream| ready(&mut calls, *stream));
+        let key = |origin: &Origin<u32>| match origin {
+            Origin::Stream(stream) => *stream,
+            Origin::Hop(..) => 0,
+        };
+        let mut order = Vec::new();
+        while let Some(slot) = calls.next_ready(key) {
+            assert_eq!(calls.pop_ready(), Some(slot));
+            order.push(key(&calls.get_mut(slot).origin));
+            if order.len() == 1 {
+                ready(&mut calls, 0);
+            }
+        }
+        assert_eq!(order, [1, 2, 3, 0]);
+        assert!(!calls.has_ready());
+    }
+
     #[test]
     fn a_call_is_ready_when_its_last_part_is_in_and_late_answers_are_ignored() {
         let mut calls = calls();
@@ -289,10 +336,10 @@ mod tests {
         let first = calls.add_part(slot, 1);
         let second = calls.add_part(slot, 2);
         calls.finish(second, Outcome::Written(Sequence(3), Timestamp(4)));
-        assert_eq!(calls.pop_ready(), None);
+        assert_eq!(take_ready(&mut calls), None);
         calls.record(first, b"k", None);
         calls.finish(first, Outcome::Read);
-        assert_eq!(calls.pop_ready(), Some(slot));
+        assert_eq!(take_ready(&mut calls), Some(slot));
         assert_eq!(calls.get_mut(slot).parts()[0].ends.len(), 1);
         calls.close(slot);
         assert!(calls.is_empty());
@@ -301,9 +348,9 @@ mod tests {
         assert_eq!(again, slot);
         let new = calls.add_part(again, 1);
         calls.finish(first, Outcome::Read);
-        assert_eq!(calls.pop_ready(), None, "a ticket of the slot's former call does nothing");
+        assert_eq!(take_ready(&mut calls), None, "a ticket of the slot's former call does nothing");
         calls.finish(new, Outcome::Read);
-        assert_eq!(calls.pop_ready(), Some(again));
+        assert_eq!(take_ready(&mut calls), Some(again));
     }
 
     #[test]

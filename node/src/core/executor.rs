@@ -260,6 +260,7 @@ impl Executor {
         verb: Verb,
         message: Vec<u8>,
     ) -> Result<Option<Vec<u8>>, (Refusal, Vec<u8>)> {
+        self.world.requests += 1;
         let kept = match verb {
             Verb::Get => self.read(stream, &message),
             Verb::Upsert => self.write(stream, verb, &message),

@@ -125,6 +125,7 @@ impl RinglessCore {
             hops: 0,
             is_draining: false,
             answered_at_once: Default::default(),
+            requests: 0,
         };
         let mut executor = Executor::new(CoreId(0), 1, world, seed);
         let routes = specs.iter().map(|spec| Route {
@@ -167,7 +168,8 @@ impl RinglessCore {
         self.drain_events();
         loop {
             let Self { executor, session, metrics, .. } = self;
-            while let Some(slot) = executor.world.calls.pop_ready() {
+            while let Some(slot) = executor.world.calls.next_ready(|_| ()) {
+                executor.world.calls.pop_ready();
                 service::answer(executor, metrics, slot, Some(session));
             }
             let written = executor.world.log.next_write().is_some();

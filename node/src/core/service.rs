@@ -117,17 +117,36 @@ pub(crate) fn on_event(
     }
 }
 
-/// Answers every call whose last part is in.
+/// How many connections are answered before the core looks for new requests. A send takes about as
+/// long as executing a request; after a write to the log there may be hundreds of them to do, and the
+/// disk would have nothing to do meanwhile.
+const CONNECTIONS_PER_LOOK: u32 = 16;
+
+/// Answers calls whose last part is in, connection by connection, up to
+/// [`CONNECTIONS_PER_LOOK`]. The rest stays ready.
 pub(crate) fn answer_ready(
     executor: &mut Executor,
     metrics: &CoreMetrics,
     connections: &mut Connections,
 ) {
-    while let Some(slot) = executor.world.calls.pop_ready() {
-        let session = match executor.world.calls.get_mut(slot).origin {
-            Origin::Hop(..) => None,
-            Origin::Stream(StreamRef { connection, .. }) => connections.session(connection),
-        };
+    let connection_of = |origin: &Origin<StreamRef>| match origin {
+        Origin::Hop(..) => None,
+        Origin::Stream(stream) => Some(stream.connection),
+    };
+    let key = |origin: &Origin<StreamRef>| connection_of(origin).map(ConnectionId::index);
+    let mut last = None;
+    let mut left = CONNECTIONS_PER_LOOK;
+    while let Some(slot) = executor.world.calls.next_ready(key) {
+        let connection = connection_of(&executor.world.calls.get_mut(slot).origin);
+        if connection != last {
+            if left == 0 {
+                break;
+            }
+            last = connection;
+            left -= 1;
+        }
+        executor.world.calls.pop_ready();
+        let session = connection.and_then(|connection| connections.session(connection));
         answer(executor, metrics, slot, session);
     }
 }

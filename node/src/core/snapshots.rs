@@ -32,6 +32,7 @@ use super::{
     partition_files::remove_older,
     pool::PoolDone,
 };
+use crate::reactor::start_writeback;
 
 /// Records gathered for one write of the file, bytes.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -42,6 +43,7 @@ const STEP_BYTES: usize = 32 << 10;
 pub(crate) struct SnapshotFile {
     file: File,
     partial: PathBuf,
+    written: u64,
     chunk: Vec<u8>,
 }
 
@@ -279,7 +281,7 @@ impl SnapshotFile {
             _ => {}
         }
         let file = OpenOptions::new().write(true).create_new(true).open(&partial)?;
-        Ok(Self { file, partial, chunk })
+        Ok(Self { file, partial, written: 0, chunk })
     }
 
     fn write(mut self) -> io::Result<Self> {
@@ -287,6 +289,9 @@ impl SnapshotFile {
             self.discard();
             return Err(error);
         }
+        let length = self.chunk.len();
+        start_writeback(&self.file, self.written, length);
+        self.written += length as u64;
         self.chunk.clear();
         Ok(self)
     }

@@ -271,6 +271,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         wall: wall_clock(),
         turn_ns: 0,
         answered_at_once: Default::default(),
+        requests: 0,
         hops: 0,
         is_draining: false,
     };
@@ -360,8 +361,12 @@ impl Core {
             if self.is_over(now) {
                 return Ok(());
             }
-            let more = self.connections.has_more() || self.operations.is_busy();
+            let more = self.connections.has_more()
+                || self.executor.world.calls.has_ready()
+                || self.operations.is_busy();
             let until = if more { Some(now) } else { self.executor.world.log.next_deadline() };
+            let requests = std::mem::take(&mut self.executor.world.requests);
+            self.ring.took_requests(requests);
             self.ring.wait(until).await?;
         }
     }
@@ -562,42 +567,36 @@ impl Core {
         Ok(())
     }
 
-    /// Answers what is ready, writes the log, sends to cores and clients, until all that can leave
-    /// has left: sending may let waiting calls start.
+    /// Answers what is ready, writes the log, sends to cores and clients. What is left is for the
+    /// next turn.
     fn answer_and_send(&mut self) {
         self.time_answers();
         let Self { ring, executor, connections, node, metrics, .. } = self;
-        loop {
-            service::answer_ready(executor, metrics, connections);
-            executor.world.log.pump(ring);
-            for (peer, requests) in self.peers.iter().zip(&mut executor.requests_out) {
-                if !requests.is_empty() {
-                    let message = (self.id, std::mem::take(requests));
-                    match peer.requests.try_send(message) {
-                        Ok(()) => peer.wake(),
-                        // The channel is as wide as what may be out, and a core outlives the
-                        // drains of the others: only one that failed is gone, and then the
-                        // process ends.
-                        Err(error) => tracing::error!(%error, "a core is gone"),
-                    }
+        service::answer_ready(executor, metrics, connections);
+        executor.world.log.pump(ring);
+        for (peer, requests) in self.peers.iter().zip(&mut executor.requests_out) {
+            if !requests.is_empty() {
+                let message = (self.id, std::mem::take(requests));
+                match peer.requests.try_send(message) {
+                    Ok(()) => peer.wake(),
+                    // The channel is as wide as what may be out, and a core outlives the drains of
+                    // the others: only one that failed is gone, and then the process ends.
+                    Err(error) => tracing::error!(%error, "a core is gone"),
                 }
-            }
-            for (peer, answers) in self.peers.iter().zip(&mut executor.answers_out) {
-                if !answers.answers.is_empty() {
-                    let message = (self.id, std::mem::take(answers));
-                    // A core that has drained takes no answers; nobody waits for them then.
-                    if peer.answers.try_send(message).is_ok() {
-                        peer.wake();
-                    }
-                }
-            }
-            connections.flush(ring, &mut |id, session, event| {
-                service::on_event(executor, node, metrics, id, session, event);
-            });
-            if !executor.world.calls.has_ready() {
-                break;
             }
         }
+        for (peer, answers) in self.peers.iter().zip(&mut executor.answers_out) {
+            if !answers.answers.is_empty() {
+                let message = (self.id, std::mem::take(answers));
+                // A core that has drained takes no answers; nobody waits for them then.
+                if peer.answers.try_send(message).is_ok() {
+                    peer.wake();
+                }
+            }
+        }
+        connections.flush(ring, &mut |id, session, event| {
+            service::on_event(executor, node, metrics, id, session, event);
+        });
         self.time_answers();
     }
 

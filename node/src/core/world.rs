@@ -78,6 +78,8 @@ pub(crate) struct World {
     /// By method: calls answered since `turn_ns` in the turn that took them. Timed together when
     /// the answers leave: reading the clock for each would cost as much as finding a record.
     pub(crate) answered_at_once: [u64; METHODS],
+    /// Requests that came in this turn.
+    pub(crate) requests: usize,
     /// Requests that went to other cores.
     pub(crate) hops: u64,
     /// The node is stopping.

@@ -60,7 +60,7 @@ pub(super) fn bind_thread(cpus: &[usize]) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
-/// Weight against the cores', as for `nice`.
+/// How much less it weighs than the cores, as for `nice`.
 const BACKGROUND_NICE: i32 = 5;
 /// Longest time on a CPU that a core waits for, nanoseconds: the least that Linux grants.
 const BACKGROUND_SLICE_NS: u64 = 100_000;
@@ -69,11 +69,13 @@ const BACKGROUND_SLICE_NS: u64 = 100_000;
 /// the CPU would hold up their requests for milliseconds. The slice takes Linux 6.12; older ones
 /// ignore it.
 pub fn run_in_background() {
+    // The process may have been started with a lower weight itself.
+    let nice = rustix::process::getpriority_process(None).unwrap_or(0) + BACKGROUND_NICE;
     let attributes = libc::sched_attr {
         size: size_of::<libc::sched_attr>() as u32,
         sched_policy: libc::SCHED_OTHER as u32,
         sched_flags: 0,
-        sched_nice: BACKGROUND_NICE,
+        sched_nice: nice.min(19),
         sched_priority: 0,
         sched_runtime: BACKGROUND_SLICE_NS,
         sched_deadline: 0,
@@ -127,7 +129,7 @@ mod tests {
             run_in_background();
             nice()
         });
-        assert_eq!(in_background.join().unwrap(), before.max(BACKGROUND_NICE));
+        assert_eq!(in_background.join().unwrap(), (before + BACKGROUND_NICE).min(19));
         assert_eq!(nice(), before, "only the thread that asks");
     }
 }

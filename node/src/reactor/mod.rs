@@ -26,6 +26,7 @@ mod listen;
 mod probe;
 mod ring;
 mod waker;
+mod writeback;
 
 pub use blocking::{BlockingPool, Job};
 pub use cores::{CoreConfig, CoreExecutor, FailureHook, LocalTask, sleep, spawn_local, yield_now};
@@ -38,3 +39,4 @@ pub use ring::{
     StableBytes, Turn,
 };
 pub use waker::Waker;
+pub use writeback::start_writeback;

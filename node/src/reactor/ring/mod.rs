@@ -206,6 +206,8 @@ pub struct CoreRing {
     descriptors_freed: bool,
     /// The time of the current turn.
     now: Instant,
+    /// Completions or requests of the current turn, whichever are more.
+    came: usize,
     counters: RingCounters,
 }
 
@@ -220,7 +222,7 @@ impl CoreRing {
         let waker = CoreWaker::new().map_err(|e| ReactorError::io("making an eventfd", e))?;
         uring.poll_readable_all(waker.descriptor(), WAKE);
         let sleep = Sleep::new(&config, now);
-        let spin = SpinPolicy::new(config.spin);
+        let spin = SpinPolicy::new(config.spin, now);
         Ok(Self {
             uring,
             config,
@@ -235,6 +237,7 @@ impl CoreRing {
             closing: VecDeque::new(),
             descriptors_freed: false,
             now,
+            came: 0,
             counters: RingCounters::default(),
         })
     }
@@ -262,8 +265,9 @@ impl CoreRing {
         let woken = self.waker.take();
         if let Some((what, since)) = self.sleep.take_wait() {
             let waited = now.saturating_duration_since(since).as_nanos() as u64;
-            self.spin.waited(what, waited, completions);
+            self.spin.waited(what, waited);
         }
+        self.came = completions;
         let tick = self.sleep.end_turn(now, &self.config, completions > 0 || woken);
         Ok(Turn { completions, woken, tick })
     }

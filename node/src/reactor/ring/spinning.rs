@@ -5,21 +5,25 @@
 //! looks on finds the next call in a fraction of that, and since it saves going to sleep and waking
 //! up, a call costs it no more. It is a waste in every other case:
 //! - calls come slowly: each look would be in vain;
-//! - many calls come together: a short sleep gathers more of them, which makes each cheaper.
+//! - calls come fast, from several clients: in the time that a sleep takes others arrive, and
+//!   several calls in one turn are cheaper than a turn for each.
 //!
-//! So a core spins while waits are short, turns have one or two completions, and most spins
-//! succeed; when they do not, one wait in [`PROBE_EVERY`] tries whether that has changed. Waits for
-//! a disk are told apart from waits for clients, for they have a length of their own.
+//! So a core spins while waits are short, requests are [`APART_NS`] apart or more, and most spins
+//! succeed; when they do not, one wait in [`PROBE_EVERY`] tries whether that has changed.
+//! Waits for a disk are told apart from waits for clients, for they have a length of their own.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Waits without a spin between two tries.
 const PROBE_EVERY: u32 = 64;
-/// Completions of a turn, on average, from which on a sleep pays by what it gathers.
-const CROWD: u32 = 2;
+/// Requests that are closer than this on average make a sleep pay by what it gathers: it takes
+/// 20 to 30 us. One client that calls again as soon as it has its answer takes longer for that.
+const APART_NS: u64 = 16_000;
+/// A pause counts as this long at most, so that it is soon forgotten.
+const APART_CAP_NS: u64 = 200_000;
 /// Averages move by this share, a power of two: the last dozens count.
 const SHIFT: u32 = 3;
-/// Fixed point of the averages of small numbers.
+/// Fixed point of shares.
 const ONE: u32 = 256;
 
 /// What a wait is for.
@@ -44,23 +48,24 @@ struct Seen {
 pub(super) struct SpinPolicy {
     limit_ns: u64,
     seen: [Seen; 2],
-    /// Completions a turn, in [`ONE`]s.
-    completions: u32,
+    /// Time from one request, or end of a write, to the next.
+    apart_ns: u64,
+    last: Instant,
 }
 
 impl SpinPolicy {
     /// Spins last at most `limit`; zero: never.
-    pub(super) fn new(limit: Duration) -> Self {
+    pub(super) fn new(limit: Duration, now: Instant) -> Self {
         let limit_ns = limit.as_nanos() as u64;
         let seen = Seen { wait_ns: limit_ns * 4, successes: 0, until_probe: 0 };
-        Self { limit_ns, seen: [seen; 2], completions: 0 }
+        Self { limit_ns, seen: [seen; 2], apart_ns: APART_CAP_NS, last: now }
     }
 
     /// Whether the next wait begins with a spin.
     pub(super) fn wants(&mut self, what: WaitFor) -> bool {
         // A sleep's wait is measured with its wake-up, so it may be longer than what it waits for.
         let seen = &mut self.seen[what as usize];
-        if seen.wait_ns >= self.limit_ns * 2 || self.completions >= CROWD * ONE {
+        if seen.wait_ns >= self.limit_ns * 2 || self.apart_ns < APART_NS {
             return false;
         }
         if seen.successes >= ONE / 2 {
@@ -84,14 +89,27 @@ impl SpinPolicy {
         }
     }
 
-    /// How long a wait took, and how many completions ended it.
-    pub(super) fn waited(&mut self, what: WaitFor, ns: u64, completions: usize) {
+    /// How long a wait took.
+    pub(super) fn waited(&mut self, what: WaitFor, ns: u64) {
         let seen = &mut self.seen[what as usize];
         // Capped, so that an idle time is soon forgotten.
         seen.wait_ns -= seen.wait_ns >> SHIFT;
         seen.wait_ns += ns.min(self.limit_ns * 4) >> SHIFT;
-        self.completions -= self.completions >> SHIFT;
-        self.completions += (completions.min(64) as u32 * ONE) >> SHIFT;
+    }
+
+    /// A turn that began `now` brought so much: requests, ends of writes.
+    pub(super) fn came(&mut self, now: Instant, count: usize) {
+        if count == 0 {
+            return;
+        }
+        let since = now.saturating_duration_since(self.last).as_nanos() as u64;
+        self.last = now;
+        // Each counts once, so that a burst weighs what it is; capped as waits are.
+        let apart = since.min(APART_CAP_NS) / count as u64;
+        for _ in 0..count.min(1 << SHIFT) {
+            self.apart_ns -= self.apart_ns >> SHIFT;
+            self.apart_ns += apart >> SHIFT;
+        }
     }
 }
 
@@ -101,58 +119,83 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_micros(50);
 
-    /// Plays so many waits that last `gap_us` (plus a wake-up of 30 us when slept through), and
-    /// counts spins.
-    fn play(policy: &mut SpinPolicy, what: WaitFor, waits: u32, gap_us: u64, calls: usize) -> u32 {
-        let mut spins = 0;
-        for _ in 0..waits {
-            let mut wait_us = gap_us + 30;
-            if policy.wants(what) {
-                spins += 1;
-                let found = gap_us <= 50;
-                policy.spun(what, found);
-                if found {
-                    wait_us = gap_us;
-                }
-            }
-            policy.waited(what, wait_us * 1_000, calls);
+    /// A policy and the time that it lives in.
+    struct Played {
+        policy: SpinPolicy,
+        now: Instant,
+    }
+
+    impl Played {
+        fn new(limit: Duration) -> Self {
+            let now = Instant::now();
+            Self { policy: SpinPolicy::new(limit, now), now }
         }
-        spins
+
+        /// Plays so many waits that last `gap_us` (plus a wake-up of 30 us when slept through),
+        /// each ended by `calls` of 5 us, and counts spins.
+        fn play(&mut self, what: WaitFor, waits: u32, gap_us: u64, calls: usize) -> u32 {
+            let mut spins = 0;
+            for _ in 0..waits {
+                let mut wait_us = gap_us + 30;
+                if self.policy.wants(what) {
+                    spins += 1;
+                    let found = gap_us <= 50;
+                    self.policy.spun(what, found);
+                    if found {
+                        wait_us = gap_us;
+                    }
+                }
+                self.now += Duration::from_micros(wait_us);
+                self.policy.waited(what, wait_us * 1_000);
+                self.policy.came(self.now, calls);
+                self.now += Duration::from_micros(5 * calls as u64);
+            }
+            spins
+        }
     }
 
     #[test]
     fn one_call_after_the_other_is_spun_for_and_a_slow_trickle_is_not() {
-        let mut policy = SpinPolicy::new(LIMIT);
-        play(&mut policy, WaitFor::Calls, 64, 25, 1);
-        assert_eq!(play(&mut policy, WaitFor::Calls, 100, 25, 1), 100);
-        play(&mut policy, WaitFor::Calls, 64, 1_000, 1);
-        assert_eq!(play(&mut policy, WaitFor::Calls, 1_000, 1_000, 1), 0);
-        play(&mut policy, WaitFor::Calls, 64, 25, 1);
-        assert_eq!(play(&mut policy, WaitFor::Calls, 100, 25, 1), 100, "it comes back");
+        let mut core = Played::new(LIMIT);
+        core.play(WaitFor::Calls, 64, 25, 1);
+        assert_eq!(core.play(WaitFor::Calls, 100, 25, 1), 100);
+        core.play(WaitFor::Calls, 64, 1_000, 1);
+        assert_eq!(core.play(WaitFor::Calls, 1_000, 1_000, 1), 0);
+        core.play(WaitFor::Calls, 64, 25, 1);
+        assert_eq!(core.play(WaitFor::Calls, 100, 25, 1), 100, "it comes back");
     }
 
     #[test]
     fn gaps_just_too_long_are_tried_now_and_then_only() {
-        let mut policy = SpinPolicy::new(LIMIT);
-        play(&mut policy, WaitFor::Calls, 64, 60, 1);
-        let spins = play(&mut policy, WaitFor::Calls, 6_500, 60, 1);
+        let mut core = Played::new(LIMIT);
+        core.play(WaitFor::Calls, 64, 60, 1);
+        let spins = core.play(WaitFor::Calls, 6_500, 60, 1);
         assert!((90..=110).contains(&spins), "{spins}");
     }
 
     #[test]
     fn many_calls_at_a_time_are_slept_for() {
-        let mut policy = SpinPolicy::new(LIMIT);
-        play(&mut policy, WaitFor::Calls, 64, 10, 8);
-        assert_eq!(play(&mut policy, WaitFor::Calls, 1_000, 10, 8), 0);
+        let mut core = Played::new(LIMIT);
+        core.play(WaitFor::Calls, 64, 10, 8);
+        assert_eq!(core.play(WaitFor::Calls, 1_000, 10, 8), 0);
+    }
+
+    #[test]
+    fn calls_that_follow_each_other_closely_are_slept_for() {
+        let mut core = Played::new(LIMIT);
+        // Slept through, such a wait gathers eight; spun through, it would end with one each time.
+        core.play(WaitFor::Calls, 4, 4, 1);
+        core.play(WaitFor::Calls, 8, 4, 8);
+        assert_eq!(core.play(WaitFor::Calls, 1_000, 4, 8), 0);
     }
 
     #[test]
     fn a_slow_disk_does_not_keep_the_core_from_spinning_for_clients() {
-        let mut policy = SpinPolicy::new(LIMIT);
+        let mut core = Played::new(LIMIT);
         let (mut clients, mut disk) = (0, 0);
         for _ in 0..500 {
-            clients += play(&mut policy, WaitFor::Calls, 1, 25, 1);
-            disk += play(&mut policy, WaitFor::Disk, 1, 140, 1);
+            clients += core.play(WaitFor::Calls, 1, 25, 1);
+            disk += core.play(WaitFor::Disk, 1, 140, 1);
         }
         assert!(clients > 400, "{clients}");
         assert!(disk < 10, "{disk}");
@@ -160,7 +203,7 @@ mod tests {
 
     #[test]
     fn a_limit_of_zero_never_spins() {
-        let mut policy = SpinPolicy::new(Duration::ZERO);
-        assert_eq!(play(&mut policy, WaitFor::Calls, 1_000, 1, 1), 0);
+        let mut core = Played::new(Duration::ZERO);
+        assert_eq!(core.play(WaitFor::Calls, 1_000, 1, 1), 0);
     }
 }

@@ -118,6 +118,12 @@ impl Sleep {
 }
 
 impl CoreRing {
+    /// Tells how many requests this turn has brought, which says when it pays to sleep: what a client
+    /// sends in one piece is one completion, and may be many requests.
+    pub fn took_requests(&mut self, count: usize) {
+        self.came = self.came.max(count);
+    }
+
     /// Sleeps until there is something for [`turn`](Self::turn) to do, the tick is due, or
     /// `until` has passed. Returns at once when there is something already. May return for no
     /// reason. Dropping the future half-way loses nothing.
@@ -126,6 +132,7 @@ impl CoreRing {
     /// Only when the ring itself is broken: the core cannot go on.
     pub async fn wait(&mut self, until: Option<Instant>) -> Result<(), ReactorError> {
         let now = Instant::now();
+        self.spin.came(self.now, std::mem::take(&mut self.came));
         let shared = cores::has_local_tasks();
         if shared && now.saturating_duration_since(self.sleep.last_yield) >= SHARED_SLICE {
             cores::yield_now().await;
