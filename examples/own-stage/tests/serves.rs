@@ -5,7 +5,6 @@
 
 use std::{
     fs,
-    net::TcpStream,
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -52,7 +51,9 @@ fn serve(folder: &Path, config: &Path, first_port: u16) -> Node {
                 fs::read_to_string(folder.join("output")).unwrap()
             );
         }
-        TcpStream::connect(address(0)).is_ok().then_some(())
+        // Not a connection to the data plane: the kernel keeps a killed node's sockets for a while.
+        let (status, _) = http_get(&address(2), "/readyz")?;
+        (status == 200).then_some(())
     });
     node
 }
