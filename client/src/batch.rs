@@ -3,13 +3,13 @@
 //! Entries are borrowed and encoded straight into the request: prost's types own every key and value,
 //! and a retry would copy them all again.
 
-use std::{ops::Deref, vec};
+use std::{ops::Deref, time::Duration, vec};
 
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 use stateside_proto::v1;
 use stateside_types::{
-    Ack, Condition, Reason, Sequence, Timestamp,
-    limits::{BATCH_BYTES_MAX, KEY_BYTES_MAX, ROUTING_KEY_BYTES_MAX},
+    Ack, Condition, ExpireAt, Reason, Sequence, Timestamp,
+    limits::{BATCH_BYTES_MAX, KEY_BYTES_MAX, ROUTING_KEY_BYTES_MAX, TTL_MS_MAX},
 };
 
 use crate::{Error, error::Effect};
@@ -23,6 +23,9 @@ pub struct Upsert<'a> {
     pub value: &'a [u8],
     /// What must hold of the key's record.
     pub condition: Condition,
+    /// How long the record exists from the write on, whole milliseconds, up to a hundred years.
+    /// None: until it is removed or written anew.
+    pub ttl: Option<Duration>,
 }
 
 impl<'a> Upsert<'a> {
@@ -31,7 +34,8 @@ impl<'a> Upsert<'a> {
         key: &'a (impl AsRef<[u8]> + ?Sized),
         value: &'a (impl AsRef<[u8]> + ?Sized),
     ) -> Self {
-        Self { key: key.as_ref(), value: value.as_ref(), condition: Condition::None }
+        let (key, value) = (key.as_ref(), value.as_ref());
+        Self { key, value, condition: Condition::None, ttl: None }
     }
 
     /// Write only if the key has no record.
@@ -44,6 +48,18 @@ impl<'a> Upsert<'a> {
     #[must_use]
     pub fn if_version(self, version: Sequence) -> Self {
         Self { condition: Condition::IfVersion(version), ..self }
+    }
+
+    /// Have the record cease to exist this long after the write.
+    #[must_use]
+    pub fn ttl(self, ttl: Duration) -> Self {
+        Self { ttl: Some(ttl), ..self }
+    }
+
+    /// As a request has it: at least 1 where there is a time to live, for 0 stands for none.
+    fn ttl_ms(&self) -> u64 {
+        let millis = |ttl: Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.ttl.map_or(0, millis)
     }
 }
 
@@ -87,6 +103,8 @@ pub struct Record {
     pub version: Sequence,
     /// When it was written, by the partition's clock.
     pub timestamp: Timestamp,
+    /// From when on it is absent, by the partition's clock. None: it stays.
+    pub expire_at: Option<ExpireAt>,
 }
 
 /// One result per entry, in the batch's order. Partitions succeed and fail on their own, so a
@@ -170,6 +188,12 @@ pub(crate) trait Batch: Sync {
     fn effect(&self, index: usize) -> Effect;
     fn unpack(answer: Self::Answer) -> Vec<Result<Self::Output, Error>>;
 
+    /// What a node refuses of this kind of entry alone.
+    fn check_entry(&self, index: usize) -> Result<(), Error> {
+        let _ = index;
+        Ok(())
+    }
+
     /// Bytes of the entry in a request.
     fn entry_length(&self, index: usize) -> usize {
         let length = self.content_length(index);
@@ -219,6 +243,7 @@ pub(crate) trait Batch: Sync {
                 );
                 return Err(Error::refused(Reason::KeyTooLarge, message));
             }
+            self.check_entry(index)?;
             let length = self.entry_length(index);
             if length > entry_max {
                 let message =
@@ -270,7 +295,11 @@ impl Batch for UpsertBatch<'_> {
             Condition::IfVersion(version) => 1 + encoded_len_varint(version.0),
         };
         let value = if entry.value.is_empty() { 0 } else { bytes_length(entry.value) };
-        bytes_length(entry.key) + value + condition
+        let ttl = match entry.ttl_ms() {
+            0 => 0,
+            ttl_ms => 1 + encoded_len_varint(ttl_ms),
+        };
+        bytes_length(entry.key) + value + condition + ttl
     }
 
     fn encode_entry(&self, index: usize, out: &mut Vec<u8>) {
@@ -286,6 +315,18 @@ impl Batch for UpsertBatch<'_> {
             Condition::IfAbsent => put_varint(out, 3, 1),
             Condition::IfVersion(version) => put_varint(out, 4, version.0),
         }
+        if entry.ttl.is_some() {
+            put_varint(out, 5, entry.ttl_ms());
+        }
+    }
+
+    fn check_entry(&self, index: usize) -> Result<(), Error> {
+        let ttl_ms = self.entries[index].ttl_ms();
+        if ttl_ms <= TTL_MS_MAX {
+            return Ok(());
+        }
+        let message = format!("entry {index} is to live for {ttl_ms} ms");
+        Err(Error::refused(Reason::InvalidTtl, message))
     }
 
     fn effect(&self, index: usize) -> Effect {
@@ -374,6 +415,7 @@ impl<K: AsRef<[u8]> + Sync> Batch for GetBatch<'_, K> {
                 value: record.value,
                 version: Sequence(record.version),
                 timestamp: Timestamp(record.timestamp),
+                expire_at: ExpireAt::from_millis(record.expire_at_ms),
             })),
         };
         answer.records.into_iter().map(read).collect()
@@ -437,7 +479,7 @@ mod tests {
         #[test]
         fn requests_are_what_prost_would_write(
             entries in prop::collection::vec(
-                (prop::collection::vec(any::<u8>(), 1..300), prop::collection::vec(any::<u8>(), 0..300), condition()),
+                (prop::collection::vec(any::<u8>(), 1..300), prop::collection::vec(any::<u8>(), 0..300), condition(), any::<Option<u32>>()),
                 1..20,
             ),
             routing_key in prop::collection::vec(any::<u8>(), 0..200), atomic in any::<bool>(), ack in ack(),
@@ -447,14 +489,18 @@ mod tests {
 
             let upserts: Vec<_> = entries
                 .iter()
-                .map(|(key, value, condition)| Upsert { key, value, condition: *condition })
+                .map(|(key, value, condition, ttl_ms)| {
+                    let ttl = ttl_ms.map(|ttl_ms| Duration::from_millis(ttl_ms.into()));
+                    Upsert { key, value, condition: *condition, ttl }
+                })
                 .collect();
             let theirs = v1::UpsertRequest {
-                entries: entries.iter().map(|(key, value, condition)| v1::UpsertEntry {
+                entries: entries.iter().map(|(key, value, condition, ttl_ms)| v1::UpsertEntry {
                     key: key.clone(),
                     value: value.clone(),
                     if_absent: *condition == Condition::IfAbsent,
                     if_version: if let Condition::IfVersion(version) = condition { Some(version.0) } else { None },
+                    ttl_ms: ttl_ms.map_or(0, |ttl_ms| u64::from(ttl_ms.max(1))),
                 }).collect(),
                 routing_key: routing_key.clone(), atomic, ack,
             };
@@ -464,7 +510,7 @@ mod tests {
 
             let removals: Vec<_> = entries
                 .iter()
-                .map(|(key, _, condition)| Removal {
+                .map(|(key, _, condition, _)| Removal {
                     key,
                     if_version: if let Condition::IfVersion(version) = condition { Some(*version) } else { None },
                 })

@@ -52,5 +52,5 @@ pub use endpoint::Endpoint;
 pub use error::{Error, Refused};
 pub use options::{Options, ReadOptions, WriteOptions};
 pub use stateside_proto::v1;
-pub use stateside_types::{Ack, Condition, Reason, Sequence, Timestamp};
+pub use stateside_types::{Ack, Condition, ExpireAt, Reason, Sequence, Timestamp};
 pub use topology::Topology;

@@ -4,7 +4,10 @@
 //! Messages are in protobuf's JSON form: lowerCamelCase names, bytes in base64, 64-bit numbers as
 //! strings; a field that is absent has its default.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Map, Value, json};
@@ -16,6 +19,9 @@ use crate::{
 
 /// The domain of every ErrorInfo of Stateside.
 const DOMAIN: &str = "stateside.dev";
+
+/// How long a step waits for the answer that it expects.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One call, ready to be made.
 #[derive(Clone, Debug)]
@@ -84,6 +90,9 @@ impl<C: Caller> Runner<'_, C> {
         if !step["except"][self.caller.name()].is_null() {
             return Ok(());
         }
+        if step["untilExpected"] == json!(true) {
+            return self.run_until_expected(step);
+        }
         let until_error = step["untilError"] == json!(true);
         for i in 0..step["repeat"].as_u64().unwrap_or(1) {
             let call = Call {
@@ -105,6 +114,22 @@ impl<C: Caller> Runner<'_, C> {
             }
         }
         if until_error { Err("no call failed".to_owned()) } else { Ok(()) }
+    }
+
+    fn run_until_expected(&mut self, step: &Value) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let call = Call {
+                method: full_method(step["call"].as_str().unwrap_or_default()),
+                request: self.expand(&step["request"], 0)?,
+                deadline_ms: None,
+            };
+            let answer = self.call_patiently(&call).map_err(|failure| failure.message)?;
+            match self.check(&step["expect"], &answer, "answer", 0) {
+                Err(_) if Instant::now() < deadline => {}
+                done => return done,
+            }
+        }
     }
 
     /// Sends what was refused as `OVERLOADED` again, after the delay that the node asks for.

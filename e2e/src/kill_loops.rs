@@ -589,6 +589,7 @@ fn upsert_request(write: &Write) -> UpsertRequest {
                 value: value.clone().unwrap_or_default(),
                 if_absent: *condition == Some(0),
                 if_version: condition.filter(|version| *version != 0),
+                ttl_ms: 0,
             })
             .collect(),
         routing_key: write.routing_key.clone(),

@@ -57,7 +57,7 @@ pub async fn channel(address: &str) -> Result<Channel, tonic::transport::Error> 
 
 /// An entry without condition.
 pub fn entry(key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> UpsertEntry {
-    UpsertEntry { key: key.into(), value: value.into(), if_absent: false, if_version: None }
+    UpsertEntry { key: key.into(), value: value.into(), ..UpsertEntry::default() }
 }
 
 /// Writes one record with the node's default acknowledgement.

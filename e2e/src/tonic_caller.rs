@@ -118,6 +118,7 @@ fn upsert_request(request: &Value) -> UpsertRequest {
                 value: bytes(&entry["value"]),
                 if_absent: entry["ifAbsent"] == json!(true),
                 if_version: number(&entry["ifVersion"]),
+                ttl_ms: number(&entry["ttlMs"]).unwrap_or_default(),
             })
             .collect(),
         routing_key: bytes(&request["routingKey"]),
@@ -156,6 +157,7 @@ fn record(record: &Record) -> Value {
         "value": BASE64.encode(&record.value),
         "version": record.version.to_string(),
         "timestamp": record.timestamp.to_string(),
+        "expireAtMs": record.expire_at_ms.to_string(),
         "error": record.error.as_ref().map(entry_error),
     })
 }

@@ -4,6 +4,7 @@
 mod bench;
 mod clients;
 mod damage;
+mod expiry;
 mod full_disk;
 mod hostile_peers;
 mod kill_loops;

@@ -11,7 +11,7 @@ use stateside_partition::{Effects, Input, Partition, Ticket};
 use stateside_pipeline::{Outlet, Write, read_stage};
 use stateside_statestore::{MemoryStore, Work};
 use stateside_types::{
-    Ack, Change, Condition, Epoch, HashRange, OptionValue, PartitionId, PartitionSpec,
+    Ack, Epoch, HashRange, OptionValue, PartitionId, PartitionSpec,
     PipelineSpec, Record, Refusal, Sequence, StageSpec, StoreKind, Timestamp, WallClock,
     WriteEntry,
 };
@@ -149,7 +149,7 @@ fn write(partition: &mut Partition, world: &mut World, number: u64) {
     let mut key = *b"key-000000000000";
     key[4..12]
         .copy_from_slice(&(number % RECORDS).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-    let entry = WriteEntry { key: &key, change: Change::Put(VALUE), condition: Condition::None };
+    let entry = WriteEntry::put(&key, VALUE);
     partition.step(Input::Write { ticket: Ticket(1), entries: &[entry], ack: None }, world);
     if number.is_multiple_of(32) {
         partition.step(Input::LogDurable(world.appended), world);

@@ -20,8 +20,8 @@ use stateside_pipeline::{
 };
 use stateside_statestore::{MemoryStore, Work};
 use stateside_types::{
-    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Record,
-    Refusal, Sequence, StoreKind, Timestamp, WallClock, WriteEntry,
+    Ack, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Record, Refusal, Sequence,
+    StoreKind, Timestamp, WallClock, WriteEntry,
 };
 
 const RECORDS: u64 = 100_000;
@@ -144,7 +144,7 @@ fn partition(world: &mut World) -> Partition {
 }
 
 fn put(partition: &mut Partition, world: &mut World, key: &[u8], ack: Ack) {
-    let entry = WriteEntry { key, change: Change::Put(&VALUE), condition: Condition::None };
+    let entry = WriteEntry::put(key, &VALUE);
     let input = Input::Write { ticket: Ticket(1), entries: &[entry], ack: Some(ack) };
     partition.step(input, world);
 }

@@ -1,6 +1,6 @@
 //! Requests that own their bytes: those that wait while the store asks the disk.
 
-use stateside_types::{Ack, Change, Condition, WriteEntry};
+use stateside_types::{Ack, Change, Condition, Expiry, WriteEntry};
 
 use crate::Ticket;
 
@@ -17,6 +17,7 @@ pub(crate) struct OwnedEntry {
     /// None removes.
     value: Option<Vec<u8>>,
     condition: Condition,
+    expiry: Expiry,
 }
 
 impl Owned {
@@ -34,6 +35,7 @@ impl Owned {
                     Change::Remove => None,
                 },
                 condition: entry.condition,
+                expiry: entry.expiry,
             })
             .collect();
         Self::Write { ticket, ack, entries }
@@ -46,6 +48,7 @@ impl OwnedEntry {
             key: &self.key,
             change: self.value.as_deref().map_or(Change::Remove, Change::Put),
             condition: self.condition,
+            expiry: self.expiry,
         }
     }
 }

@@ -7,8 +7,8 @@ use stateside_statestore::{
     Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
 };
 use stateside_types::{
-    Ack, Condition, PartitionSpec, PartitionState, PipelineError, Reason, Record, Refusal,
-    Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
+    Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
+    Record, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
@@ -96,8 +96,11 @@ pub struct Partition {
     working: bool,
     /// The store's disk was full when it last tried.
     disk_full: bool,
-    /// The last batch that removed something: what a read of an absent key depends on.
+    /// The last batch that removed something, or whose record was reclaimed: what a read of an
+    /// absent key depends on.
     last_remove: Sequence,
+    /// The latest time that a request was judged by.
+    time: WallClock,
     /// Set while writes are refused and reads go on.
     frozen: Option<Refusal>,
     /// An asynchronous stage failed a write: the refusal for it and everything behind it.
@@ -116,6 +119,7 @@ impl Partition {
         pipeline.resume(store.applied(), store.applied_timestamp());
         Ok(Self {
             last_remove: store.applied(),
+            time: WallClock(store.applied_timestamp().millis()),
             spec,
             pipeline,
             store,
@@ -285,6 +289,19 @@ impl Partition {
         self.hand_out_work(effects);
     }
 
+    /// Has the store take out expired records, `records_max` at most. Returns how many went at
+    /// once; a store on disk takes as many with its next work.
+    pub fn reclaim(&mut self, records_max: usize, effects: &mut impl Effects) -> usize {
+        if self.halted.is_some() {
+            return 0;
+        }
+        let now = self.tell_time(effects);
+        let reclaimed = self.store.reclaim(now, records_max);
+        self.last_remove = self.last_remove.max(reclaimed.newest);
+        self.hand_out_work(effects);
+        reclaimed.records
+    }
+
     /// Starts a snapshot of the state after the last batch applied.
     ///
     /// # Errors
@@ -352,16 +369,24 @@ impl Partition {
         if keys.len() > 1 {
             self.store.prefetch(keys);
         }
+        let now = self.tell_time(effects);
         let mut depends_on = Sequence::ZERO;
         let mut withheld = false;
         for key in keys {
             match self.store.get(key) {
                 Lookup::Found(record) => {
+                    // That a record has expired is told on the strength of the record, too.
                     depends_on = depends_on.max(record.version);
-                    effects.record(ticket, key, Some(record));
+                    effects.record(ticket, key, Some(record).filter(|r| !r.is_expired(now)));
                 }
                 Lookup::Absent => {
                     depends_on = depends_on.max(self.last_remove);
+                    effects.record(ticket, key, None);
+                }
+                Lookup::Withheld { version, expire_at: Some(moment), .. }
+                    if moment.has_come(now) =>
+                {
+                    depends_on = depends_on.max(version);
                     effects.record(ticket, key, None);
                 }
                 Lookup::Withheld { .. } => withheld = true,
@@ -437,11 +462,13 @@ impl Partition {
             let message = format!("the store of partition {} writes behind", self.spec.id);
             return Err(Refusal::new(what, message));
         }
+        let now = self.tell_time(effects);
+        self.check_expiries(entries)?;
         let write = Write {
             partition: self.spec.id,
             epoch: self.spec.first_epoch,
             entries,
-            now: effects.now(),
+            now,
             ack,
             sequence: self.store.applied().next(),
             timestamp: Timestamp::ZERO,
@@ -469,25 +496,47 @@ impl Partition {
         effects: &mut impl Effects,
     ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
         let entries = write.entries;
-        self.check_conditions(entries)?;
+        self.check_conditions(entries, write.now)?;
         self.check_memory(entries, effects.memory_available())?;
         self.pipeline.admit(&write, effects)?;
         self.pipeline.accept(&mut write, effects);
         self.store.apply(write.sequence, write.timestamp, entries);
-        if entries.iter().any(|entry| entry.change == stateside_types::Change::Remove) {
+        if entries.iter().any(|entry| entry.change == Change::Remove) {
             self.last_remove = write.sequence;
         }
         Ok((write.sequence, write.timestamp, write.ack))
     }
 
-    fn check_conditions(&self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+    /// The time that requests are judged by: the wall clock, held back from jumping back. A
+    /// record that was once absent stays so, and a write's conditions are judged by the time that
+    /// the clock stage stamps it with.
+    fn tell_time(&mut self, effects: &impl Effects) -> WallClock {
+        self.time = self.time.max(effects.now());
+        self.time
+    }
+
+    fn check_expiries(&self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+        let asks = |entry: &WriteEntry<'_>| matches!(entry.expiry, Expiry::After(_));
+        match entries.iter().position(asks) {
+            Some(index) if !self.pipeline.has(StageKind::Clock) => Err(Refusal::new(
+                Reason::InvalidTtl,
+                format!("partition {} has no clock stage, so nothing can expire", self.spec.id),
+            )
+            .with("entry", index)),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_conditions(&self, entries: &[WriteEntry<'_>], now: WallClock) -> Result<(), Refusal> {
+        let exists = |expire_at: Option<ExpireAt>| !expire_at.is_some_and(|at| at.has_come(now));
         for (index, entry) in entries.iter().enumerate() {
             if entry.condition == Condition::None {
                 continue;
             }
             let current = match self.store.get(entry.key) {
-                Lookup::Found(Record { version, .. }) | Lookup::Withheld { version, .. } => {
-                    Some(version)
+                Lookup::Found(Record { version, expire_at, .. })
+                | Lookup::Withheld { version, expire_at, .. } => {
+                    exists(expire_at).then_some(version)
                 }
                 Lookup::Absent | Lookup::Unknown => None,
             };

@@ -4,20 +4,38 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, HashMap},
+};
 
 use proptest::prelude::*;
 use stateside_partition::{Effects, Input, Partition, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::{
-    Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
+    Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
+    WorkDone,
 };
 use stateside_types::{
-    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec,
-    PartitionState, Reason, Record, Refusal, Sequence, StoreKind, Timestamp, WallClock, WriteEntry,
+    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, PartitionId,
+    PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StoreKind, Timestamp, WallClock, WriteEntry,
 };
 
-type Content = BTreeMap<Vec<u8>, (Vec<u8>, Sequence, Timestamp)>;
+type Content = BTreeMap<Vec<u8>, Stored>;
+
+#[derive(Clone, Debug, PartialEq)]
+struct Stored {
+    value: Vec<u8>,
+    version: Sequence,
+    timestamp: Timestamp,
+    expire_at: Option<ExpireAt>,
+}
+
+impl Stored {
+    fn is_expired(&self, now: WallClock) -> bool {
+        self.expire_at.is_some_and(|moment| moment.has_come(now))
+    }
+}
 
 /// A store with everything in a map. With `cold`, lookups are `Unknown` until fetched by work,
 /// as in a store on disk, except for what was written since.
@@ -42,9 +60,12 @@ impl StateStore for MapStore {
         }
         match self.content.get(key) {
             None => Lookup::Absent,
-            Some((value, version, timestamp)) => {
-                Lookup::Found(Record { value, version: *version, timestamp: *timestamp })
-            }
+            Some(stored) => Lookup::Found(Record {
+                value: &stored.value,
+                version: stored.version,
+                timestamp: stored.timestamp,
+                expire_at: stored.expire_at,
+            }),
         }
     }
 
@@ -54,7 +75,10 @@ impl StateStore for MapStore {
         for entry in entries {
             match entry.change {
                 Change::Put(value) => {
-                    self.content.insert(entry.key.to_vec(), (value.to_vec(), sequence, timestamp));
+                    let (value, version) = (value.to_vec(), sequence);
+                    let expire_at = entry.expiry.fixed_by(timestamp);
+                    let stored = Stored { value, version, timestamp, expire_at };
+                    self.content.insert(entry.key.to_vec(), stored);
                 }
                 Change::Remove => {
                     self.content.remove(entry.key);
@@ -86,6 +110,18 @@ impl StateStore for MapStore {
 
     fn growth(&self, entries: &[WriteEntry<'_>]) -> i64 {
         entries.iter().filter(|e| matches!(e.change, Change::Put(_))).count() as i64
+    }
+
+    fn reclaim(&mut self, now: WallClock, records_max: usize) -> Reclaimed {
+        let expired = self.content.iter().filter(|(_, stored)| stored.is_expired(now));
+        let expired: Vec<_> =
+            expired.map(|(key, stored)| (key.clone(), stored.version)).take(records_max).collect();
+        let mut reclaimed = Reclaimed { records: expired.len(), ..Reclaimed::default() };
+        for (key, version) in expired {
+            self.content.remove(&key);
+            reclaimed.newest = reclaimed.newest.max(version);
+        }
+        reclaimed
     }
 
     fn snapshot_start(&mut self) {}
@@ -132,11 +168,15 @@ impl StateStore for MapStore {
     }
 }
 
+/// Value and moment.
+type LoggedPut = (Vec<u8>, Option<ExpireAt>);
+
 #[derive(Clone)]
 struct Logged {
     sequence: Sequence,
     timestamp: Timestamp,
-    entries: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+    /// Keys and what was put; None removes.
+    entries: Vec<(Vec<u8>, Option<LoggedPut>)>,
 }
 
 /// A key and what a read said of it.
@@ -145,9 +185,12 @@ type Seen = (Vec<u8>, Option<(Vec<u8>, Sequence)>);
 #[derive(Default)]
 struct World {
     now: u64,
+    /// The latest time that the partition was told.
+    told: Cell<u64>,
     log: Vec<Logged>,
     work: Vec<Work>,
-    records: HashMap<u64, Vec<Seen>>,
+    /// What reads were told, and when.
+    records: HashMap<u64, (WallClock, Vec<Seen>)>,
     done: Vec<(u64, Result<Option<Sequence>, Refusal>)>,
 }
 
@@ -163,7 +206,10 @@ impl Outlet for World {
     fn log_append(&mut self, write: &Write<'_>) {
         let entries = write.entries.iter().map(|entry| {
             let value = match entry.change {
-                Change::Put(value) => Some(value.to_vec()),
+                // What the log keeps of an entry is the moment.
+                Change::Put(value) => {
+                    Some((value.to_vec(), entry.expiry.fixed_by(write.timestamp)))
+                }
                 Change::Remove => None,
             };
             (entry.key.to_vec(), value)
@@ -179,7 +225,9 @@ impl Outlet for World {
 impl Effects for World {
     fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>) {
         let record = record.map(|record| (record.value.to_vec(), record.version));
-        self.records.entry(ticket.0).or_default().push((key.to_vec(), record));
+        let (time, records) = self.records.entry(ticket.0).or_default();
+        *time = WallClock(self.told.get());
+        records.push((key.to_vec(), record));
     }
 
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>) {
@@ -195,6 +243,7 @@ impl Effects for World {
     }
 
     fn now(&self) -> WallClock {
+        self.told.set(self.told.get().max(self.now));
         WallClock(self.now)
     }
 
@@ -217,10 +266,9 @@ fn replay(log: &[Logged], cold: bool) -> MapStore {
         let entries: Vec<_> = record
             .entries
             .iter()
-            .map(|(key, value)| WriteEntry {
-                key,
-                change: value.as_deref().map_or(Change::Remove, Change::Put),
-                condition: Condition::None,
+            .map(|(key, put)| match put {
+                Some((value, moment)) => WriteEntry::put(key, value).expiring((*moment).into()),
+                None => WriteEntry::remove(key),
             })
             .collect();
         store.apply(record.sequence, record.timestamp, &entries);
@@ -230,7 +278,7 @@ fn replay(log: &[Logged], cold: bool) -> MapStore {
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write(Vec<(u8, Option<u8>, Guess)>, Option<Ack>),
+    Write(Vec<Planned>, Option<Ack>),
     Read(Vec<u8>),
     /// The log becomes durable up to this share of what is not yet.
     Log(u8),
@@ -240,7 +288,12 @@ enum Step {
     Crash(u8),
     /// The wall clock moves, also backwards.
     Clock(i16),
+    /// So many expired records may go.
+    Reclaim(u8),
 }
+
+/// An entry: key, value (none removes), condition, time to live.
+type Planned = (u8, Option<u8>, Guess, Option<u16>);
 
 /// A condition, aimed to hold about half of the time.
 #[derive(Clone, Copy, Debug)]
@@ -255,8 +308,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let guess = prop_oneof![
         4 => Just(Guess::None), 1 => Just(Guess::IfAbsent), 1 => Just(Guess::Current), 1 => Just(Guess::Wrong)
     ];
-    let entries = prop::collection::btree_map(0..12_u8, (any::<Option<u8>>(), guess), 1..4)
-        .prop_map(|map| map.into_iter().map(|(key, (value, guess))| (key, value, guess)).collect());
+    let entries = prop::collection::btree_map(
+        0..12_u8,
+        (any::<Option<u8>>(), guess, proptest::option::of(1..20_000_u16)),
+        1..4,
+    )
+    .prop_map(|map| {
+        let plan = |(key, (value, guess, ttl_ms))| (key, value, guess, ttl_ms);
+        map.into_iter().map(plan).collect()
+    });
     let ack = prop_oneof![Just(None), Just(Some(Ack::Memory)), Just(Some(Ack::Durable))];
     let step = prop_oneof![
         6 => (entries, ack).prop_map(|(entries, ack)| Step::Write(entries, ack)),
@@ -265,7 +325,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => Just(Step::Work),
         1 => any::<u8>().prop_map(Step::Crash),
         1 => any::<u8>().prop_map(Step::Fail),
-        1 => any::<i16>().prop_map(Step::Clock),
+        2 => any::<i16>().prop_map(Step::Clock),
+        2 => any::<u8>().prop_map(Step::Reclaim),
     ];
     prop::collection::vec(step, 1..120)
 }
@@ -304,24 +365,25 @@ impl Run {
             Step::Write(entries, ack) => {
                 let keys: Vec<_> = entries.iter().map(|(key, ..)| vec![*key]).collect();
                 let values: Vec<_> =
-                    entries.iter().map(|(_, value, _)| value.map(|v| vec![v; 3])).collect();
+                    entries.iter().map(|(_, value, ..)| value.map(|v| vec![v; 3])).collect();
                 // Conditions are aimed at the content as this run knows it now.
                 let current = self.states.last().unwrap();
                 let entries: Vec<_> = entries
                     .iter()
                     .zip(&keys)
                     .zip(&values)
-                    .map(|(((_, _, guess), key), value)| WriteEntry {
+                    .map(|(((_, _, guess, ttl_ms), key), value)| WriteEntry {
                         key,
                         change: value.as_deref().map_or(Change::Remove, Change::Put),
                         condition: match guess {
                             Guess::None => Condition::None,
                             Guess::IfAbsent => Condition::IfAbsent,
                             Guess::Current => Condition::IfVersion(
-                                current.get(key).map_or(Sequence(77_777), |record| record.1),
+                                current.get(key).map_or(Sequence(77_777), |record| record.version),
                             ),
                             Guess::Wrong => Condition::IfVersion(Sequence(88_888)),
                         },
+                        expiry: ttl_ms.map_or(Expiry::Never, |ttl| Expiry::After(ttl.into())),
                     })
                     .collect();
                 self.writes.insert(ticket, ack);
@@ -356,6 +418,10 @@ impl Run {
                 self.world.now = self.world.now.saturating_add_signed(i64::from(by));
             }
             Step::Crash(share) => self.crash(share),
+            Step::Reclaim(most) => {
+                let reclaimed = self.partition.reclaim(most.into(), &mut self.world);
+                assert!(reclaimed <= most.into());
+            }
         }
         self.check();
     }
@@ -368,11 +434,11 @@ impl Run {
             let mut content = self.states.last().unwrap().clone();
             for (key, value) in &record.entries {
                 match value {
-                    Some(value) => {
-                        content.insert(
-                            key.clone(),
-                            (value.clone(), record.sequence, record.timestamp),
-                        );
+                    Some((value, expire_at)) => {
+                        let (value, expire_at) = (value.clone(), *expire_at);
+                        let (version, timestamp) = (record.sequence, record.timestamp);
+                        let stored = Stored { value, version, timestamp, expire_at };
+                        content.insert(key.clone(), stored);
                     }
                     None => {
                         content.remove(key);
@@ -396,6 +462,7 @@ impl Run {
         self.reads.clear();
         self.writes.clear();
         let store = replay(&self.world.log, self.cold);
+        self.world.told.set(store.timestamp.millis());
         self.partition = partition(self.ack, self.cold, store);
     }
 
@@ -404,7 +471,7 @@ impl Run {
         let durable_to = self.failed.map_or(self.durable, |failed| self.durable.min(failed - 1));
         for (ticket, outcome) in std::mem::take(&mut self.world.done) {
             if let Some(keys) = self.reads.remove(&ticket) {
-                let records = self.world.records.remove(&ticket).unwrap_or_default();
+                let (time, records) = self.world.records.remove(&ticket).unwrap_or_default();
                 if let Err(refusal) = outcome {
                     assert_eq!(refusal.reason, Reason::PartitionStopped);
                     assert!(self.failed.is_some(), "reads are refused when the log failed alone");
@@ -414,8 +481,8 @@ impl Run {
                 // Some state explains the whole answer, and a crash could not take it back.
                 let explains = |state: &Content| {
                     records.iter().all(|(key, record)| {
-                        state.get(key).map(|(value, version, _)| (value.clone(), *version))
-                            == *record
+                        let live = state.get(key).filter(|stored| !stored.is_expired(time));
+                        live.map(|stored| (stored.value.clone(), stored.version)) == *record
                     })
                 };
                 let limit =
@@ -460,7 +527,11 @@ impl Run {
             return;
         }
         assert_eq!(self.partition.passed(), self.partition.applied());
-        assert_eq!(self.partition.stats().records as usize, self.states.last().unwrap().len());
+        self.partition.reclaim(usize::MAX, &mut self.world);
+        let now = self.world.now();
+        let now = WallClock(self.world.told.get().max(now.0));
+        let live = self.states.last().unwrap().values().filter(|stored| !stored.is_expired(now));
+        assert_eq!(self.partition.stats().records as usize, live.count());
     }
 }
 
@@ -496,7 +567,7 @@ proptest! {
 fn conditions_decide_against_everything_accepted_before() {
     let mut run = Run::new(Ack::Durable, false);
     let write = |run: &mut Run, ticket, condition| {
-        let entries = [WriteEntry { key: b"k", change: Change::Put(b"v"), condition }];
+        let entries = [WriteEntry::put(b"k", b"v").under(condition)];
         run.partition.step(
             Input::Write { ticket: Ticket(ticket), entries: &entries, ack: None },
             &mut run.world,
@@ -519,12 +590,87 @@ fn conditions_decide_against_everything_accepted_before() {
     assert_eq!(written, [(1, Some(Sequence(1))), (3, Some(Sequence(2)))]);
 }
 
+/// A key's version as a read tells it.
+fn read(run: &mut Run, ticket: u64, key: &[u8]) -> Option<Sequence> {
+    run.partition.step(Input::Read { ticket: Ticket(ticket), keys: &[key] }, &mut run.world);
+    let (_, records) = run.world.records.remove(&ticket).expect("answered");
+    records[0].1.as_ref().map(|(_, version)| *version)
+}
+
+#[test]
+fn a_record_is_absent_from_its_moment_on_for_reads_and_conditions_and_stays_so() {
+    let mut run = Run::new(Ack::Memory, false);
+    run.world.now = 1_000;
+    let write = |run: &mut Run, ticket, entry: WriteEntry<'_>| {
+        let entries = [entry];
+        run.partition.step(
+            Input::Write { ticket: Ticket(ticket), entries: &entries, ack: None },
+            &mut run.world,
+        );
+        run.world.done.pop().expect("answered at once").1.map_err(|refusal| refusal.reason)
+    };
+    let entry = WriteEntry::put(b"k", b"v").expiring(Expiry::After(500));
+    assert_eq!(write(&mut run, 1, entry), Ok(Some(Sequence(1))));
+    run.world.now = 1_499;
+    assert_eq!(read(&mut run, 2, b"k"), Some(Sequence(1)));
+    assert_eq!(write(&mut run, 3, entry.under(Condition::IfAbsent)), Err(Reason::ConditionFailed));
+    run.world.now = 1_500;
+    let stale = entry.under(Condition::IfVersion(Sequence(1)));
+    assert_eq!(write(&mut run, 4, stale), Err(Reason::ConditionFailed));
+    assert_eq!(read(&mut run, 5, b"k"), None);
+    // The wall clock jumps back; what has ceased to exist does not come back.
+    run.world.now = 10;
+    assert_eq!(read(&mut run, 6, b"k"), None);
+    assert_eq!(write(&mut run, 7, entry.under(Condition::IfAbsent)), Ok(Some(Sequence(2))));
+    assert_eq!(read(&mut run, 8, b"k"), Some(Sequence(2)));
+    // The second life ends when its own time is over, and its record can be taken out.
+    run.world.now = 1_999;
+    assert_eq!(run.partition.reclaim(10, &mut run.world), 0);
+    run.world.now = 2_000;
+    assert_eq!(read(&mut run, 9, b"k"), None);
+    assert_eq!(run.partition.reclaim(10, &mut run.world), 1);
+    assert_eq!((read(&mut run, 10, b"k"), run.partition.stats().records), (None, 0));
+}
+
+#[test]
+fn an_absence_that_a_reclaimed_record_left_waits_for_the_log() {
+    let mut run = Run::new(Ack::Durable, false);
+    run.world.now = 1_000;
+    let lasting = [WriteEntry::put(b"k", b"v")];
+    let brief = [WriteEntry::put(b"k", b"v").expiring(Expiry::After(1))];
+    for (ticket, entries) in [(1, &lasting), (2, &brief)] {
+        let input = Input::Write { ticket: Ticket(ticket), entries, ack: None };
+        run.partition.step(input, &mut run.world);
+    }
+    run.partition.step(Input::LogDurable(Sequence(1)), &mut run.world);
+    run.world.now = 2_000;
+    assert_eq!(run.partition.reclaim(1, &mut run.world), 1);
+    run.world.done.clear();
+    run.partition.step(Input::Read { ticket: Ticket(3), keys: &[b"k"] }, &mut run.world);
+    // A crash now would bring the lasting record back.
+    assert!(run.world.done.is_empty());
+    run.partition.step(Input::LogDurable(Sequence(2)), &mut run.world);
+    assert_eq!(run.world.done.len(), 2);
+}
+
+#[test]
+fn without_a_clock_stage_nothing_can_be_given_a_time_to_live() {
+    let mut run = Run::new(Ack::Memory, false);
+    let spec = PartitionSpec { pipeline: Vec::new().into(), ..run.partition.spec().clone() };
+    run.partition = Partition::new(spec, Box::new(replay(&[], false))).unwrap();
+    let entries = [WriteEntry::put(b"k", b"v").expiring(Expiry::After(500))];
+    run.partition
+        .step(Input::Write { ticket: Ticket(1), entries: &entries, ack: None }, &mut run.world);
+    let (_, outcome) = run.world.done.pop().expect("answered at once");
+    assert_eq!(outcome.unwrap_err().reason, Reason::InvalidTtl);
+}
+
 #[test]
 fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
     let mut run = Run::new(Ack::Durable, false);
     for ticket in 1..=4_u64 {
         let key = [ticket as u8];
-        let entry = WriteEntry { key: &key, change: Change::Put(b"v"), condition: Condition::None };
+        let entry = WriteEntry::put(&key, b"v");
         let input = Input::Write { ticket: Ticket(ticket), entries: &[entry], ack: None };
         run.partition.step(input, &mut run.world);
     }
@@ -533,7 +679,7 @@ fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
     run.partition.step(Input::LogFailed(Sequence(3), refusal), &mut run.world);
     assert!(run.world.done.is_empty(), "1 and 2 are not done, and 3 does not overtake them");
     // New writes are told at once, reads of what is durable go on.
-    let entry = WriteEntry { key: b"k", change: Change::Put(b"v"), condition: Condition::None };
+    let entry = WriteEntry::put(b"k", b"v");
     let input = Input::Write { ticket: Ticket(6), entries: &[entry], ack: None };
     run.partition.step(input, &mut run.world);
     assert!(matches!(run.world.done[..], [(6, Err(_))]));
@@ -548,7 +694,7 @@ fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
 #[test]
 fn a_halted_partition_answers_everything_with_the_reason() {
     let mut run = Run::new(Ack::Durable, false);
-    let entries = [WriteEntry { key: b"k", change: Change::Put(b"v"), condition: Condition::None }];
+    let entries = [WriteEntry::put(b"k", b"v")];
     run.partition
         .step(Input::Write { ticket: Ticket(1), entries: &entries, ack: None }, &mut run.world);
     run.partition.step(Input::Read { ticket: Ticket(2), keys: &[b"k"] }, &mut run.world);

@@ -7,9 +7,7 @@ use stateside_pipeline::log::{
     Generation, GroupNumber, LogWriter, PartitionBase, Placement, ReadBuffers, RecordHead, Replay,
     Retention, RunRange, SegmentInput, SegmentSource, WriterLimits, read_run,
 };
-use stateside_types::{
-    Ack, Change, Condition, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry,
-};
+use stateside_types::{Ack, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry};
 
 const SEGMENT_BYTES: u64 = 64 << 20;
 const PARTITIONS: u32 = 8;
@@ -45,8 +43,7 @@ fn fill(
     for i in from..from + count {
         let mut key = *b"key-000000000000";
         key[4..8].copy_from_slice(&i.to_le_bytes());
-        let entries =
-            [WriteEntry { key: &key, change: Change::Put(&value), condition: Condition::None }];
+        let entries = [WriteEntry::put(&key, &value)];
         let head = RecordHead {
             partition: PartitionId(i % PARTITIONS),
             epoch: Epoch(1),

@@ -244,11 +244,7 @@ mod tests {
         WriteEntry { key: key.as_bytes(), change: Change::Put(value), ..REMOVE }
     }
 
-    const REMOVE: WriteEntry<'_> = WriteEntry {
-        key: b"tmp/x",
-        change: Change::Remove,
-        condition: stateside_types::Condition::None,
-    };
+    const REMOVE: WriteEntry<'_> = WriteEntry::remove(b"tmp/x");
 
     fn admit(filter: &mut Filter, entries: &[WriteEntry<'_>], now: u64) -> Result<(), Refusal> {
         let mut write = write_of(entries, now);

@@ -228,7 +228,7 @@ fn build(spec: &StageSpec) -> Result<Box<dyn Stage>, PipelineError> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use stateside_types::{Change, Condition, OptionValue, Reason};
+    use stateside_types::{Change, OptionValue, Reason};
 
     use super::*;
     use crate::{
@@ -256,7 +256,7 @@ pub(crate) mod tests {
     }
 
     fn put<'a>((key, value): &(&'a str, &'a [u8])) -> WriteEntry<'a> {
-        WriteEntry { key: key.as_bytes(), change: Change::Put(value), condition: Condition::None }
+        WriteEntry::put(key.as_bytes(), value)
     }
 
     fn enter(pipeline: &mut Pipeline, puts: &[(&str, &[u8])]) -> Result<Vec<Vec<u8>>, Refusal> {

@@ -66,7 +66,8 @@ fn encode(criterion: &mut Criterion) {
     let mut out = Vec::new();
     for count in BATCHES {
         let keys: Vec<Vec<u8>> = (0..count).map(key).collect();
-        let record = Record { value: &VALUE, version: VERSION, timestamp: TIMESTAMP };
+        let (version, timestamp) = (VERSION, TIMESTAMP);
+        let record = Record { value: &VALUE, version, timestamp, expire_at: None };
         group.throughput(Throughput::Bytes((count * (16 + VALUE.len())) as u64));
         group.bench_function(BenchmarkId::new("records of a Get", count), |bencher| {
             bencher.iter(|| {

@@ -12,8 +12,10 @@ use prost::{
     encoding::{self, DecodeContext, WireType},
 };
 use stateside_types::{
-    Ack, Change, Condition, Reason, Record, Refusal, Sequence, Timestamp, WriteEntry,
-    limits::{BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, KEY_BYTES_MAX, ROUTING_KEY_BYTES_MAX},
+    Ack, Condition, Expiry, Reason, Record, Refusal, Sequence, Timestamp, WriteEntry,
+    limits::{
+        BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, KEY_BYTES_MAX, ROUTING_KEY_BYTES_MAX, TTL_MS_MAX,
+    },
 };
 
 /// What a write request says besides its entries.
@@ -31,24 +33,25 @@ pub struct WriteHead<'a> {
 ///
 /// # Errors
 /// `MALFORMED_REQUEST`, `EMPTY_BATCH`, `BATCH_TOO_LARGE`, `EMPTY_KEY`, `KEY_TOO_LARGE`,
-/// `INVALID_CONDITION`.
+/// `INVALID_CONDITION`, `INVALID_TTL`.
 pub fn decode_upsert<'a>(
     message: &'a [u8],
     entries: &mut Vec<WriteEntry<'a>>,
 ) -> Result<WriteHead<'a>, Refusal> {
     decode_write(message, entries, |entry, index| {
         if let Some((key, value)) = plain_pair(entry) {
-            return Ok(WriteEntry { key, change: Change::Put(value), condition: Condition::None });
+            return Ok(WriteEntry::put(key, value));
         }
         let mut reader = Reader(entry);
         let (mut key, mut value): (&[u8], &[u8]) = (&[], &[]);
-        let (mut if_absent, mut if_version) = (false, None);
+        let (mut if_absent, mut if_version, mut ttl_ms) = (false, None, 0);
         while let Some((field, wire)) = reader.key()? {
             match field {
                 1 => key = reader.bytes(wire)?,
                 2 => value = reader.bytes(wire)?,
                 3 => if_absent = reader.varint(wire)? != 0,
                 4 => if_version = Some(Sequence(reader.varint(wire)?)),
+                5 => ttl_ms = reader.varint(wire)?,
                 _ => reader.skip(wire, field)?,
             }
         }
@@ -64,7 +67,15 @@ pub fn decode_upsert<'a>(
                 .with("entry", index));
             }
         };
-        Ok(WriteEntry { key, change: Change::Put(value), condition })
+        let expiry = match ttl_ms {
+            0 => Expiry::Never,
+            1..=TTL_MS_MAX => Expiry::After(ttl_ms),
+            _ => {
+                let message = format!("entry {index} has a ttl_ms of {ttl_ms}");
+                return Err(Refusal::new(Reason::InvalidTtl, message).with("entry", index));
+            }
+        };
+        Ok(WriteEntry::put(key, value).under(condition).expiring(expiry))
     })
 }
 
@@ -106,7 +117,7 @@ pub fn decode_remove<'a>(
                 _ => reader.skip(wire, field)?,
             }
         }
-        Ok(WriteEntry { key, change: Change::Remove, condition })
+        Ok(WriteEntry::remove(key).under(condition))
     })
 }
 
@@ -144,10 +155,7 @@ pub fn decode_get<'a>(
 /// a vector's own iterator reuses its memory.
 pub fn recycle_entries<'b>(mut entries: Vec<WriteEntry<'_>>) -> Vec<WriteEntry<'b>> {
     entries.clear();
-    entries
-        .into_iter()
-        .map(|_| WriteEntry { key: &[], change: Change::Remove, condition: Condition::None })
-        .collect()
+    entries.into_iter().map(|_| WriteEntry::remove(&[])).collect()
 }
 
 /// As [`recycle_entries`], for keys.
@@ -183,17 +191,20 @@ pub fn encode_write_refused(out: &mut Vec<u8>, refusal: &Refusal) {
 }
 
 /// Bytes that [`encode_record`] adds at most beyond key and value.
-pub const RECORD_OVERHEAD_MAX: usize = 48;
+pub const RECORD_OVERHEAD_MAX: usize = 60;
 
 /// Writes one `Record` of a `GetResponse`.
 pub fn encode_record(out: &mut Vec<u8>, key: &[u8], record: Option<Record<'_>>) {
     let mut head = [0_u8; 16];
-    let mut tail = [0_u8; 24];
+    let mut tail = [0_u8; 36];
     let mut tail_length = 0;
     let value: &[u8] = record.map_or(&[], |record| record.value);
     if let Some(record) = record {
         tail_length += put_field(&mut tail, 4, record.version.0);
         tail_length += put_field(&mut tail[tail_length..], 5, record.timestamp.0);
+        if let Some(moment) = record.expire_at {
+            tail_length += put_field(&mut tail[tail_length..], 7, moment.millis());
+        }
     }
     let found_length = if record.is_some() { 2 } else { 0 };
     let value_length =
@@ -408,6 +419,7 @@ fn put_field(out: &mut [u8], field: u8, value: u64) -> usize {
 mod tests {
     use proptest::prelude::*;
     use prost::Message;
+    use stateside_types::{Change, ExpireAt};
 
     use super::*;
     use crate::v1;
@@ -422,12 +434,14 @@ mod tests {
             prop::collection::vec(any::<u8>(), 0..300),
             any::<bool>(),
             any::<Option<u64>>(),
+            prop_oneof![2 => Just(0), 1 => 1..=TTL_MS_MAX],
         )
-            .prop_map(|(key, value, if_absent, if_version)| v1::UpsertEntry {
+            .prop_map(|(key, value, if_absent, if_version, ttl_ms)| v1::UpsertEntry {
                 key,
                 value,
                 if_absent,
                 if_version: if if_absent { None } else { if_version },
+                ttl_ms,
             });
         (
             prop::collection::vec(entry, 0..8),
@@ -468,6 +482,8 @@ mod tests {
                         _ => Condition::None,
                     };
                     prop_assert_eq!(ours.condition, condition);
+                    let expiry = if theirs.ttl_ms == 0 { Expiry::Never } else { Expiry::After(theirs.ttl_ms) };
+                    prop_assert_eq!(ours.expiry, expiry);
                 }
                 prop_assert_eq!(entries.len(), request.entries.len());
             }
@@ -517,13 +533,15 @@ mod tests {
         fn answers_are_byte_for_byte_what_prost_writes(
             key in prop::collection::vec(any::<u8>(), 1..300), value in prop::collection::vec(any::<u8>(), 0..20_000),
             version in any::<u64>(), timestamp in any::<u64>(), found in any::<bool>(), count in 0..4_usize,
+            expire_at_ms in prop_oneof![Just(0), any::<u64>()],
         ) {
             let mut ours = Vec::new();
-            let record = Record { value: &value, version: Sequence(version), timestamp: Timestamp(timestamp) };
+            let expire_at = ExpireAt::from_millis(expire_at_ms);
+            let record = Record { value: &value, version: Sequence(version), timestamp: Timestamp(timestamp), expire_at };
             encode_record(&mut ours, &key, found.then_some(record));
             prop_assert!(ours.len() <= key.len() + value.len() + RECORD_OVERHEAD_MAX);
             let theirs = v1::GetResponse { records: vec![if found {
-                v1::Record { found, key, value, version, timestamp, error: None }
+                v1::Record { found, key, value, version, timestamp, error: None, expire_at_ms }
             } else {
                 v1::Record { key, ..Default::default() }
             }] };
@@ -537,7 +555,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_entries_both_conditions_and_unknown_ack_are_refused() {
+    fn too_many_entries_both_conditions_endless_ttl_and_unknown_ack_are_refused() {
         let many = v1::GetRequest {
             keys: vec![b"k".to_vec(); BATCH_ENTRIES_MAX + 1],
             routing_key: vec![],
@@ -556,6 +574,13 @@ mod tests {
         assert_eq!(
             decode_upsert(&both.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
             Reason::InvalidCondition
+        );
+        let entry =
+            v1::UpsertEntry { key: b"k".to_vec(), ttl_ms: TTL_MS_MAX + 1, ..Default::default() };
+        let endless = v1::UpsertRequest { entries: vec![entry], ..Default::default() };
+        assert_eq!(
+            decode_upsert(&endless.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
+            Reason::InvalidTtl
         );
         let ack = v1::UpsertRequest { ack: 7, ..Default::default() };
         assert_eq!(

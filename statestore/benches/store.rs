@@ -12,9 +12,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use stateside_statestore::{
     Lookup, MemoryStore, SnapshotHeader, SnapshotStep, SnapshotWriter, StateStore,
 };
-use stateside_types::{
-    Change, Condition, Epoch, HashRange, PartitionId, Timestamp, WallClock, WriteEntry,
-};
+use stateside_types::{Change, Epoch, HashRange, PartitionId, Timestamp, WallClock, WriteEntry};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -51,7 +49,7 @@ impl RandomKeys {
 
 fn apply(store: &mut impl StateStore, keys: &[[u8; 16]], change: Change<'_>) {
     let entries: Vec<WriteEntry<'_>> =
-        keys.iter().map(|key| WriteEntry { key, change, condition: Condition::None }).collect();
+        keys.iter().map(|key| WriteEntry::new(key, change)).collect();
     store.apply(store.applied().next(), Timestamp(1), &entries);
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use stateside_statestore::{Lookup, MemoryStore, SnapshotStep, StateStore};
-use stateside_types::{Change, Condition, Sequence, Timestamp, WriteEntry};
+use stateside_types::{Change, Sequence, Timestamp, WriteEntry};
 
 #[path = "../tests/support/counting_allocator.rs"]
 mod counting_allocator;
@@ -40,7 +40,7 @@ fn key(number: u64) -> [u8; 16] {
 
 fn put(store: &mut MemoryStore, number: u64, value: &[u8]) {
     let key = key(number);
-    let entry = WriteEntry { key: &key, change: Change::Put(value), condition: Condition::None };
+    let entry = WriteEntry::put(&key, value);
     store.apply(store.applied().next(), Timestamp(1), &[entry]);
 }
 
@@ -70,11 +70,7 @@ fn main() {
     let start = Instant::now();
     for first in (0..most).step_by(32) {
         let keys: [[u8; 16]; 32] = std::array::from_fn(|i| key(first + i as u64));
-        let entries = keys.each_ref().map(|key| WriteEntry {
-            key,
-            change: Change::Put(&value),
-            condition: Condition::None,
-        });
+        let entries = keys.each_ref().map(|key| WriteEntry::new(key, Change::Put(&value)));
         store.apply(store.applied().next(), Timestamp(1), &entries);
     }
     let batched = start.elapsed().as_nanos() as f64 / most as f64;
@@ -145,11 +141,7 @@ fn main() {
                 .wrapping_add(1_442_695_040_888_963_407);
             key((start >> 33) % most)
         });
-        let entries = keys.each_ref().map(|key| WriteEntry {
-            key,
-            change: Change::Put(&value),
-            condition: Condition::None,
-        });
+        let entries = keys.each_ref().map(|key| WriteEntry::new(key, Change::Put(&value)));
         store.apply(store.applied().next(), Timestamp(1), &entries);
     });
     println!("in batches of 32: get {:.0} ns, overwrite {:.0} ns", batch / 32.0, put_batch / 32.0);
@@ -202,7 +194,7 @@ fn main() {
     let (mut longest, mut longest_at) = (Duration::ZERO, 0);
     for number in 0..most {
         let key = key(number);
-        let entry = WriteEntry { key: &key, change: Change::Remove, condition: Condition::None };
+        let entry = WriteEntry::remove(&key);
         let at = Instant::now();
         let sequence = Sequence(store.applied().0 + 1);
         store.apply(sequence, Timestamp(1), &[entry]);

@@ -8,7 +8,7 @@ use std::{error::Error, path::PathBuf, time::Instant};
 use stateside_statestore::{
     Lookup, SledEngine, SledOptions, SledStore, SnapshotStep, StateStore, StoreError,
 };
-use stateside_types::{Change, Condition, Epoch, PartitionId, Timestamp, WriteEntry};
+use stateside_types::{Epoch, PartitionId, Timestamp, WriteEntry};
 
 const BATCH: u64 = 1_000;
 
@@ -20,10 +20,8 @@ fn key(number: u64) -> [u8; 16] {
 
 fn put(store: &mut SledStore, numbers: impl Iterator<Item = u64>) {
     let keys: Vec<[u8; 16]> = numbers.map(key).collect();
-    let entries: Vec<WriteEntry<'_>> = keys
-        .iter()
-        .map(|key| WriteEntry { key, change: Change::Put(&[7; 100]), condition: Condition::None })
-        .collect();
+    let entries: Vec<WriteEntry<'_>> =
+        keys.iter().map(|key| WriteEntry::put(key, &[7; 100])).collect();
     store.apply(store.applied().next(), Timestamp(1), &entries);
 }
 

@@ -14,5 +14,6 @@ pub use snapshot_format::{
     SnapshotReader, SnapshotSummary, SnapshotWriter,
 };
 pub use store::{
-    Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
+    Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
+    WorkDone,
 };

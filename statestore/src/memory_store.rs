@@ -4,7 +4,7 @@
 //!   key ─ xxh3-64, seeded ─► index segment ─ 4-byte handle ─► block in a page: header, key, value
 //! ```
 //! A record costs 24 bytes of header, 0 to 7 of padding and 6 to 12 of index over its key and
-//! value. No write does work that grows with the store: pages and index segments are small, a full
+//! value; one that expires some 48 more (see `expirations.rs`). No write does work that grows with the store: pages and index segments are small, a full
 //! segment splits alone, and the arena is compacted a few blocks at each write. A snapshot is
 //! a walk by hash that runs while writes go on (see `walk.rs`).
 //!
@@ -12,20 +12,22 @@
 //! bucket. It is a parameter because nothing here draws randomness.
 
 mod arena;
+mod expirations;
 mod index;
 mod walk;
 
 use std::collections::VecDeque;
 
-use stateside_types::{Change, Sequence, Timestamp, WriteEntry};
+use stateside_types::{Change, Expiry, Record, Sequence, Timestamp, WallClock, WriteEntry};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use self::{
     arena::{Arena, Handle},
+    expirations::Expirations,
     index::{Index, SlotHash},
     walk::Walk,
 };
-use crate::{Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats};
+use crate::{Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats};
 
 /// Upkeep at every apply: blocks looked at by compaction, besides [`UPKEEP_PER_ENTRY`].
 const UPKEEP_PER_APPLY: usize = 8;
@@ -44,10 +46,12 @@ pub struct MemoryStore {
     seed: u64,
     arena: Arena,
     index: Index,
+    expirations: Expirations,
     walk: Option<Walk>,
     /// Records kept for a snapshot that was abandoned: freed a few at a time.
     abandoned: VecDeque<Handle>,
     payload_bytes: u64,
+    reclaimed: u64,
     applied: Sequence,
     applied_timestamp: Timestamp,
 }
@@ -67,9 +71,11 @@ impl MemoryStore {
             seed,
             arena: Arena::default(),
             index: Index::new(),
+            expirations: Expirations::default(),
             walk: None,
             abandoned: VecDeque::new(),
             payload_bytes: 0,
+            reclaimed: 0,
             applied: Sequence::ZERO,
             applied_timestamp: Timestamp::ZERO,
         }
@@ -102,37 +108,47 @@ impl MemoryStore {
         }
     }
 
-    fn put(&mut self, key: &[u8], value: &[u8], version: Sequence, timestamp: Timestamp) {
-        let Self { arena, index, seed, .. } = self;
+    fn put(&mut self, key: &[u8], record: Record<'_>) {
+        let Self { arena, index, expirations, seed, .. } = self;
         let hash = hash_key(*seed, key);
         let Some(place) = index.find_mut(hash, |handle| arena.key(handle) == key) else {
-            let handle = arena.insert(key, value, version, timestamp);
+            let handle = arena.insert(key, record);
             index.insert(hash, handle, |handle| hash_key(*seed, arena.key(handle)));
-            self.payload_bytes += (key.len() + value.len()) as u64;
+            expirations.insert(record.expire_at, handle);
+            self.payload_bytes += (key.len() + record.value.len()) as u64;
             return;
         };
         let old = *place;
         self.payload_bytes -= arena.value_len(old) as u64;
-        self.payload_bytes += value.len() as u64;
+        self.payload_bytes += record.value.len() as u64;
+        expirations.remove(arena.expire_at(old), old);
         let needed = match &self.walk {
             Some(walk) => walk.needs(hash, arena.version(old)),
             None => false,
         };
-        if !needed && arena.overwrite(old, value, version, timestamp) {
+        if !needed && arena.overwrite(old, record) {
+            expirations.insert(record.expire_at, old);
             return;
         }
-        *place = arena.insert(key, value, version, timestamp);
+        *place = arena.insert(key, record);
+        expirations.insert(record.expire_at, *place);
         self.let_go(hash, old, needed);
     }
 
     fn remove(&mut self, key: &[u8]) {
-        let Self { arena, index, seed, .. } = self;
-        let hash = hash_key(*seed, key);
-        let is = |handle| arena.key(handle) == key;
+        let hash = hash_key(self.seed, key);
+        self.take_out(hash, |arena, handle| arena.key(handle) == key);
+    }
+
+    /// Takes the record of this hash that `is` picks out of the index and lets go of it.
+    fn take_out(&mut self, hash: SlotHash, is: impl Fn(&Arena, Handle) -> bool) {
+        let Self { arena, index, expirations, seed, .. } = self;
+        let is = |handle| is(arena, handle);
         let Some(old) = index.remove(hash, is, |handle| hash_key(*seed, arena.key(handle))) else {
             return;
         };
-        self.payload_bytes -= (key.len() + arena.value_len(old)) as u64;
+        expirations.remove(arena.expire_at(old), old);
+        self.payload_bytes -= (arena.key(old).len() + arena.value_len(old)) as u64;
         let needed = self.walk.as_ref().is_some_and(|w| w.needs(hash, arena.version(old)));
         self.let_go(hash, old, needed);
     }
@@ -163,11 +179,12 @@ impl MemoryStore {
             self.arena = Arena::default();
             return;
         }
-        let Self { arena, index, seed, .. } = self;
+        let Self { arena, index, expirations, seed, .. } = self;
         arena.drain(blocks, |arena, old, new| {
             let hash = hash_key(*seed, arena.key(new));
             let place = index.find_mut(hash, |handle| handle == old);
             *place.expect("every record in the arena is in the index") = new;
+            expirations.moved(arena.expire_at(new), old, new);
         });
     }
 }
@@ -196,7 +213,11 @@ impl StateStore for MemoryStore {
         }
         for entry in entries {
             match entry.change {
-                Change::Put(value) => self.put(entry.key, value, sequence, timestamp),
+                Change::Put(value) => {
+                    let expire_at = entry.expiry.fixed_by(timestamp);
+                    let record = Record { value, version: sequence, timestamp, expire_at };
+                    self.put(entry.key, record);
+                }
                 Change::Remove => self.remove(entry.key),
             }
         }
@@ -225,32 +246,40 @@ impl StateStore for MemoryStore {
         StoreStats {
             records: self.index.len() as u64,
             payload_bytes: self.payload_bytes,
-            memory_bytes: bytes as u64,
+            memory_bytes: (bytes + self.expirations.memory_bytes()) as u64,
+            reclaimed: self.reclaimed,
         }
     }
 
     fn growth_max(&self, entries: &[WriteEntry<'_>]) -> u64 {
-        let (mut puts, mut record_bytes) = (0, 0);
+        let (mut puts, mut expiring, mut record_bytes) = (0, 0, 0);
         for entry in entries {
             if let Change::Put(value) = entry.change {
+                let expires = entry.expiry != Expiry::Never;
                 puts += 1;
-                record_bytes += Arena::record_bytes(entry.key.len(), value.len());
+                expiring += usize::from(expires);
+                record_bytes += Arena::record_bytes(entry.key.len(), value.len(), expires);
             }
         }
         let kept = self.walk.as_ref().map_or(0, |walk| walk.growth_max(entries.len()));
         let records = self.arena.growth_max(record_bytes, puts);
-        (records + self.index.growth_max(puts) + kept) as u64
+        let expirations = expiring * Expirations::ENTRY_BYTES;
+        (records + self.index.growth_max(puts) + kept + expirations) as u64
     }
 
     fn growth(&self, entries: &[WriteEntry<'_>]) -> i64 {
-        let bytes_of = |key: &[u8], value_len| Arena::record_bytes(key.len(), value_len) as i64;
+        let bytes_of = |key: &[u8], value_len, expires| {
+            let noted = if expires { Expirations::ENTRY_BYTES } else { 0 };
+            (Arena::record_bytes(key.len(), value_len, expires) + noted) as i64
+        };
         let mut growth = 0;
         for entry in entries {
             if let Some(handle) = self.find(entry.key) {
-                growth -= bytes_of(entry.key, self.arena.value_len(handle));
+                let expires = self.arena.expire_at(handle).is_some();
+                growth -= bytes_of(entry.key, self.arena.value_len(handle), expires);
             }
             if let Change::Put(value) = entry.change {
-                growth += bytes_of(entry.key, value.len());
+                growth += bytes_of(entry.key, value.len(), entry.expiry != Expiry::Never);
             }
         }
         growth
@@ -258,6 +287,23 @@ impl StateStore for MemoryStore {
 
     fn is_saturated(&self) -> bool {
         self.arena.is_full()
+    }
+
+    fn reclaim(&mut self, now: WallClock, records_max: usize) -> Reclaimed {
+        let mut reclaimed = Reclaimed::default();
+        while reclaimed.records < records_max
+            && let Some(expired) = self.expirations.first(now)
+        {
+            reclaimed.records += 1;
+            reclaimed.newest = reclaimed.newest.max(self.arena.version(expired));
+            let hash = hash_key(self.seed, self.arena.key(expired));
+            self.take_out(hash, |_, handle| handle == expired);
+        }
+        if reclaimed.records > 0 {
+            self.reclaimed += reclaimed.records as u64;
+            self.keep_up(reclaimed.records);
+        }
+        reclaimed
     }
 
     fn snapshot_start(&mut self) {
@@ -288,7 +334,7 @@ impl StateStore for MemoryStore {
 
     fn load(&mut self, records: &[SnapshotRecord<'_>]) -> bool {
         for SnapshotRecord { key, record } in records {
-            self.put(key, record.value, record.version, record.timestamp);
+            self.put(key, *record);
         }
         true
     }

@@ -15,6 +15,9 @@
 //! A snapshot begins when sled stands exactly at its sequence: writes beyond wait until then.
 //! From there on the tree is scanned in key order, and a write that overwrites a record ahead of the
 //! scan brings the old one back to be handed out from memory.
+//!
+//! Expired records are taken out by work of its own, which changes nothing that anyone can see (see
+//! `store.rs`): it is not in the overlay, needs no flush, and what a crash takes back of it is done again.
 
 mod engine;
 mod overlay;
@@ -27,7 +30,7 @@ use std::{
 };
 
 use stateside_types::{
-    Change, Record, Sequence, Timestamp, WriteEntry,
+    Change, Record, Sequence, Timestamp, WallClock, WriteEntry,
     limits::{STORE_FETCH_BYTES_MAX, STORE_LOAD_BYTES_MAX, STORE_OVERLAY_BYTES_MAX},
 };
 
@@ -38,7 +41,8 @@ use self::{
     tree::{KeepRule, KeyedLookup, KeyedRecord, Meta, Scanned, StoredRecord, Written},
 };
 use crate::{
-    Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
+    Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
+    WorkDone,
 };
 
 /// Batches of one write: enough to make sled's batch worthwhile, few enough to end soon.
@@ -66,6 +70,9 @@ pub struct SledStore {
     /// Writes that are not known to be covered, oldest first.
     uncovered: VecDeque<(Sequence, Stamp)>,
     cover_asked: bool,
+    /// What the next work is to reclaim: by which time, and how many records at most.
+    expired: Option<(WallClock, usize)>,
+    reclaimed: u64,
     busy: bool,
     fetch_queue: Vec<Box<[u8]>>,
     fetched: BTreeMap<Box<[u8]>, Option<StoredRecord>>,
@@ -132,6 +139,7 @@ enum Action {
     Write { batches: Vec<Arc<OverlayBatch>>, keep: Option<KeepRule>, scan: u64, flush: bool },
     Scan { number: u64, after: Option<Box<[u8]>>, sequence: Sequence, bytes: usize },
     Flush { number: u64 },
+    Reclaim { now: WallClock, records_max: usize },
 }
 
 /// What it brought. A part that failed gives back what it needs to be tried again.
@@ -149,6 +157,7 @@ enum Outcome {
     Loaded { number: u64, step: LoadStep, meta: Meta, stamp: Option<Stamp> },
     Written { scan: u64, written: Written },
     Scanned { number: u64, scanned: Scanned },
+    Reclaimed { meta: Meta, records: u64 },
 }
 
 impl SledStore {
@@ -164,6 +173,8 @@ impl SledStore {
             covered: meta.applied,
             uncovered: VecDeque::new(),
             cover_asked: false,
+            expired: None,
+            reclaimed: 0,
             busy: false,
             fetch_queue: Vec::new(),
             fetched: BTreeMap::new(),
@@ -258,7 +269,11 @@ impl SledStore {
             Some((_, stamp)) if self.cover_asked || much => {
                 Action::Flush { number: stamp.covered_by }
             }
-            _ => Action::Nothing,
+            // Once for each time that it was asked for: a full disk is tried again at the next tick.
+            _ => self
+                .expired
+                .take()
+                .map_or(Action::Nothing, |(now, records_max)| Action::Reclaim { now, records_max }),
         }
     }
 
@@ -291,6 +306,12 @@ impl SledStore {
                 }
                 self.meta = written.meta;
                 self.note_written(written.meta.applied, written.stamp);
+            }
+            // Of the records before a load.
+            Outcome::Reclaimed { .. } if self.load.is_some() => {}
+            Outcome::Reclaimed { meta, records } => {
+                self.meta = meta;
+                self.reclaimed += records;
             }
             Outcome::Scanned { number, scanned } => {
                 if let Some(scan) = &mut self.scan
@@ -400,6 +421,10 @@ impl Action {
                 *outcome = Outcome::Scanned { number, scanned };
             }
             Self::Flush { number } => tree.flush(number)?,
+            Self::Reclaim { now, records_max } => {
+                let (meta, records) = tree.writing()?.reclaim(now, records_max)?;
+                *outcome = Outcome::Reclaimed { meta, records };
+            }
         }
         Ok(())
     }
@@ -434,15 +459,12 @@ impl StateStore for SledStore {
         }
         match self.fetched.get(key) {
             Some(Some(record)) => match &record.value {
-                Some(value) => Lookup::Found(Record {
-                    value,
-                    version: record.version,
-                    timestamp: record.timestamp,
-                }),
+                Some(_) => Lookup::Found(record.as_record()),
                 None => Lookup::Withheld {
                     version: record.version,
                     timestamp: record.timestamp,
                     value_bytes: record.value_len,
+                    expire_at: record.expire_at,
                 },
             },
             Some(None) => Lookup::Absent,
@@ -488,6 +510,7 @@ impl StateStore for SledStore {
             records: self.meta.records,
             payload_bytes: self.meta.payload_bytes,
             memory_bytes: bytes as u64,
+            reclaimed: self.reclaimed,
         }
     }
 
@@ -507,6 +530,14 @@ impl StateStore for SledStore {
 
     fn is_saturated(&self) -> bool {
         self.overlay.batch_bytes() >= STORE_OVERLAY_BYTES_MAX
+    }
+
+    fn reclaim(&mut self, now: WallClock, records_max: usize) -> Reclaimed {
+        let has_expired = self.meta.next_moment.is_some_and(|moment| moment.has_come(now));
+        if has_expired && self.load.is_none() && records_max > 0 {
+            self.expired = Some((now, records_max));
+        }
+        Reclaimed::default()
     }
 
     fn snapshot_start(&mut self) {
@@ -541,10 +572,7 @@ impl StateStore for SledStore {
             let held = held_bytes(&key, Some(&record));
             bytes += held;
             scan.ready_bytes -= held;
-            let StoredRecord { value, version, timestamp, .. } = &record;
-            let value = value.as_deref().expect("scans and kept records bring values");
-            let record = Record { value, version: *version, timestamp: *timestamp };
-            emit(SnapshotRecord { key: &key, record });
+            emit(SnapshotRecord { key: &key, record: record.as_record() });
         }
         if !scan.ready.is_empty() {
             return Ok(SnapshotStep::More);
@@ -565,6 +593,8 @@ impl StateStore for SledStore {
         self.overlay = Overlay::default();
         self.uncovered.clear();
         self.meta = Meta::default();
+        self.expired = None;
+        self.reclaimed = 0;
         (self.applied, self.applied_timestamp) = (Sequence::ZERO, Timestamp::ZERO);
         (self.written, self.covered) = (Sequence::ZERO, Sequence::ZERO);
         self.scan = None;
@@ -656,6 +686,7 @@ fn stored(record: Record<'_>) -> StoredRecord {
         value_len: record.value.len(),
         version: record.version,
         timestamp: record.timestamp,
+        expire_at: record.expire_at,
     }
 }
 

@@ -16,6 +16,7 @@
 //!          ┌──────────────┬─────────┬───────┬─────────┐ ┌─────────┬───────────┬─────────┬───────────┬─────┬───────┐
 //!          │ payload bytes│ records │ CRC32C│ payload │=│ key len │ value len │ version │ timestamp │ key │ value │…
 //!          └──────────────┴─────────┴───────┴─────────┘ └ u16 ────┴ u32 ──────┴ u64 ────┴ u64 ──────┴─────┴───────┘
+//!          with bit 31 of value len: the record expires, and its moment, u64, stands before the key
 //!  footer  0          4         12        20              28                  32
 //!          ┌──────────┬─────────┬─────────┬───────────────┬───────────────────┬───────┐
 //!          │ 0 u32    │ blocks  │ records │ payload bytes │ CRC of block CRCs │ CRC32C│
@@ -33,14 +34,16 @@
 use std::{borrow::Cow, fmt};
 
 use stateside_types::{
-    Epoch, HashRange, PartitionId, Record, Sequence, Timestamp, WallClock,
+    Epoch, ExpireAt, HashRange, PartitionId, Record, Sequence, Timestamp, WallClock,
     limits::{BATCH_BYTES_MAX, KEY_BYTES_MAX},
 };
 
 use crate::SnapshotRecord;
 
 /// Version of the format that this release writes and reads.
-pub const SNAPSHOT_VERSION: u16 = 1;
+///
+/// Version 2 knows records that expire.
+pub const SNAPSHOT_VERSION: u16 = 2;
 /// Length of a snapshot's header in this version, bytes.
 pub const SNAPSHOT_HEADER_BYTES: usize = 88;
 
@@ -50,8 +53,12 @@ const BLOCK_BYTES: usize = 64 << 10;
 const BLOCK_HEADER_BYTES: usize = 12;
 const FOOTER_BYTES: usize = 36;
 const RECORD_HEADER_BYTES: usize = 22;
+const MOMENT_BYTES: usize = 8;
+/// In the length of a value: the record has a moment.
+const EXPIRES: u32 = 1 << 31;
 const PAYLOAD_BYTES_MAX: usize =
-    BLOCK_BYTES + RECORD_HEADER_BYTES + KEY_BYTES_MAX + BATCH_BYTES_MAX;
+    BLOCK_BYTES + RECORD_HEADER_BYTES + MOMENT_BYTES + KEY_BYTES_MAX + BATCH_BYTES_MAX;
+const _: () = assert!(BATCH_BYTES_MAX < EXPIRES as usize);
 const KIND_BYTES: usize = 16;
 /// Headers of later versions may be longer, up to this.
 const HEADER_BYTES_MAX: usize = 4 << 10;
@@ -149,13 +156,18 @@ impl SnapshotWriter {
     /// # Panics
     /// When key or value exceed the limits.
     pub fn push(&mut self, record: SnapshotRecord<'_>, out: &mut Vec<u8>) {
-        let SnapshotRecord { key, record: Record { value, version, timestamp } } = record;
+        let SnapshotRecord { key, record } = record;
+        let Record { value, version, timestamp, expire_at } = record;
         assert!(!key.is_empty() && key.len() <= KEY_BYTES_MAX, "a stored key is within its limit");
         assert!(value.len() <= BATCH_BYTES_MAX, "a stored value is within its limit");
         self.block.extend_from_slice(&(key.len() as u16).to_le_bytes());
-        self.block.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        let flags = if expire_at.is_some() { EXPIRES } else { 0 };
+        self.block.extend_from_slice(&(value.len() as u32 | flags).to_le_bytes());
         self.block.extend_from_slice(&version.0.to_le_bytes());
         self.block.extend_from_slice(&timestamp.0.to_le_bytes());
+        if let Some(moment) = expire_at {
+            self.block.extend_from_slice(&moment.millis().to_le_bytes());
+        }
         self.block.extend_from_slice(key);
         self.block.extend_from_slice(value);
         self.block_records += 1;
@@ -288,12 +300,12 @@ impl SnapshotReader {
             return Err(self.damaged("a block's checksum does not hold"));
         }
         let block = SnapshotBlock { payload, records: records as usize };
-        if let Err(message) = block.check(self.header().expect("it was read above")) {
-            return Err(self.damaged(message));
-        }
+        let payload_bytes = match block.check(self.header().expect("it was read above")) {
+            Ok(payload_bytes) => payload_bytes,
+            Err(message) => return Err(self.damaged(message)),
+        };
         self.summary.records += u64::from(records);
-        self.summary.payload_bytes +=
-            (length as u64).saturating_sub(u64::from(records) * RECORD_HEADER_BYTES as u64);
+        self.summary.payload_bytes += payload_bytes;
         self.blocks += 1;
         self.blocks_crc = crc32c::crc32c_append(self.blocks_crc, &crc.to_le_bytes());
         let begin = self.start + BLOCK_HEADER_BYTES;
@@ -398,8 +410,10 @@ impl<'a> SnapshotBlock<'a> {
         })
     }
 
-    fn check(&self, header: &SnapshotHeader) -> Result<(), &'static str> {
+    /// Bytes of keys and values, if the records are sound.
+    fn check(&self, header: &SnapshotHeader) -> Result<u64, &'static str> {
         let mut rest = self.payload;
+        let mut bytes = 0;
         for _ in 0..self.records {
             let Some((SnapshotRecord { key, record }, after)) = split_record(rest) else {
                 return Err("a block's records do not fit into it");
@@ -410,9 +424,10 @@ impl<'a> SnapshotBlock<'a> {
             if record.version > header.sequence {
                 return Err("a record is newer than its snapshot");
             }
+            bytes += (key.len() + record.value.len()) as u64;
             rest = after;
         }
-        if rest.is_empty() { Ok(()) } else { Err("a block holds more than its records") }
+        if rest.is_empty() { Ok(bytes) } else { Err("a block holds more than its records") }
     }
 }
 
@@ -471,12 +486,20 @@ impl fmt::Display for SnapshotHeader {
 }
 
 fn split_record(bytes: &[u8]) -> Option<(SnapshotRecord<'_>, &[u8])> {
-    let (header, rest) = bytes.split_first_chunk::<RECORD_HEADER_BYTES>()?;
+    let (header, mut rest) = bytes.split_first_chunk::<RECORD_HEADER_BYTES>()?;
+    let value_len = u32_at(header, 2);
+    let mut expire_at = None;
+    if value_len & EXPIRES != 0 {
+        let (moment, after) = rest.split_first_chunk::<MOMENT_BYTES>()?;
+        expire_at = Some(ExpireAt::from_millis(u64::from_le_bytes(*moment))?);
+        rest = after;
+    }
     let (key, rest) = rest.split_at_checked(usize::from(u16_at(header, 0)))?;
-    let (value, rest) = rest.split_at_checked(u32_at(header, 2) as usize)?;
+    let (value, rest) = rest.split_at_checked((value_len & !EXPIRES) as usize)?;
     let version = Sequence(u64_at(header, 6));
     let timestamp = Timestamp(u64_at(header, 14));
-    Some((SnapshotRecord { key, record: Record { value, version, timestamp } }, rest))
+    let record = Record { value, version, timestamp, expire_at };
+    Some((SnapshotRecord { key, record }, rest))
 }
 
 fn block_crc(header_crc: u32, number: u64, records: u32, payload: &[u8]) -> u32 {

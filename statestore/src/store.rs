@@ -12,13 +12,19 @@
 //!                                               ▼
 //!                 node: take_work(durable) ─► blocking pool ─► finish_work
 //! ```
+//! **Records that expire** stay in the store until it reclaims them; `get` and snapshots hand them
+//! out with their moment, and the partition decides by its own clock whether they still exist. So a store
+//! keeps no time, and it makes no difference to anyone when, or whether, a record is reclaimed:
+//! reclaiming is not a write, has no sequence, is in no log, and a replay need not repeat it. What a
+//! write meant was settled when it was accepted; replay stores outcomes and judges nothing anew.
+//!
 //! A store on disk writes only what the log already holds durably (`take_work` is told up to
 //! where), so after a crash the store is never ahead of the log; and it remembers in the same
 //! atomic write up to which sequence it has applied, so replay applies nothing twice.
 
 use std::any::Any;
 
-use stateside_types::{Record, Sequence, Timestamp, WriteEntry};
+use stateside_types::{ExpireAt, Record, Sequence, Timestamp, WallClock, WriteEntry};
 
 /// Answer of [`StateStore::get`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +45,8 @@ pub enum Lookup<'a> {
         timestamp: Timestamp,
         /// Length of the value.
         value_bytes: usize,
+        /// From when on it is absent. None: it stays.
+        expire_at: Option<ExpireAt>,
     },
 }
 
@@ -57,6 +65,17 @@ pub struct StoreStats {
     pub payload_bytes: u64,
     /// Bytes of memory the store uses for them, everything included.
     pub memory_bytes: u64,
+    /// Expired records that `reclaim` has taken out since the store was made or loaded.
+    pub reclaimed: u64,
+}
+
+/// What one call of [`StateStore::reclaim`] took out at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reclaimed {
+    /// Number of records.
+    pub records: usize,
+    /// The newest version among them.
+    pub newest: Sequence,
 }
 
 /// A store failed; its partition stops.
@@ -153,8 +172,17 @@ pub trait StateStore: Send {
         false
     }
 
+    /// Takes out records whose moment has come, `records_max` of them at most; a store on disk
+    /// notes to do so with its next work and tells of nothing at once. Called from the standing tick;
+    /// costs next to nothing while no record expires.
+    fn reclaim(&mut self, now: WallClock, records_max: usize) -> Reclaimed {
+        let _ = (now, records_max);
+        Reclaimed::default()
+    }
+
     /// Starts a snapshot of the state as of [`Self::applied`]. Writes go on meanwhile and do
-    /// not show in it. One at a time; a second start abandons the first.
+    /// not show in it; records that are reclaimed meanwhile may be missing. One at a time; a
+    /// second start abandons the first.
     fn snapshot_start(&mut self);
 
     /// Hands out about `budget_bytes` of the snapshot's records (one record may exceed it), in

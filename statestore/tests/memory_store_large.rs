@@ -12,7 +12,7 @@ use std::collections::HashMap;
 
 use counting_allocator::{CountingAllocator, held_bytes};
 use stateside_statestore::{Lookup, MemoryStore, SnapshotStep, StateStore};
-use stateside_types::{Change, Condition, Timestamp, WriteEntry};
+use stateside_types::{Change, Timestamp, WriteEntry};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -47,11 +47,7 @@ fn write(store: &mut MemoryStore, changes: &[(u64, Option<&[u8]>)]) {
     let entries: Vec<WriteEntry<'_>> = changes
         .iter()
         .zip(&keys)
-        .map(|((_, value), key)| WriteEntry {
-            key,
-            change: value.map_or(Change::Remove, Change::Put),
-            condition: Condition::None,
-        })
+        .map(|((_, value), key)| WriteEntry::new(key, value.map_or(Change::Remove, Change::Put)))
         .collect();
     store.apply(store.applied().next(), Timestamp(1), &entries);
 }

@@ -20,9 +20,7 @@ use std::{
 use stateside_statestore::{
     SledEngine, SledOptions, SledStore, SnapshotStep, StateStore, WorkDone,
 };
-use stateside_types::{
-    Change, Condition, Epoch, PartitionId, Sequence, Timestamp, WriteEntry, limits,
-};
+use stateside_types::{Change, Epoch, PartitionId, Sequence, Timestamp, WriteEntry, limits};
 
 const PARTITIONS: u32 = 3;
 const KEYS: u64 = 3_000;
@@ -73,10 +71,8 @@ fn apply(store: &mut SledStore, seed: u64, partition: u32) {
     let batch = batch(seed, partition, sequence.0);
     let entries: Vec<WriteEntry<'_>> = batch
         .iter()
-        .map(|(key, value)| WriteEntry {
-            key,
-            change: value.as_deref().map_or(Change::Remove, Change::Put),
-            condition: Condition::None,
+        .map(|(key, value)| {
+            WriteEntry::new(key, value.as_deref().map_or(Change::Remove, Change::Put))
         })
         .collect();
     store.apply(sequence, Timestamp(sequence.0 * 10), &entries);

@@ -16,9 +16,7 @@ use stateside_statestore::{
     Lookup, SledEngine, SledOptions, SledStore, SnapshotRecord, SnapshotStep, StateStore,
     StoreError,
 };
-use stateside_types::{
-    Change, Condition, Epoch, PartitionId, Record, Sequence, Timestamp, WriteEntry, limits,
-};
+use stateside_types::{Epoch, PartitionId, Record, Sequence, Timestamp, WriteEntry, limits};
 
 const ID: PartitionId = PartitionId(7);
 const EPOCH: Epoch = Epoch(2);
@@ -28,7 +26,7 @@ fn options() -> SledOptions {
 }
 
 fn put(store: &mut SledStore, key: &[u8], value: &[u8]) {
-    let entry = WriteEntry { key, change: Change::Put(value), condition: Condition::None };
+    let entry = WriteEntry::put(key, value);
     store.apply(store.applied().next(), Timestamp(1), &[entry]);
 }
 
@@ -205,7 +203,8 @@ fn an_interrupted_load_is_not_served() {
     put(&mut store, b"old", b"1");
     cover(&mut store);
     let value = vec![1; 600_000];
-    let record = Record { value: &value, version: Sequence(3), timestamp: Timestamp(1) };
+    let (version, timestamp) = (Sequence(3), Timestamp(1));
+    let record = Record { value: &value, version, timestamp, expire_at: None };
     store.load_start();
     let mut numbers = 0..8u8;
     for number in numbers.by_ref().take(4) {
@@ -274,6 +273,7 @@ fn values_beyond_what_a_fetch_brings_are_withheld() {
         version: Sequence(count as u64),
         timestamp: Timestamp(1),
         value_bytes: value.len(),
+        expire_at: None,
     };
     assert_eq!(store.get(&keys[count - 1]), last);
     assert!(matches!(store.get(&keys[0]), Lookup::Found(record) if record.value == value));

@@ -7,10 +7,11 @@ use stateside_statestore::{
     SnapshotSummary, SnapshotWriter,
 };
 use stateside_types::{
-    Epoch, HashRange, PartitionId, Record, Sequence, Timestamp, WallClock, limits,
+    Epoch, ExpireAt, HashRange, PartitionId, Record, Sequence, Timestamp, WallClock, limits,
 };
 
-type Owned = (Vec<u8>, Vec<u8>, u64, u64);
+/// Key, value, version, timestamp, moment (0: none).
+type Owned = (Vec<u8>, Vec<u8>, u64, u64, u64);
 
 fn header() -> SnapshotHeader {
     SnapshotHeader {
@@ -27,9 +28,10 @@ fn header() -> SnapshotHeader {
 fn write(records: &[Owned]) -> (Vec<u8>, SnapshotSummary) {
     let mut out = Vec::new();
     let mut writer = SnapshotWriter::new(&header(), &mut out);
-    for (key, value, version, timestamp) in records {
+    for (key, value, version, timestamp, moment) in records {
+        let (version, timestamp) = (Sequence(*version), Timestamp(*timestamp));
         let record =
-            Record { value, version: Sequence(*version), timestamp: Timestamp(*timestamp) };
+            Record { value, version, timestamp, expire_at: ExpireAt::from_millis(*moment) };
         writer.push(SnapshotRecord { key, record }, &mut out);
     }
     let summary = writer.finish(&mut out);
@@ -44,7 +46,9 @@ fn read(bytes: &[u8], chunk: usize) -> Result<(Vec<Owned>, SnapshotSummary), Sna
         reader.push(piece);
         while let Some(block) = reader.next_block()? {
             records.extend(block.records().map(|SnapshotRecord { key, record }| {
-                (key.to_vec(), record.value.to_vec(), record.version.0, record.timestamp.0)
+                let Record { value, version, timestamp, expire_at } = record;
+                let moment = expire_at.map_or(0, ExpireAt::millis);
+                (key.to_vec(), value.to_vec(), version.0, timestamp.0, moment)
             }));
         }
     }
@@ -53,15 +57,24 @@ fn read(bytes: &[u8], chunk: usize) -> Result<(Vec<Owned>, SnapshotSummary), Sna
 
 fn sample(count: u64) -> Vec<Owned> {
     (0..count)
-        .map(|n| (format!("key {n}").into_bytes(), vec![n as u8; n as usize % 90], n + 1, n))
+        .map(|n| {
+            let (key, value) = (format!("key {n}").into_bytes(), vec![n as u8; n as usize % 90]);
+            (key, value, n + 1, n, if n % 5 == 0 { n * 1_000 } else { 0 })
+        })
         .collect()
 }
 
 #[test]
 fn records_come_back_whatever_the_pieces() {
     let mut records = sample(3_000);
-    records.push((vec![1; limits::KEY_BYTES_MAX], vec![2; limits::BATCH_BYTES_MAX], 10_000, 1));
-    records.push((vec![9], Vec::new(), 1, 0));
+    records.push((
+        vec![1; limits::KEY_BYTES_MAX],
+        vec![2; limits::BATCH_BYTES_MAX],
+        10_000,
+        1,
+        u64::MAX,
+    ));
+    records.push((vec![9], Vec::new(), 1, 0, 1));
     let (bytes, summary) = write(&records);
     for chunk in [7, 88, 1_000, 65_536, bytes.len()] {
         let (read, read_summary) = read(&bytes, chunk).unwrap();
@@ -131,7 +144,7 @@ fn anything_after_the_footer_is_damage() {
 #[test]
 fn blocks_out_of_place_or_of_another_snapshot_do_not_pass() {
     let many: Vec<Owned> =
-        (0..4_000).map(|n: u64| (n.to_be_bytes().to_vec(), vec![1; 60], 1, 1)).collect();
+        (0..4_000).map(|n: u64| (n.to_be_bytes().to_vec(), vec![1; 60], 1, 1, 0)).collect();
     let (bytes, _) = write(&many);
     let length = u32::from_le_bytes(bytes[88..92].try_into().unwrap()) as usize + 12;
     let mut swapped = bytes[..88].to_vec();
@@ -150,10 +163,10 @@ fn blocks_out_of_place_or_of_another_snapshot_do_not_pass() {
 #[test]
 fn another_version_is_told_from_damage() {
     let (mut bytes, _) = write(&sample(3));
-    bytes[8] = 2;
+    bytes[8] = 1;
     let crc = crc32c::crc32c(&bytes[..84]);
     bytes[84..88].copy_from_slice(&crc.to_le_bytes());
-    assert_eq!(read(&bytes, 1_000).unwrap_err(), SnapshotError::Version { found: 2, supported: 1 });
+    assert_eq!(read(&bytes, 1_000).unwrap_err(), SnapshotError::Version { found: 1, supported: 2 });
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Records and the changes to them, borrowed from whatever buffer they arrived in: a socket's,
 //! the log's, a snapshot's. Nothing here owns bytes, so nothing here allocates.
 
-use crate::{Sequence, Timestamp};
+use crate::{ExpireAt, Expiry, Sequence, Timestamp, WallClock};
 
 /// What a write does to its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +34,37 @@ pub struct WriteEntry<'a> {
     pub change: Change<'a>,
     /// Checked before the batch is accepted; not part of what is logged.
     pub condition: Condition,
+    /// How long a record that is put exists; of no meaning to a removal.
+    pub expiry: Expiry,
+}
+
+impl<'a> WriteEntry<'a> {
+    /// Stores a value under a key, unconditionally and for good.
+    pub const fn put(key: &'a [u8], value: &'a [u8]) -> Self {
+        Self::new(key, Change::Put(value))
+    }
+
+    /// Deletes a key's record, unconditionally.
+    pub const fn remove(key: &'a [u8]) -> Self {
+        Self::new(key, Change::Remove)
+    }
+
+    /// Makes this change, unconditionally and for good.
+    pub const fn new(key: &'a [u8], change: Change<'a>) -> Self {
+        Self { key, change, condition: Condition::None, expiry: Expiry::Never }
+    }
+
+    /// The entry under this condition.
+    #[must_use]
+    pub const fn under(self, condition: Condition) -> Self {
+        Self { condition, ..self }
+    }
+
+    /// The entry, with its record existing for as long as this says.
+    #[must_use]
+    pub const fn expiring(self, expiry: Expiry) -> Self {
+        Self { expiry, ..self }
+    }
 }
 
 /// A record as a store holds it.
@@ -45,4 +76,14 @@ pub struct Record<'a> {
     pub version: Sequence,
     /// Timestamp of the batch that wrote it.
     pub timestamp: Timestamp,
+    /// From when on it is absent. None: it stays.
+    pub expire_at: Option<ExpireAt>,
+}
+
+impl Record<'_> {
+    /// Whether the record has ceased to exist by this time.
+    #[inline]
+    pub fn is_expired(&self, now: WallClock) -> bool {
+        self.expire_at.is_some_and(|moment| moment.has_come(now))
+    }
 }

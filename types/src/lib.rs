@@ -6,6 +6,7 @@
 mod ack;
 mod desired;
 mod entry;
+mod expiry;
 mod hash_range;
 mod ids;
 pub mod limits;
@@ -17,6 +18,7 @@ mod timestamp;
 pub use ack::Ack;
 pub use desired::{DesiredError, DesiredPartition, DesiredSet};
 pub use entry::{Change, Condition, Record, WriteEntry};
+pub use expiry::{ExpireAt, Expiry};
 pub use hash_range::{HashRange, KeyHash, RangeError};
 pub use ids::{CoreId, Epoch, PartitionId, Sequence};
 pub use partition::{PartitionSpec, PartitionState, StoreKind};

@@ -11,6 +11,8 @@ pub const BATCH_BYTES_MAX: usize = 1 << 20;
 pub const BATCH_ENTRIES_MAX: usize = 16 << 10;
 /// Largest answer message, bytes. A `Get` whose records exceed it is refused: ask for fewer keys.
 pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
+/// Longest time to live of a record, milliseconds: a hundred years.
+pub const TTL_MS_MAX: u64 = 100 * 365 * 24 * 60 * 60 * 1_000;
 
 /// HTTP/2 streams a client may have open on one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
@@ -107,6 +109,8 @@ pub const STORE_LOAD_BYTES_MAX: usize = 4 << 20;
 pub const TICK_BUSY_MS: u64 = 5;
 /// Longest a core sleeps when nothing happens, milliseconds.
 pub const TICK_IDLE_MS: u64 = 100;
+/// Expired records that one core reclaims from its partitions' stores at one tick.
+pub const EXPIRED_PER_TICK_MAX: usize = 1 << 10;
 /// Calls into stores that may block, waiting for a thread of the blocking pool.
 pub const BLOCKING_JOBS_MAX: usize = 4 << 10;
 /// Threads of the blocking pool.

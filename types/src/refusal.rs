@@ -76,6 +76,9 @@ reasons! {
     DuplicateKey = "DUPLICATE_KEY", InvalidArgument, "name each key once in a write batch";
     /// `if_absent` together with `if_version`, or an unknown enum value.
     InvalidCondition = "INVALID_CONDITION", InvalidArgument, "set if_absent or if_version, not both";
+    /// A time to live beyond the limit, or in a partition that keeps no time.
+    InvalidTtl = "INVALID_TTL", InvalidArgument,
+        "give a ttl_ms of at most 3153600000000 (a hundred years), in a partition with a clock stage";
     /// An atomic batch whose keys live in several partitions.
     AtomicSpansPartitions = "ATOMIC_SPANS_PARTITIONS", FailedPrecondition,
         "give the batch one routing_key so that its keys share a partition, or drop atomic";

@@ -110,7 +110,7 @@ impl DataPlane for Peer {
                     value: stored.value.clone(),
                     version: stored.version,
                     timestamp: stored.timestamp,
-                    error: None,
+                    ..Record::default()
                 },
                 None => Record { key, ..Record::default() },
             };

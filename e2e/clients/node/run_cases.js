@@ -16,6 +16,7 @@ const NAME = 'node';
 const DOMAIN = 'stateside.dev';
 const ANSWER_BYTES_MAX = 64 << 20;
 const OVERLOADED_RETRIES = 500;
+const PATIENCE_MS = 10_000;
 const ROOT = path.join(__dirname, '..', '..', '..');
 
 // protobuf's JSON form: lowerCamelCase, bytes in base64, 64-bit numbers as strings.
@@ -68,6 +69,10 @@ class Runner {
   async step(step) {
     if (step.except?.[NAME]) return;
     const client = step.compress ? this.clients.compressing : this.clients.plain;
+    if (step.untilExpected) {
+      await this.stepUntilExpected(client, step);
+      return;
+    }
     for (let i = 0; i < (step.repeat ?? 1); i += 1) {
       const { answer, failure } = await callPatiently(client, step, this.expand(step.request, i));
       if (failure) {
@@ -79,6 +84,20 @@ class Runner {
       else if (!step.untilError) throw new Wrong(`succeeded, expected ${JSON.stringify(step.error)}`);
     }
     if (step.untilError) throw new Wrong('no call failed');
+  }
+
+  async stepUntilExpected(client, step) {
+    const deadline = Date.now() + PATIENCE_MS;
+    for (;;) {
+      const { answer, failure } = await callPatiently(client, step, this.expand(step.request, 0));
+      if (failure) throw new Wrong(`failed: ${grpc.status[failure.code]} ${failure.details}`);
+      try {
+        this.check(step.expect, answer, 'answer', 0);
+        return;
+      } catch (wrong) {
+        if (!(wrong instanceof Wrong) || Date.now() > deadline) throw wrong;
+      }
+    }
   }
 
   expand(value, i) {

@@ -22,6 +22,7 @@ NAME = "python"
 DOMAIN = "stateside.dev"
 ANSWER_BYTES_MAX = 64 << 20
 OVERLOADED_RETRIES = 500
+PATIENCE_S = 10
 
 
 class Wrong(Exception):
@@ -38,6 +39,8 @@ class Runner:
     def step(self, step):
         if NAME in step.get("except", {}):
             return
+        if step.get("untilExpected"):
+            return self.step_until_expected(step)
         until_error = step.get("untilError", False)
         error = step.get("error")
         for i in range(step.get("repeat", 1)):
@@ -54,6 +57,16 @@ class Runner:
                 raise Wrong(f"succeeded, expected {error}")
         if until_error:
             raise Wrong("no call failed")
+
+    def step_until_expected(self, step):
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            answer = self.call_patiently(step, self.expand(step["request"], 0))
+            try:
+                return self.check(step["expect"], answer, "answer", 0)
+            except Wrong:
+                if time.monotonic() > deadline:
+                    raise
 
     def call_patiently(self, step, request):
         """Sends what was refused as OVERLOADED again, after the delay that the node asks for."""

@@ -4,7 +4,7 @@ use std::{ffi::OsString, os::unix::ffi::OsStringExt};
 
 use clap::Args;
 use serde_json::{Map, Value, json};
-use stateside_client::{ReadOptions, Record};
+use stateside_client::{ExpireAt, ReadOptions, Record};
 
 use super::{
     connection::{DataArgs, RoutingKeyArgs, TimeoutArgs},
@@ -18,7 +18,7 @@ use crate::exit::Exit;
 /// Read records.
 ///
 /// One key prints the bare bytes of its value and nothing else. Several keys print a table; with
-/// -o json every record is printed with version and timestamp, bytes that are not UTF-8 as
+/// -o json every record is printed with version, timestamp and expiry, bytes that are not UTF-8 as
 /// key_base64 and value_base64. When none of the keys has a record, the exit code is 4.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -54,15 +54,16 @@ pub(super) async fn run(args: GetArgs, format: Format) -> Result<Exit, Failure> 
             }
         }
         Format::Table => {
-            let mut table = Table::new(&["KEY", "VERSION", "TIME", "VALUE"]);
+            let mut table = Table::new(&["KEY", "VERSION", "TIME", "EXPIRES", "VALUE"]);
             for (key, record) in keys.iter().zip(&records) {
                 let key = printable(key, 60);
                 table.row(match record {
-                    Some(Record { value, version, timestamp }) => {
+                    Some(Record { value, version, timestamp, expire_at }) => {
                         let time = utc(timestamp.millis());
-                        vec![key, version.to_string(), time, printable(value, 80)]
+                        let expires = utc(expire_at.map_or(0, ExpireAt::millis));
+                        vec![key, version.to_string(), time, expires, printable(value, 80)]
                     }
-                    None => vec![key, "-".into(), "-".into(), String::new()],
+                    None => vec![key, "-".into(), "-".into(), "-".into(), String::new()],
                 });
             }
             table.print()?;
@@ -79,6 +80,9 @@ fn json_of(key: &[u8], record: &Option<Record>) -> Value {
         insert_bytes(&mut object, "value", &record.value);
         object.insert("version".to_owned(), record.version.0.into());
         insert_timestamp(&mut object, record.timestamp);
+        if let Some(moment) = record.expire_at {
+            object.insert("expire_at_unix_ms".to_owned(), moment.millis().into());
+        }
     }
     object.into()
 }

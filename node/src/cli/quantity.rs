@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use stateside_types::limits::TTL_MS_MAX;
+
 /// `500ms`, `10s`, `2m`, `1h`; a bare number is seconds. Not zero.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     match parse_duration_or_none(text)? {
@@ -10,9 +12,31 @@ pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// A time to live: as above, and days: `30d`. Up to a hundred years.
+pub(super) fn parse_ttl(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is not a time to live such as 500ms, 10s, 2m, 1h or 30d");
+    match parse(text, Duration::from_millis(TTL_MS_MAX)) {
+        Ok(ttl) if ttl >= Duration::from_millis(1) => Ok(ttl),
+        Ok(_) => Err(format!("`{text}` is no time at all")),
+        Err(Unusable::TooLong) => Err(format!("`{text}` is longer than a hundred years")),
+        Err(Unusable::NoDuration) => Err(wrong()),
+    }
+}
+
 /// The same, where no time at all makes sense too.
 pub(super) fn parse_duration_or_none(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is not a duration such as 500ms, 10s, 2m or 1h");
+    parse(text, MAX).map_err(|unusable| match unusable {
+        Unusable::TooLong => format!("`{text}` is longer than a day"),
+        Unusable::NoDuration => format!("`{text}` is not a duration such as 500ms, 10s, 2m or 1h"),
+    })
+}
+
+enum Unusable {
+    NoDuration,
+    TooLong,
+}
+
+fn parse(text: &str, max: Duration) -> Result<Duration, Unusable> {
     let split = text.find(|char: char| !char.is_ascii_digit() && char != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let seconds = match unit.trim() {
@@ -20,12 +44,13 @@ pub(super) fn parse_duration_or_none(text: &str) -> Result<Duration, String> {
         "" | "s" => 1.0,
         "m" | "min" => 60.0,
         "h" => 3_600.0,
-        _ => return Err(wrong()),
+        "d" => 86_400.0,
+        _ => return Err(Unusable::NoDuration),
     };
-    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let number: f64 = number.parse().map_err(|_| Unusable::NoDuration)?;
     match Duration::try_from_secs_f64(number * seconds) {
-        Ok(duration) if duration <= MAX => Ok(duration),
-        _ => Err(format!("`{text}` is longer than a day")),
+        Ok(duration) if duration <= max => Ok(duration),
+        _ => Err(Unusable::TooLong),
     }
 }
 
@@ -58,6 +83,15 @@ mod tests {
         }
         assert_eq!(parse_duration_or_none("0s"), Ok(Duration::ZERO));
         assert!(parse_duration_or_none("0 parsecs").is_err());
+    }
+
+    #[test]
+    fn times_to_live_parse() {
+        assert_eq!(parse_ttl("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(parse_ttl("30d"), Ok(Duration::from_secs(30 * 86_400)));
+        for wrong in ["", "0", "0.1ms", "forever", "36501d"] {
+            assert!(parse_ttl(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{
     io::Read,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::PathBuf,
+    time::Duration,
 };
 
 use clap::Args;
@@ -17,6 +18,7 @@ use super::{
     connection::{AckArgs, DataArgs, RoutingKeyArgs, TimeoutArgs},
     failure::Failure,
     output::{Format, Table, insert_bytes, insert_timestamp, print_json, printable, utc},
+    quantity::parse_ttl,
 };
 use crate::exit::Exit;
 
@@ -28,7 +30,7 @@ use crate::exit::Exit;
 #[command(
     after_help = "Examples:
   stateside upsert user/1 '{\"name\":\"Ada\"}'
-  stateside upsert lock/backup \"$HOSTNAME\" --if-absent
+  stateside upsert lock/backup \"$HOSTNAME\" --if-absent --ttl 30s
   gzip -c app.toml | stateside upsert config/app -",
     override_usage = "stateside upsert [OPTIONS] <KEY> <VALUE|--value-file <PATH>>"
 )]
@@ -48,6 +50,9 @@ pub(super) struct UpsertArgs {
     /// Write only if the key's record has exactly this version.
     #[arg(long, value_name = "VERSION")]
     if_version: Option<u64>,
+    /// Have the record expire after this time, such as 500ms, 10s, 2m, 1h or 30d.
+    #[arg(long, value_name = "DURATION", value_parser = parse_ttl)]
+    ttl: Option<Duration>,
     #[command(flatten)]
     ack: AckArgs,
     #[command(flatten)]
@@ -77,7 +82,7 @@ pub(super) async fn run(args: UpsertArgs, format: Format) -> Result<Exit, Failur
         (false, Some(version)) => Condition::IfVersion(Sequence(version)),
         (false, None) => Condition::None,
     };
-    let entry = Upsert { key: &key, value: &value, condition };
+    let entry = Upsert { key: &key, value: &value, condition, ttl: args.ttl };
     let options = WriteOptions {
         routing_key: args.routing_key.into_bytes(),
         ack: args.ack.ack,

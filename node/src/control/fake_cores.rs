@@ -398,6 +398,7 @@ impl State {
             records: hosted.records,
             payload_bytes: hosted.records * 10,
             memory_bytes: hosted.records * 50,
+            reclaimed: 0,
             sequence: Sequence(hosted.records),
             durable_sequence: Sequence(hosted.records),
             snapshot_sequence: Sequence::ZERO,

@@ -359,7 +359,8 @@ mod tests {
         let slot = calls.open(Origin::Stream(7), 0, 1, false).unwrap();
         let ticket = calls.add_part(slot, 20);
         let value = vec![0; 1 << 20];
-        let record = Record { value: &value, version: Sequence(1), timestamp: Timestamp(1) };
+        let (version, timestamp) = (Sequence(1), Timestamp(1));
+        let record = Record { value: &value, version, timestamp, expire_at: None };
         for _ in 0..20 {
             calls.record(ticket, b"key", Some(record));
         }

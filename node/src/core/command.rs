@@ -132,6 +132,8 @@ pub struct PartitionReport {
     pub payload_bytes: u64,
     /// Bytes of memory, everything included.
     pub memory_bytes: u64,
+    /// Expired records taken out of the store.
+    pub reclaimed: u64,
     /// Last batch applied.
     pub sequence: Sequence,
     /// Up to where it is durable.

@@ -16,7 +16,8 @@ use stateside_proto::codec;
 use stateside_router::{BatchPlan, Placement, RoutingTable, UNOWNED};
 use stateside_types::{
     Ack, CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
-    WriteEntry, limits::HOPS_PER_CORE_PAIR_MAX,
+    WriteEntry,
+    limits::{EXPIRED_PER_TICK_MAX, HOPS_PER_CORE_PAIR_MAX},
 };
 
 use super::{
@@ -72,6 +73,8 @@ pub(crate) struct Executor {
     pub(crate) answers_out: Vec<HopAnswers>,
     /// Requests out at each core.
     hops_out: Vec<usize>,
+    /// The slot whose partition is the first to reclaim at the next tick.
+    reclaim_from: usize,
 }
 
 /// Which part of a call each route has got. Stamped instead of cleared: there may be thousands
@@ -145,6 +148,7 @@ impl Executor {
             requests_out: (0..cores).map(|_| HopRequests::default()).collect(),
             answers_out: (0..cores).map(|_| HopAnswers::default()).collect(),
             hops_out: vec![0; cores],
+            reclaim_from: 0,
         }
     }
 
@@ -202,6 +206,23 @@ impl Executor {
                 Some((partition, PartitionEffects { world: &mut self.world, partition: id }))
             }
             Hosted::Down(..) => None,
+        }
+    }
+
+    /// Has the partitions take out expired records, [`EXPIRED_PER_TICK_MAX`] in all; the next tick
+    /// goes on with the partition where this one ended.
+    pub(crate) fn reclaim_expired(&mut self) {
+        let mut left = EXPIRED_PER_TICK_MAX;
+        let slots = self.slots.len();
+        for at in (self.reclaim_from..slots).chain(0..self.reclaim_from.min(slots)) {
+            let Some(Hosted::Here(partition)) = &mut self.slots[at] else { continue };
+            let id = partition.spec().id;
+            let mut effects = PartitionEffects { world: &mut self.world, partition: id };
+            left -= partition.reclaim(left, &mut effects);
+            if left == 0 {
+                self.reclaim_from = at;
+                return;
+            }
         }
     }
 

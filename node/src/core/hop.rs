@@ -12,7 +12,7 @@
 
 use stateside_partition::Ticket;
 use stateside_types::{
-    Ack, Change, Condition, PartitionId, Refusal, Sequence, Timestamp, WriteEntry,
+    Ack, Change, Condition, ExpireAt, Expiry, PartitionId, Refusal, Sequence, Timestamp, WriteEntry,
 };
 
 /// Requests from one core to another, in the order in which they arrived.
@@ -78,10 +78,18 @@ impl HopRequests {
                 Condition::IfAbsent => (1, 0),
                 Condition::IfVersion(version) => (2, version.0),
             };
+            let (expiry, moment) = match entry.expiry {
+                Expiry::Never => (0, 0),
+                Expiry::After(ttl_ms) => (1, ttl_ms),
+                Expiry::At(moment) => (2, moment.millis()),
+            };
             let put = matches!(entry.change, Change::Put(_));
-            self.bytes.push(condition << 1 | u8::from(put));
+            self.bytes.push(expiry << 3 | condition << 1 | u8::from(put));
             if condition == 2 {
                 self.bytes.extend_from_slice(&version.to_le_bytes());
+            }
+            if expiry != 0 {
+                self.bytes.extend_from_slice(&moment.to_le_bytes());
             }
             put_bytes(&mut self.bytes, entry.key);
             if let Change::Put(value) = entry.change {
@@ -116,15 +124,20 @@ impl HopRequests {
         let mut bytes = &self.bytes[request.start..request.end];
         while !bytes.is_empty() {
             let flags = take(&mut bytes, 1)[0];
-            let condition = match flags >> 1 {
+            let condition = match flags >> 1 & 3 {
                 0 => Condition::None,
                 1 => Condition::IfAbsent,
                 _ => Condition::IfVersion(Sequence(take_u64(&mut bytes))),
             };
+            let expiry = match flags >> 3 {
+                0 => Expiry::Never,
+                1 => Expiry::After(take_u64(&mut bytes)),
+                _ => Expiry::from(ExpireAt::from_millis(take_u64(&mut bytes))),
+            };
             let key = take_bytes(&mut bytes);
             let change =
                 if flags & 1 == 1 { Change::Put(take_bytes(&mut bytes)) } else { Change::Remove };
-            entries.push(WriteEntry { key, change, condition });
+            entries.push(WriteEntry::new(key, change).under(condition).expiring(expiry));
         }
     }
 }
@@ -189,14 +202,14 @@ mod tests {
 
     #[test]
     fn what_hops_arrives_unchanged() {
+        let moment = ExpireAt::from_millis(u64::MAX).unwrap();
         let entries = [
-            WriteEntry { key: b"a", change: Change::Put(b""), condition: Condition::None },
-            WriteEntry { key: b"bb", change: Change::Remove, condition: Condition::IfAbsent },
-            WriteEntry {
-                key: &[7; 4096],
-                change: Change::Put(&[9; 100_000]),
-                condition: Condition::IfVersion(Sequence(u64::MAX)),
-            },
+            WriteEntry::put(b"a", b""),
+            WriteEntry::remove(b"bb").under(Condition::IfAbsent),
+            WriteEntry::put(&[7; 4096], &[9; 100_000])
+                .under(Condition::IfVersion(Sequence(u64::MAX)))
+                .expiring(Expiry::After(5)),
+            WriteEntry::put(b"c", b"").expiring(Expiry::At(moment)),
         ];
         let keys: [&[u8]; 2] = [b"x", b"yyy"];
         let mut hop = HopRequests::default();

@@ -501,6 +501,7 @@ impl Core {
             self.log_failed(&failed);
         }
         self.executor.step_all(|| Input::Tick);
+        self.executor.reclaim_expired();
         self.late_recovery.tick(&mut self.executor, now);
         self.count_levels();
         if now >= self.next_retention {

@@ -141,15 +141,16 @@ fn partitions(page: &mut Page, scrape: &Scrape<'_>) {
             }
         }
     }
-    let gauges: [(&'static Family, Pick); 6] = [
+    let numbers: [(&'static Family, Pick); 7] = [
         (families::PARTITION_RECORDS, |partition| partition.records),
         (families::PARTITION_PAYLOAD, |partition| partition.payload_bytes),
         (families::PARTITION_MEMORY, |partition| partition.memory_bytes),
+        (families::PARTITION_RECLAIMED, |partition| partition.reclaimed),
         (families::PARTITION_SEQUENCE, |partition| partition.sequence.0),
         (families::PARTITION_DURABLE, |partition| partition.durable_sequence.0),
         (families::PARTITION_SNAPSHOT, |partition| partition.snapshot_sequence.0),
     ];
-    for (family, pick) in gauges {
+    for (family, pick) in numbers {
         page.family(family);
         for (core, report) in scrape.reported() {
             for partition in &report.partitions {
@@ -356,6 +357,7 @@ mod tests {
             records: 12,
             payload_bytes: 100,
             memory_bytes: 200,
+            reclaimed: 3,
             sequence: Sequence(30),
             durable_sequence: Sequence(29),
             snapshot_sequence: Sequence(20),

@@ -80,6 +80,7 @@ families! {
     PARTITION_RECORDS: Gauge "stateside_partition_records" ["core", "partition"] "Records held.";
     PARTITION_PAYLOAD: Gauge "stateside_partition_payload_bytes" ["core", "partition"] "Bytes of keys and values held.";
     PARTITION_MEMORY: Gauge "stateside_partition_memory_bytes" ["core", "partition"] "Memory of the partition, everything included.";
+    PARTITION_RECLAIMED: Counter "stateside_partition_reclaimed_records_total" ["core", "partition"] "Expired records taken out of the store since it was opened or restored. Until then they are absent to clients and count as held.";
     PARTITION_SEQUENCE: Gauge "stateside_partition_sequence" ["core", "partition"] "Sequence of the last batch applied.";
     PARTITION_DURABLE: Gauge "stateside_partition_durable_sequence" ["core", "partition"] "Sequence up to which the partition is durable.";
     PARTITION_SNAPSHOT: Gauge "stateside_partition_snapshot_sequence" ["core", "partition"] "Sequence that the newest snapshot in the data directory, or the store itself, covers.";

@@ -96,7 +96,7 @@ impl Group {
     ) {
         let count = u16::try_from(entries.len()).expect("at most BATCH_ENTRIES_MAX");
         self.append(head, RecordKind::Write, count, record_bytes, |put| {
-            encode_entries(entries, put);
+            encode_entries(head.timestamp, entries, put);
         });
         self.records += 1;
     }

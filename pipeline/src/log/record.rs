@@ -12,7 +12,8 @@
 //! │ op │ key len │ value len │ key │ value │      │ partition │ epoch │ sequence │
 //! │ u8 │ u16     │ u32       │     │       │      │ u32       │ u64   │ u64      │
 //! └────┴─────────┴───────────┴─────┴───────┘      └───────────┴───────┴──────────┘
-//!  op 1: put, op 2: remove (value len 0)
+//!  op 1: put, op 2: remove (value len 0), op 3: put, and before the key, u64: from when on the record
+//!  is absent, milliseconds since 1970
 //! ```
 //! Little-endian. Both checksums start from the segment's generation, so what an earlier generation
 //! left in a recycled file never checks out. The header's covers bytes 4..44, the payload's checksum
@@ -24,7 +25,7 @@
 //! cost them anything that the roll call does not count.
 
 use stateside_types::{
-    Change, Condition, Epoch, PartitionId, Sequence, Timestamp, WriteEntry, limits,
+    Change, Epoch, ExpireAt, Expiry, PartitionId, Sequence, Timestamp, WriteEntry, limits,
 };
 
 use super::Generation;
@@ -33,18 +34,22 @@ use super::Generation;
 pub(super) const RECORD_HEADER_BYTES: usize = 44;
 /// What an entry takes besides key and value.
 const ENTRY_HEADER_BYTES: usize = 7;
+/// What an entry takes whose record expires.
+const MOMENT_BYTES: usize = 8;
 /// One line of a roll call.
 const ROLL_CALL_ENTRY_BYTES: usize = 20;
 
 /// Largest encoded record: a full batch, every entry's header included.
-pub const RECORD_BYTES_MAX: usize =
-    RECORD_HEADER_BYTES + limits::BATCH_BYTES_MAX + limits::BATCH_ENTRIES_MAX * ENTRY_HEADER_BYTES;
+pub const RECORD_BYTES_MAX: usize = RECORD_HEADER_BYTES
+    + limits::BATCH_BYTES_MAX
+    + limits::BATCH_ENTRIES_MAX * (ENTRY_HEADER_BYTES + MOMENT_BYTES);
 const _: () = assert!(limits::BATCH_ENTRIES_MAX <= u16::MAX as usize);
 const _: () = assert!(limits::PARTITIONS_PER_NODE_MAX <= u16::MAX as usize);
 const _: () = assert!(limits::KEY_BYTES_MAX <= u16::MAX as usize);
 
 const OP_PUT: u8 = 1;
 const OP_REMOVE: u8 = 2;
+const OP_PUT_EXPIRING: u8 = 3;
 
 /// Whose write a record is, and its place there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,14 +102,12 @@ pub(super) const fn roll_call_bytes(entries: usize) -> usize {
 }
 
 fn entry_bytes(entry: &WriteEntry<'_>) -> usize {
-    ENTRY_HEADER_BYTES + entry.key.len() + value_of(entry).len()
-}
-
-fn value_of<'a>(entry: &WriteEntry<'a>) -> &'a [u8] {
-    match entry.change {
-        Change::Put(value) => value,
-        Change::Remove => &[],
-    }
+    let rest = match entry.change {
+        Change::Put(value) if entry.expiry == Expiry::Never => value.len(),
+        Change::Put(value) => MOMENT_BYTES + value.len(),
+        Change::Remove => 0,
+    };
+    ENTRY_HEADER_BYTES + entry.key.len() + rest
 }
 
 /// Continues a checksum; starts one from the generation.
@@ -163,11 +166,18 @@ impl RecordHeader {
 /// # Panics
 /// On a key outside its limits: the batch was checked when it was accepted, and a log that cannot
 /// be read back must not be written.
-pub(super) fn encode_entries(entries: &[WriteEntry<'_>], mut put: impl FnMut(&[u8])) {
+pub(super) fn encode_entries(
+    timestamp: Timestamp,
+    entries: &[WriteEntry<'_>],
+    mut put: impl FnMut(&[u8]),
+) {
     for entry in entries {
-        let (op, value) = match entry.change {
-            Change::Put(value) => (OP_PUT, value),
-            Change::Remove => (OP_REMOVE, &[][..]),
+        let (op, value, moment) = match entry.change {
+            Change::Put(value) => match entry.expiry.fixed_by(timestamp) {
+                None => (OP_PUT, value, None),
+                moment => (OP_PUT_EXPIRING, value, moment),
+            },
+            Change::Remove => (OP_REMOVE, &[][..], None),
         };
         assert!(!entry.key.is_empty() && entry.key.len() <= limits::KEY_BYTES_MAX);
         let value_bytes = u32::try_from(value.len()).expect("a batch is at most 1 MiB");
@@ -176,6 +186,9 @@ pub(super) fn encode_entries(entries: &[WriteEntry<'_>], mut put: impl FnMut(&[u
         header[1..3].copy_from_slice(&(entry.key.len() as u16).to_le_bytes());
         header[3..7].copy_from_slice(&value_bytes.to_le_bytes());
         put(&header);
+        if let Some(moment) = moment {
+            put(&moment.millis().to_le_bytes());
+        }
         put(entry.key);
         put(value);
     }
@@ -190,21 +203,27 @@ pub(super) fn decode_entries<'a>(
     out.clear();
     let mut rest = payload;
     for _ in 0..count {
-        let (header, after) = rest.split_first_chunk::<ENTRY_HEADER_BYTES>()?;
+        let (header, mut after) = rest.split_first_chunk::<ENTRY_HEADER_BYTES>()?;
         let key_bytes = usize::from(u16::from_le_bytes([header[1], header[2]]));
         let value_bytes = u32::from_le_bytes([header[3], header[4], header[5], header[6]]);
         let value_bytes = usize::try_from(value_bytes).ok()?;
         if key_bytes == 0 || key_bytes > limits::KEY_BYTES_MAX {
             return None;
         }
+        let mut expiry = Expiry::Never;
+        if header[0] == OP_PUT_EXPIRING {
+            let (moment, behind) = after.split_first_chunk::<MOMENT_BYTES>()?;
+            expiry = Expiry::At(ExpireAt::from_millis(u64::from_le_bytes(*moment))?);
+            after = behind;
+        }
         let (key, after) = after.split_at_checked(key_bytes)?;
         let (value, after) = after.split_at_checked(value_bytes)?;
         let change = match header[0] {
-            OP_PUT => Change::Put(value),
+            OP_PUT | OP_PUT_EXPIRING => Change::Put(value),
             OP_REMOVE if value.is_empty() => Change::Remove,
             _ => return None,
         };
-        out.push(WriteEntry { key, change, condition: Condition::None });
+        out.push(WriteEntry::new(key, change).expiring(expiry));
         rest = after;
     }
     rest.is_empty().then_some(())
@@ -237,16 +256,17 @@ pub(super) fn decode_roll_call(
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use stateside_types::WallClock;
 
     use super::*;
 
-    fn put<'a>(key: &'a [u8], value: &'a [u8]) -> WriteEntry<'a> {
-        WriteEntry { key, change: Change::Put(value), condition: Condition::None }
-    }
+    use WriteEntry as Entry;
 
     fn encoded(entries: &[WriteEntry<'_>]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        encode_entries(entries, |piece| bytes.extend_from_slice(piece));
+        encode_entries(Timestamp::from_wall(WallClock(100)), entries, |piece| {
+            bytes.extend_from_slice(piece)
+        });
         bytes
     }
 
@@ -254,16 +274,19 @@ mod tests {
     fn entries_read_back_and_their_size_is_known_beforehand() {
         let long = vec![7; limits::KEY_BYTES_MAX];
         let entries = [
-            put(b"k", b"v"),
-            WriteEntry { key: b"gone", change: Change::Remove, condition: Condition::None },
-            put(&long, b""),
+            Entry::put(b"k", b"v"),
+            Entry::remove(b"gone"),
+            Entry::put(&long, b""),
+            Entry::put(b"session", b"v").expiring(Expiry::After(20)),
         ];
         let bytes = encoded(&entries);
         assert_eq!(bytes.len() + RECORD_HEADER_BYTES, record_bytes(&entries));
         let mut out = Vec::new();
-        decode_entries(&bytes, 3, &mut out).unwrap();
-        assert_eq!(out, entries);
-        for count in [0, 2, 4] {
+        decode_entries(&bytes, 4, &mut out).unwrap();
+        assert_eq!(out[..3], entries[..3]);
+        let moment = Expiry::At(ExpireAt::from_millis(120).unwrap());
+        assert_eq!(out[3], entries[3].expiring(moment), "the moment is what lasts");
+        for count in [0, 2, 3, 5] {
             assert_eq!(decode_entries(&bytes, count, &mut out), None);
         }
     }
@@ -321,7 +344,10 @@ mod tests {
         fn a_changed_payload_either_decodes_to_exactly_its_bytes_or_to_nothing(
             at in 0_usize..60, byte in any::<u8>(),
         ) {
-            let mut bytes = encoded(&[put(b"first", b"value"), put(b"second", b"another value")]);
+            let mut bytes = encoded(&[
+                Entry::put(b"first", b"value").expiring(Expiry::After(7)),
+                Entry::put(b"second", b"another value"),
+            ]);
             let at = at % bytes.len();
             bytes[at] = byte;
             let mut out = Vec::new();

@@ -27,8 +27,9 @@ use stateside_types::CoreId;
 
 use super::{BLOCK_BYTES, Generation, GroupNumber, Placement};
 
-/// The version of the log's format that this release writes and reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The version of the log's format that this release writes and reads. Version 2 knows records
+/// that expire.
+pub const FORMAT_VERSION: u32 = 2;
 const MAGIC: [u8; 8] = *b"STSDLOG\n";
 const COPY_BYTES: usize = 64;
 const COPIES_AT: [usize; 2] = [0, BLOCK_BYTES / 2];

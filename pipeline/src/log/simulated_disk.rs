@@ -6,9 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stateside_types::{
-    Ack, Change, Condition, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry,
-};
+use stateside_types::{Ack, Change, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry};
 
 use super::{
     BLOCK_BYTES, FoundSegment, Generation, GroupNumber, LogWriter, PartitionBase, PendingWrite,
@@ -67,10 +65,8 @@ impl Content {
     pub(super) fn entries(&self) -> Vec<WriteEntry<'_>> {
         self.0
             .iter()
-            .map(|(key, value)| WriteEntry {
-                key,
-                change: value.as_deref().map_or(Change::Remove, Change::Put),
-                condition: Condition::None,
+            .map(|(key, value)| {
+                WriteEntry::new(key, value.as_deref().map_or(Change::Remove, Change::Put))
             })
             .collect()
     }

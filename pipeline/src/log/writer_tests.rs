@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use stateside_types::{
-    Ack, Change, Condition, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry, limits,
+    Ack, CoreId, Epoch, ExpireAt, PartitionId, Sequence, Timestamp, WriteEntry, limits,
 };
 
 use super::{
@@ -33,7 +33,7 @@ fn head(partition: u32, sequence: u64) -> RecordHead {
 }
 
 fn put<'a>(key: &'a [u8], value: &'a [u8]) -> WriteEntry<'a> {
-    WriteEntry { key, change: Change::Put(value), condition: Condition::None }
+    WriteEntry::put(key, value)
 }
 
 fn append(writer: &mut LogWriter, partition: u32, sequence: u64, ack: Ack, now: Instant) {
@@ -234,6 +234,7 @@ fn the_largest_batch_that_a_request_may_hold_goes_through_the_log() {
         .iter()
         .enumerate()
         .map(|(i, key)| put(key, if i == 0 { &value } else { b"" }))
+        .map(|entry| entry.expiring(ExpireAt::from_millis(u64::MAX).into()))
         .collect();
     assert_eq!(record_bytes(&entries), RECORD_BYTES_MAX);
     let now = Instant::now();

@@ -25,6 +25,11 @@ pub struct UpsertEntry {
     /// Write only if the key's record has exactly this version.
     #[prost(uint64, optional, tag = "4")]
     pub if_version: ::core::option::Option<u64>,
+    /// Time to live, milliseconds from the write's timestamp: from then on the record is absent, for
+    /// reads and for conditions. 0: it stays until it is removed. Each write of a record sets this anew.
+    /// At most 3153600000000, a hundred years.
+    #[prost(uint64, tag = "5")]
+    pub ttl_ms: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpsertRequest {
@@ -112,6 +117,9 @@ pub struct Record {
     /// Set when the key could not be read and other keys of the request could.
     #[prost(message, optional, tag = "6")]
     pub error: ::core::option::Option<EntryError>,
+    /// From when on the record is absent, milliseconds since 1970; 0: it stays.
+    #[prost(uint64, tag = "7")]
+    pub expire_at_ms: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetResponse {
@@ -306,7 +314,7 @@ pub mod data_plane_client {
         /// When all entries fall into one partition, a failure is the status of the call. When they span
         /// partitions, the call answers OK and each entry has its own result; `atomic` refuses such a
         /// batch with ATOMIC_SPANS_PARTITIONS before anything is written.
-        /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, DUPLICATE_KEY,
+        /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, DUPLICATE_KEY, INVALID_TTL,
         /// INVALID_CONDITION, CONDITION_FAILED, BAD_NODE, OVERLOADED, DISK_FULL, MEMORY_FULL and the
         /// partition states (PARTITION_STARTING, PARTITION_STOPPED, PARTITION_DAMAGED, SHUTTING_DOWN).
         pub async fn upsert(
@@ -422,7 +430,7 @@ pub mod data_plane_server {
         /// When all entries fall into one partition, a failure is the status of the call. When they span
         /// partitions, the call answers OK and each entry has its own result; `atomic` refuses such a
         /// batch with ATOMIC_SPANS_PARTITIONS before anything is written.
-        /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, DUPLICATE_KEY,
+        /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, DUPLICATE_KEY, INVALID_TTL,
         /// INVALID_CONDITION, CONDITION_FAILED, BAD_NODE, OVERLOADED, DISK_FULL, MEMORY_FULL and the
         /// partition states (PARTITION_STARTING, PARTITION_STOPPED, PARTITION_DAMAGED, SHUTTING_DOWN).
         async fn upsert(

@@ -16,6 +16,9 @@
 //!   free   │prev│next│ granules │         │ state │            │                         │
 //!          └────┴────┴──────────┴─────────┴───────┴────────────┴─────────────────────────┘
 //! ```
+//! A record that expires has its moment, 8 bytes, between key and value; its state says so, and
+//! no other record pays for it.
+//!
 //! Values that do not fit a block live in allocations of their own; the block holds the slot's
 //! number instead. Freed blocks wait in one list per exact size: overwriting and replacing records
 //! of a size wastes nothing. When sizes change for good, free blocks pile up; above one sixteenth
@@ -26,7 +29,7 @@
 
 use std::mem::size_of;
 
-use stateside_types::{Record, Sequence, Timestamp, limits::KEY_BYTES_MAX};
+use stateside_types::{ExpireAt, Record, Sequence, Timestamp, limits::KEY_BYTES_MAX};
 
 const GRANULE_BYTES: usize = 8;
 const GRANULE_BITS: u32 = 15;
@@ -36,6 +39,8 @@ const PAGES_MAX: usize = 1 << (32 - GRANULE_BITS);
 /// Pages kept back when the arena says it is full, so that batches under way still fit.
 const PAGES_RESERVED: usize = 64;
 const HEADER_BYTES: usize = 24;
+/// The moment of a record that expires.
+const MOMENT_BYTES: usize = 8;
 /// Largest block; values that would make a larger one are allocated on their own.
 const BLOCK_BYTES_MAX: usize = 8 << 10;
 /// A drain starts when more than 1/`FREE_SHARE_MAX` of the arena is free.
@@ -44,11 +49,12 @@ const FREE_SHARE_MAX: usize = 16;
 const FREE_BYTES_MIN: usize = 32 << 10;
 
 const _: () = assert!(PAGE_BYTES_MAX == 256 << 10);
-const _: () = assert!(HEADER_BYTES + KEY_BYTES_MAX + size_of::<u32>() <= BLOCK_BYTES_MAX);
+const _: () =
+    assert!(HEADER_BYTES + KEY_BYTES_MAX + MOMENT_BYTES + size_of::<u32>() <= BLOCK_BYTES_MAX);
 const _: () = assert!(KEY_BYTES_MAX <= u16::MAX as usize);
 
 /// Address of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Handle(u32);
 
 impl Handle {
@@ -90,6 +96,33 @@ enum BlockState {
     Listed = 3,
     /// Free, in no list: its page is being drained.
     Unlisted = 4,
+    /// As `Live`, with a moment.
+    Expiring = 5,
+    /// As `LiveLarge`, with a moment.
+    ExpiringLarge = 6,
+}
+
+impl BlockState {
+    const fn live(is_large: bool, expires: bool) -> Self {
+        match (is_large, expires) {
+            (false, false) => Self::Live,
+            (true, false) => Self::LiveLarge,
+            (false, true) => Self::Expiring,
+            (true, true) => Self::ExpiringLarge,
+        }
+    }
+
+    const fn is_large(self) -> bool {
+        matches!(self, Self::LiveLarge | Self::ExpiringLarge)
+    }
+
+    /// What lies between key and value.
+    const fn moment_bytes(self) -> usize {
+        match self {
+            Self::Expiring | Self::ExpiringLarge => MOMENT_BYTES,
+            _ => 0,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -113,11 +146,13 @@ impl Header {
     }
 
     fn block_bytes(self) -> usize {
-        let stored = match self.state {
-            BlockState::LiveLarge => size_of::<u32>(),
-            _ => self.value_len as usize,
-        };
-        block_bytes(self.key_len as usize, stored)
+        let stored = if self.state.is_large() { size_of::<u32>() } else { self.value_len as usize };
+        block_bytes(self.key_len as usize, self.state.moment_bytes() + stored)
+    }
+
+    /// Where in the block the value begins, or the number of its slot.
+    fn value_offset(self) -> usize {
+        HEADER_BYTES + self.key_len as usize + self.state.moment_bytes()
     }
 }
 
@@ -159,22 +194,27 @@ pub(super) struct Arena {
     drain: Option<Drain>,
 }
 
-/// Bytes of the block of a record whose value takes `stored` bytes in it.
+/// Bytes of the block of a record that has `stored` bytes besides its key.
 const fn block_bytes(key_len: usize, stored: usize) -> usize {
     (HEADER_BYTES + key_len + stored).next_multiple_of(GRANULE_BYTES)
 }
 
-const fn is_large(key_len: usize, value_len: usize) -> bool {
-    block_bytes(key_len, value_len) > BLOCK_BYTES_MAX
+const fn is_large(key_len: usize, value_len: usize, expires: bool) -> bool {
+    block_bytes(key_len, moment_bytes(expires) + value_len) > BLOCK_BYTES_MAX
+}
+
+const fn moment_bytes(expires: bool) -> usize {
+    if expires { MOMENT_BYTES } else { 0 }
 }
 
 impl Arena {
     /// Bytes of memory a record takes, without the index.
-    pub(super) const fn record_bytes(key_len: usize, value_len: usize) -> usize {
-        if is_large(key_len, value_len) {
-            block_bytes(key_len, size_of::<u32>()) + value_len + LargeValues::SLOT_BYTES
+    pub(super) const fn record_bytes(key_len: usize, value_len: usize, expires: bool) -> usize {
+        let moment = moment_bytes(expires);
+        if is_large(key_len, value_len, expires) {
+            block_bytes(key_len, moment + size_of::<u32>()) + value_len + LargeValues::SLOT_BYTES
         } else {
-            block_bytes(key_len, value_len)
+            block_bytes(key_len, moment + value_len)
         }
     }
 
@@ -205,61 +245,60 @@ impl Arena {
         self.pages.len() - self.vacant_pages.len() > PAGES_MAX - PAGES_RESERVED
     }
 
-    pub(super) fn insert(
-        &mut self,
-        key: &[u8],
-        value: &[u8],
-        version: Sequence,
-        timestamp: Timestamp,
-    ) -> Handle {
+    pub(super) fn insert(&mut self, key: &[u8], record: Record<'_>) -> Handle {
+        let Record { value, version, timestamp, expire_at } = record;
         assert!(!key.is_empty() && key.len() <= KEY_BYTES_MAX, "the caller checked the key");
         assert!(value.len() <= u32::MAX as usize, "the caller checked the value");
-        let mut header = Header {
+        let is_large = is_large(key.len(), value.len(), expire_at.is_some());
+        let header = Header {
             version,
             timestamp,
             key_len: key.len() as u16,
-            state: BlockState::Live,
+            state: BlockState::live(is_large, expire_at.is_some()),
             value_len: value.len() as u32,
         };
-        if is_large(key.len(), value.len()) {
-            header.state = BlockState::LiveLarge;
+        if is_large {
             let slot = self.large.insert(value).to_ne_bytes();
-            self.place(header, key, &slot)
+            self.place(header, key, expire_at, &slot)
         } else {
-            self.place(header, key, value)
+            self.place(header, key, expire_at, value)
         }
     }
 
     /// Writes a new value over a record's, if that fits its block exactly.
     #[inline]
-    pub(super) fn overwrite(
-        &mut self,
-        handle: Handle,
-        value: &[u8],
-        version: Sequence,
-        timestamp: Timestamp,
-    ) -> bool {
-        let mut header = self.header(handle);
-        let key_len = header.key_len as usize;
-        if header.state != BlockState::Live
-            || is_large(key_len, value.len())
-            || block_bytes(key_len, value.len()) != header.block_bytes()
+    pub(super) fn overwrite(&mut self, handle: Handle, record: Record<'_>) -> bool {
+        let Record { value, version, timestamp, expire_at } = record;
+        let old = self.header(handle);
+        let key_len = old.key_len as usize;
+        let state = BlockState::live(false, expire_at.is_some());
+        let header = Header {
+            version,
+            timestamp,
+            state,
+            value_len: value.len() as u32,
+            key_len: old.key_len,
+        };
+        if old.state.is_large()
+            || is_large(key_len, value.len(), expire_at.is_some())
+            || header.block_bytes() != old.block_bytes()
         {
             return false;
         }
-        header.version = version;
-        header.timestamp = timestamp;
-        header.value_len = value.len() as u32;
         let block = &mut self.pages[handle.page()].bytes[handle.offset()..];
         block[..HEADER_BYTES].copy_from_slice(&header.encode());
-        block[HEADER_BYTES + key_len..][..value.len()].copy_from_slice(value);
+        if let Some(moment) = expire_at {
+            let moment = moment.millis().to_ne_bytes();
+            block[HEADER_BYTES + key_len..][..MOMENT_BYTES].copy_from_slice(&moment);
+        }
+        block[header.value_offset()..][..value.len()].copy_from_slice(value);
         true
     }
 
     /// Frees a record's block and its large value.
     pub(super) fn free(&mut self, handle: Handle) {
         let header = self.header(handle);
-        if header.state == BlockState::LiveLarge {
+        if header.state.is_large() {
             let slot = self.large_slot(handle, header);
             self.large.remove(slot);
         }
@@ -293,14 +332,31 @@ impl Arena {
     pub(super) fn record(&self, handle: Handle) -> Record<'_> {
         let header = self.header(handle);
         let value = match header.state {
-            BlockState::Live => {
-                let start = HEADER_BYTES + header.key_len as usize;
-                &self.block(handle)[start..start + header.value_len as usize]
+            BlockState::Live | BlockState::Expiring => {
+                &self.block(handle)[header.value_offset()..][..header.value_len as usize]
             }
-            BlockState::LiveLarge => self.large.get(self.large_slot(handle, header)),
+            BlockState::LiveLarge | BlockState::ExpiringLarge => {
+                self.large.get(self.large_slot(handle, header))
+            }
             BlockState::Listed | BlockState::Unlisted => unreachable!("a free block was read"),
         };
-        Record { value, version: header.version, timestamp: header.timestamp }
+        let expire_at = self.moment(handle, header);
+        Record { value, version: header.version, timestamp: header.timestamp, expire_at }
+    }
+
+    /// From when on a record is absent.
+    #[inline]
+    pub(super) fn expire_at(&self, handle: Handle) -> Option<ExpireAt> {
+        self.moment(handle, self.header(handle))
+    }
+
+    #[inline]
+    fn moment(&self, handle: Handle, header: Header) -> Option<ExpireAt> {
+        if header.state.moment_bytes() == 0 {
+            return None;
+        }
+        let at = HEADER_BYTES + header.key_len as usize;
+        ExpireAt::from_millis(u64::from_ne_bytes(field(self.block(handle), at)))
     }
 
     /// Drains up to `blocks` blocks if the arena is sparse. `moved(arena, old, new)` is told of every
@@ -352,14 +408,18 @@ impl Arena {
         let state = self.state(handle);
         let bytes = match state {
             BlockState::Listed | BlockState::Unlisted => self.free_block_bytes(handle),
-            BlockState::Live | BlockState::LiveLarge => self.header(handle).block_bytes(),
+            _ => self.header(handle).block_bytes(),
         };
         match (phase, state) {
             (DrainPhase::Unlist, BlockState::Listed) => {
                 self.unlist(handle);
                 self.set_state(handle, BlockState::Unlisted);
             }
-            (DrainPhase::Move, BlockState::Live | BlockState::LiveLarge) => {
+            (DrainPhase::Move, BlockState::Listed) => {
+                unreachable!("a draining page has no listed blocks left")
+            }
+            (_, BlockState::Unlisted) | (DrainPhase::Unlist, _) => {}
+            (DrainPhase::Move, _) => {
                 // Taken out so that it can be read while another page is written; nothing of it
                 // is listed, so nothing looks for it.
                 let source = std::mem::take(&mut self.pages[page].bytes);
@@ -368,10 +428,6 @@ impl Arena {
                 moved(self, handle, target);
                 self.free_block(handle, bytes);
             }
-            (DrainPhase::Move, BlockState::Listed) => {
-                unreachable!("a draining page has no listed blocks left")
-            }
-            _ => {}
         }
         Some(Drain { offset: offset + bytes, ..drain })
     }
@@ -397,15 +453,25 @@ impl Arena {
         share.max(4 * block_bytes).clamp(PAGE_BYTES_MIN, PAGE_BYTES_MAX)
     }
 
-    fn place(&mut self, header: Header, key: &[u8], stored: &[u8]) -> Handle {
+    fn place(
+        &mut self,
+        header: Header,
+        key: &[u8],
+        expire_at: Option<ExpireAt>,
+        stored: &[u8],
+    ) -> Handle {
         let bytes = header.block_bytes();
+        let value_offset = header.value_offset();
         let header = header.encode();
         if let Some(handle) = self.take_listed(bytes) {
             let block = &mut self.pages[handle.page()].bytes[handle.offset()..][..bytes];
             block[..HEADER_BYTES].copy_from_slice(&header);
-            let rest = &mut block[HEADER_BYTES..];
-            rest[..key.len()].copy_from_slice(key);
-            rest[key.len()..][..stored.len()].copy_from_slice(stored);
+            block[HEADER_BYTES..][..key.len()].copy_from_slice(key);
+            if let Some(moment) = expire_at {
+                let moment = moment.millis().to_ne_bytes();
+                block[HEADER_BYTES + key.len()..][..MOMENT_BYTES].copy_from_slice(&moment);
+            }
+            block[value_offset..][..stored.len()].copy_from_slice(stored);
             return handle;
         }
         let number = self.page_with_room(bytes);
@@ -413,6 +479,9 @@ impl Arena {
         let offset = page.len();
         page.extend_from_slice(&header);
         page.extend_from_slice(key);
+        if let Some(moment) = expire_at {
+            page.extend_from_slice(&moment.millis().to_ne_bytes());
+        }
         page.extend_from_slice(stored);
         page.resize(offset + bytes, 0);
         Handle::new(number, offset)
@@ -547,6 +616,8 @@ impl Arena {
             2 => BlockState::LiveLarge,
             3 => BlockState::Listed,
             4 => BlockState::Unlisted,
+            5 => BlockState::Expiring,
+            6 => BlockState::ExpiringLarge,
             other => unreachable!("a handle points at no block (state {other})"),
         }
     }
@@ -570,7 +641,7 @@ impl Arena {
     }
 
     fn large_slot(&self, handle: Handle, header: Header) -> u32 {
-        u32::from_ne_bytes(field(self.block(handle), HEADER_BYTES + header.key_len as usize))
+        u32::from_ne_bytes(field(self.block(handle), header.value_offset()))
     }
 }
 

@@ -13,10 +13,12 @@
 use std::{collections::VecDeque, mem::size_of, sync::Arc};
 
 use hashbrown::HashTable;
-use stateside_types::{Change, Record, Sequence, Timestamp, WriteEntry};
+use stateside_types::{Change, ExpireAt, Expiry, Record, Sequence, Timestamp, WriteEntry};
 use xxhash_rust::xxh3::xxh3_64;
 
 const REMOVED: u32 = u32::MAX;
+/// The moment of a record that expires, ahead of its key.
+const MOMENT_BYTES: usize = 8;
 
 /// One accepted batch: its bytes once, and where in them the entries are.
 pub(super) struct OverlayBatch {
@@ -30,20 +32,25 @@ pub(super) struct OverlayBatch {
 struct EntryPlace {
     start: u32,
     key_len: u16,
+    /// The moment stands before `start`.
+    expires: bool,
     /// `REMOVED` for a removal.
     value_len: u32,
 }
 
 impl OverlayBatch {
     fn new(sequence: Sequence, timestamp: Timestamp, entries: &[WriteEntry<'_>]) -> Self {
-        let value_of = |entry: &WriteEntry<'_>| match entry.change {
-            Change::Put(value) => value.len(),
-            Change::Remove => 0,
-        };
-        let total = entries.iter().map(|entry| entry.key.len() + value_of(entry)).sum();
+        let total = entries.iter().map(entry_bytes).sum();
         assert!(total < REMOVED as usize, "the caller checked the batch");
         let mut bytes = Vec::with_capacity(total);
         let places = entries.iter().map(|entry| {
+            let moment = match entry.change {
+                Change::Put(_) => entry.expiry.fixed_by(timestamp),
+                Change::Remove => None,
+            };
+            if let Some(moment) = moment {
+                bytes.extend_from_slice(&moment.millis().to_le_bytes());
+            }
             let start = bytes.len() as u32;
             bytes.extend_from_slice(entry.key);
             let value_len = match entry.change {
@@ -53,15 +60,16 @@ impl OverlayBatch {
                 }
                 Change::Remove => REMOVED,
             };
-            EntryPlace { start, key_len: entry.key.len() as u16, value_len }
+            let key_len = entry.key.len() as u16;
+            EntryPlace { start, key_len, expires: moment.is_some(), value_len }
         });
         let entries = places.collect();
         Self { sequence, timestamp, bytes: bytes.into(), entries }
     }
 
-    /// Keys and what became of them: a value, or none for a removal.
-    pub(super) fn changes(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
-        (0..self.entries.len()).map(|entry| (self.key(entry), self.value(entry)))
+    /// Keys and what became of them: a record, or none for a removal.
+    pub(super) fn changes(&self) -> impl Iterator<Item = (&[u8], Option<Record<'_>>)> {
+        (0..self.entries.len()).map(|entry| (self.key(entry), self.record(entry)))
     }
 
     pub(super) fn memory_bytes(&self) -> usize {
@@ -76,10 +84,29 @@ impl OverlayBatch {
         &self.bytes[start as usize..][..usize::from(key_len)]
     }
 
-    fn value(&self, entry: usize) -> Option<&[u8]> {
-        let EntryPlace { start, key_len, value_len } = self.entries[entry];
-        (value_len != REMOVED)
-            .then(|| &self.bytes[start as usize + usize::from(key_len)..][..value_len as usize])
+    fn record(&self, entry: usize) -> Option<Record<'_>> {
+        let EntryPlace { start, key_len, expires, value_len } = self.entries[entry];
+        if value_len == REMOVED {
+            return None;
+        }
+        let start = start as usize;
+        let value = &self.bytes[start + usize::from(key_len)..][..value_len as usize];
+        let moment = || self.bytes[..start].last_chunk::<MOMENT_BYTES>();
+        let expire_at = moment().filter(|_| expires).map(|bytes| u64::from_le_bytes(*bytes));
+        Some(Record {
+            value,
+            version: self.sequence,
+            timestamp: self.timestamp,
+            expire_at: expire_at.and_then(ExpireAt::from_millis),
+        })
+    }
+}
+
+fn entry_bytes(entry: &WriteEntry<'_>) -> usize {
+    let moment = if entry.expiry == Expiry::Never { 0 } else { MOMENT_BYTES };
+    match entry.change {
+        Change::Put(value) => moment + entry.key.len() + value.len(),
+        Change::Remove => entry.key.len(),
     }
 }
 
@@ -100,13 +127,7 @@ pub(super) struct Overlay {
 impl Overlay {
     /// Bytes that a batch of these entries takes at most, while the index grows with it.
     pub(super) fn growth_max(&self, entries: &[WriteEntry<'_>]) -> usize {
-        let bytes: usize = entries
-            .iter()
-            .map(|entry| match entry.change {
-                Change::Put(value) => entry.key.len() + value.len(),
-                Change::Remove => entry.key.len(),
-            })
-            .sum();
+        let bytes: usize = entries.iter().map(entry_bytes).sum();
         // A bucket is 16 bytes and one of control; doubled, and at most 7 of 8 in use.
         let index = self.newest.allocation_size() + 64 + entries.len() * 17 * 3;
         let batches = (self.batches.capacity() + 8) * size_of::<Arc<OverlayBatch>>();
@@ -154,11 +175,7 @@ impl Overlay {
         let is = |change: &NewestChange| key_of(&self.batches, *change) == key;
         let change = self.newest.find(xxh3_64(key), is)?;
         let batch = batch_of(&self.batches, change.sequence);
-        Some(batch.value(change.entry as usize).map(|value| Record {
-            value,
-            version: batch.sequence,
-            timestamp: batch.timestamp,
-        }))
+        Some(batch.record(change.entry as usize))
     }
 
     /// The batches after `after` up to `last`, as many as make up `bytes`; one at least.
@@ -192,20 +209,13 @@ impl Overlay {
     ) {
         while self.batches.front().is_some_and(|batch| batch.sequence <= last) {
             let batch = Arc::clone(&self.batches[0]);
-            for (entry, (key, value)) in batch.changes().enumerate() {
+            for (entry, (key, record)) in batch.changes().enumerate() {
                 let this = |change: &NewestChange| {
                     change.sequence == batch.sequence && change.entry as usize == entry
                 };
                 if let Ok(found) = self.newest.find_entry(xxh3_64(key), this) {
                     found.remove();
-                    newest(
-                        key,
-                        value.map(|value| Record {
-                            value,
-                            version: batch.sequence,
-                            timestamp: batch.timestamp,
-                        }),
-                    );
+                    newest(key, record);
                 }
             }
             self.batch_bytes -= batch.memory_bytes();

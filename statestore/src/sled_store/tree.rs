@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!   tree "partition-0000002a-0000000000000007"         (id, epoch)
-//!     00              ─► meta: state, applied sequence and timestamp, record count, bytes
-//!     01 key          ─► version u64, timestamp u64, value length u32, value if it is short
+//!     00              ─► meta: state, applied sequence and timestamp, record count, bytes, next moment
+//!     01 key          ─► version u64, timestamp u64, value length u32, value if it is short;
+//!                        with bit 31 of the length: the moment, u64, stands before the value
 //!     02 key piece u32─► a piece of a long value
+//!     03 moment u64 key ─► nothing: the records that expire, in the order in which they do
 //! ```
 //! Integers in keys are big-endian, in values little-endian. Every change to a tree is one sled
 //! batch, meta included: so whatever sled recovers is the state at the sequence that meta says.
@@ -12,7 +14,7 @@
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use stateside_types::{
-    Sequence, Timestamp,
+    ExpireAt, Record, Sequence, Timestamp, WallClock,
     limits::{BATCH_BYTES_MAX, KEY_BYTES_MAX},
 };
 
@@ -25,9 +27,14 @@ use crate::StoreError;
 const META_KEY: [u8; 1] = [0];
 const RECORD_TAG: u8 = 1;
 const PIECE_TAG: u8 = 2;
-const META_VERSION: u8 = 1;
-const META_BYTES: usize = 38;
+const MOMENT_TAG: u8 = 3;
+/// Version 2 knows records that expire.
+const META_VERSION: u8 = 2;
+const META_BYTES: usize = 46;
 const RECORD_HEADER_BYTES: usize = 20;
+/// In the length of a value: the record has a moment.
+const EXPIRES: u32 = 1 << 31;
+const _: () = assert!(BATCH_BYTES_MAX < EXPIRES as usize);
 /// Longest value kept with its record, and length of the pieces of longer ones.
 const PIECE_BYTES: usize = 16 << 10;
 /// Records deleted by one sled batch while a tree is emptied.
@@ -41,6 +48,8 @@ pub(super) struct Meta {
     pub(super) timestamp: Timestamp,
     pub(super) records: u64,
     pub(super) payload_bytes: u64,
+    /// No record expires before this moment; none: none expires at all.
+    pub(super) next_moment: Option<ExpireAt>,
 }
 
 /// A record as it was read from the disk.
@@ -51,6 +60,7 @@ pub(super) struct StoredRecord {
     pub(super) value_len: usize,
     pub(super) version: Sequence,
     pub(super) timestamp: Timestamp,
+    pub(super) expire_at: Option<ExpireAt>,
 }
 
 /// A record with its key.
@@ -97,9 +107,14 @@ impl TreeSession<'_> {
     fn meta(&self) -> Result<Meta, StoreError> {
         match self.read(|tree| tree.get(META_KEY))? {
             None => Ok(Meta::default()),
-            Some(bytes) => {
-                Meta::decode(&bytes).ok_or_else(|| self.damaged("its meta does not read"))
-            }
+            Some(bytes) => match Meta::decode(&bytes) {
+                Ok(meta) => Ok(meta),
+                Err(Some(version)) => Err(self.damaged(&format!(
+                    "it has format {version} and this release reads format {META_VERSION}: \
+                     use the release that wrote it, or restore the partition from a snapshot"
+                ))),
+                Err(None) => Err(self.damaged("its meta does not read")),
+            },
         }
     }
 
@@ -179,17 +194,18 @@ impl TreeSession<'_> {
             }
             meta.applied = batch.sequence;
             meta.timestamp = batch.timestamp;
-            for (key, value) in batch.changes() {
-                changes.insert(key, (batch, value));
-            }
+            changes.extend(batch.changes());
         }
         let mut sled_batch = sled::Batch::default();
         let mut kept = Vec::new();
-        for (key, (batch, value)) in changes {
+        for (key, record) in changes {
             let old = self.record(key, false)?;
             if let Some(old) = &old {
                 meta.records -= 1;
                 meta.payload_bytes -= (key.len() + old.value_len) as u64;
+                if let Some(moment) = old.expire_at {
+                    sled_batch.remove(moment_key(moment, key));
+                }
                 let needed = keep.is_some_and(|keep| {
                     old.version <= keep.sequence && keep.after.as_deref().is_none_or(|a| key > a)
                 });
@@ -198,14 +214,13 @@ impl TreeSession<'_> {
                 }
             }
             let old_len = old.map_or(0, |old| old.value_len);
-            if let Some(value) = value {
-                meta.records += 1;
-                meta.payload_bytes += (key.len() + value.len()) as u64;
-                insert(&mut sled_batch, key, value, batch.sequence, batch.timestamp);
+            if let Some(record) = record {
+                meta.count(key, record);
+                insert(&mut sled_batch, key, record);
             } else {
                 sled_batch.remove(record_key(key));
             }
-            for piece in pieces(value.map_or(0, <[u8]>::len))..pieces(old_len) {
+            for piece in pieces(record.map_or(0, |record| record.value.len()))..pieces(old_len) {
                 sled_batch.remove(piece_key(key, piece));
             }
         }
@@ -214,6 +229,44 @@ impl TreeSession<'_> {
             self.apply(sled_batch)?;
         }
         Ok(Written { meta, kept, stamp: self.stamp() })
+    }
+
+    /// Takes out records whose moment has come, `records_max` at most.
+    pub(super) fn reclaim(
+        &self,
+        now: WallClock,
+        records_max: usize,
+    ) -> Result<(Meta, u64), StoreError> {
+        let mut meta = self.meta()?;
+        if meta.loading {
+            return Err(self.damaged("a load was interrupted"));
+        }
+        let mut batch = sled::Batch::default();
+        let mut reclaimed = 0;
+        meta.next_moment = None;
+        let mut moments = self.read(|tree| Ok(tree.range([MOMENT_TAG]..[MOMENT_TAG + 1])))?;
+        while let Some((moment_key, _)) = self.read(|_| moments.next().transpose())? {
+            let (moment, key) = split_moment_key(&moment_key)
+                .ok_or_else(|| self.damaged("a moment does not read"))?;
+            if !moment.has_come(now) || reclaimed == records_max as u64 {
+                meta.next_moment = Some(moment);
+                break;
+            }
+            let record = self.record(key, false)?.filter(|r| r.expire_at == Some(moment));
+            let record =
+                record.ok_or_else(|| self.damaged("a moment is not that of its record"))?;
+            for piece in 0..pieces(record.value_len) {
+                batch.remove(piece_key(key, piece));
+            }
+            batch.remove(record_key(key));
+            batch.remove(&moment_key);
+            meta.records -= 1;
+            meta.payload_bytes -= (key.len() + record.value_len) as u64;
+            reclaimed += 1;
+        }
+        batch.insert(&META_KEY, &meta.encode()[..]);
+        self.apply(batch)?;
+        Ok((meta, reclaimed))
     }
 
     /// Reads on from `after`: records up to `sequence`, about `budget_bytes` of them.
@@ -285,10 +338,9 @@ impl TreeSession<'_> {
         }
         let mut batch = sled::Batch::default();
         for (key, record) in records {
-            let value = record.value.as_deref().expect("a loaded record has its value");
-            meta.records += 1;
-            meta.payload_bytes += (key.len() + value.len()) as u64;
-            insert(&mut batch, key, value, record.version, record.timestamp);
+            let record = record.as_record();
+            meta.count(key, record);
+            insert(&mut batch, key, record);
         }
         meta.applied = meta.applied.next();
         batch.insert(&META_KEY, &meta.encode()[..]);
@@ -317,12 +369,32 @@ impl TreeSession<'_> {
     }
 }
 
+impl StoredRecord {
+    /// The record, of which the value was read.
+    pub(super) fn as_record(&self) -> Record<'_> {
+        Record {
+            value: self.value.as_deref().expect("the value was asked for"),
+            version: self.version,
+            timestamp: self.timestamp,
+            expire_at: self.expire_at,
+        }
+    }
+}
+
 impl Meta {
+    /// Counts a record that is added.
+    fn count(&mut self, key: &[u8], record: Record<'_>) {
+        self.records += 1;
+        self.payload_bytes += (key.len() + record.value.len()) as u64;
+        let moments = [self.next_moment, record.expire_at];
+        self.next_moment = moments.into_iter().flatten().min();
+    }
+
     /// ```text
-    ///  0         1         2         10          18        26              34
-    /// ┌─────────┬─────────┬─────────┬───────────┬─────────┬───────────────┬────────┐
-    /// │ version │ loading │ applied │ timestamp │ records │ payload bytes │ CRC32C │
-    /// └─────────┴─────────┴─────────┴───────────┴─────────┴───────────────┴────────┘
+    ///  0         1         2         10          18        26              34            42
+    /// ┌─────────┬─────────┬─────────┬───────────┬─────────┬───────────────┬─────────────┬────────┐
+    /// │ version │ loading │ applied │ timestamp │ records │ payload bytes │ next moment │ CRC32C │
+    /// └─────────┴─────────┴─────────┴───────────┴─────────┴───────────────┴─────────────┴────────┘
     /// ```
     fn encode(self) -> [u8; META_BYTES] {
         let mut out = [0; META_BYTES];
@@ -332,40 +404,51 @@ impl Meta {
         out[10..18].copy_from_slice(&self.timestamp.0.to_le_bytes());
         out[18..26].copy_from_slice(&self.records.to_le_bytes());
         out[26..34].copy_from_slice(&self.payload_bytes.to_le_bytes());
-        let crc = crc32c::crc32c(&out[..34]);
-        out[34..].copy_from_slice(&crc.to_le_bytes());
+        let moment = self.next_moment.map_or(0, ExpireAt::millis);
+        out[34..42].copy_from_slice(&moment.to_le_bytes());
+        let crc = crc32c::crc32c(&out[..42]);
+        out[42..].copy_from_slice(&crc.to_le_bytes());
         out
     }
 
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; META_BYTES] = bytes.try_into().ok()?;
-        let crc = u32::from_le_bytes(*bytes.last_chunk()?);
-        if crc != crc32c::crc32c(&bytes[..34]) || bytes[0] != META_VERSION || bytes[1] > 1 {
-            return None;
+    /// # Errors
+    /// The version, where that is what does not fit.
+    fn decode(bytes: &[u8]) -> Result<Self, Option<u8>> {
+        let (fields, crc) = bytes.split_last_chunk().ok_or(None)?;
+        if u32::from_le_bytes(*crc) != crc32c::crc32c(fields) {
+            return Err(None);
         }
-        let word = |at: usize| bytes[at..].first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
-        Some(Self {
-            loading: bytes[1] == 1,
-            applied: Sequence(word(2)?),
-            timestamp: Timestamp(word(10)?),
-            records: word(18)?,
-            payload_bytes: word(26)?,
+        match fields.first() {
+            Some(&META_VERSION) if bytes.len() == META_BYTES && fields[1] <= 1 => {}
+            Some(&version) if version != META_VERSION => return Err(Some(version)),
+            _ => return Err(None),
+        }
+        let word = |at: usize| {
+            u64::from_le_bytes(*fields[at..].first_chunk().expect("the length was checked"))
+        };
+        Ok(Self {
+            loading: fields[1] == 1,
+            applied: Sequence(word(2)),
+            timestamp: Timestamp(word(10)),
+            records: word(18),
+            payload_bytes: word(26),
+            next_moment: ExpireAt::from_millis(word(34)),
         })
     }
 }
 
-fn insert(
-    batch: &mut sled::Batch,
-    key: &[u8],
-    value: &[u8],
-    version: Sequence,
-    timestamp: Timestamp,
-) {
+fn insert(batch: &mut sled::Batch, key: &[u8], record: Record<'_>) {
+    let Record { value, version, timestamp, expire_at } = record;
     let inline = if value.len() <= PIECE_BYTES { value } else { &[] };
-    let mut stored = Vec::with_capacity(RECORD_HEADER_BYTES + inline.len());
+    let flags = if expire_at.is_some() { EXPIRES } else { 0 };
+    let mut stored = Vec::with_capacity(RECORD_HEADER_BYTES + size_of::<u64>() + inline.len());
     stored.extend_from_slice(&version.0.to_le_bytes());
     stored.extend_from_slice(&timestamp.0.to_le_bytes());
-    stored.extend_from_slice(&(value.len() as u32).to_le_bytes());
+    stored.extend_from_slice(&(value.len() as u32 | flags).to_le_bytes());
+    if let Some(moment) = expire_at {
+        stored.extend_from_slice(&moment.millis().to_le_bytes());
+        batch.insert(moment_key(moment, key), &[]);
+    }
     stored.extend_from_slice(inline);
     batch.insert(record_key(key), stored);
     if inline.len() < value.len() {
@@ -378,14 +461,22 @@ fn insert(
 fn decode_record(stored: &[u8]) -> Option<(StoredRecord, &[u8])> {
     let (version, rest) = stored.split_first_chunk()?;
     let (timestamp, rest) = rest.split_first_chunk()?;
-    let (length, inline) = rest.split_first_chunk()?;
-    let value_len = u32::from_le_bytes(*length) as usize;
+    let (length, mut inline) = rest.split_first_chunk()?;
+    let length = u32::from_le_bytes(*length);
+    let mut expire_at = None;
+    if length & EXPIRES != 0 {
+        let (moment, rest) = inline.split_first_chunk()?;
+        expire_at = Some(ExpireAt::from_millis(u64::from_le_bytes(*moment))?);
+        inline = rest;
+    }
+    let value_len = (length & !EXPIRES) as usize;
     let expected = if value_len <= PIECE_BYTES { value_len } else { 0 };
     let record = StoredRecord {
         value: None,
         value_len,
         version: Sequence(u64::from_le_bytes(*version)),
         timestamp: Timestamp(u64::from_le_bytes(*timestamp)),
+        expire_at,
     };
     (inline.len() == expected && value_len <= BATCH_BYTES_MAX).then_some((record, inline))
 }
@@ -412,9 +503,23 @@ fn piece_key(key: &[u8], piece: u32) -> Vec<u8> {
     out
 }
 
+/// Big-endian, so that the tree's order is that of the moments.
+fn moment_key(moment: ExpireAt, key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(9 + key.len());
+    out.push(MOMENT_TAG);
+    out.extend_from_slice(&moment.millis().to_be_bytes());
+    out.extend_from_slice(key);
+    out
+}
+
+fn split_moment_key(bytes: &[u8]) -> Option<(ExpireAt, &[u8])> {
+    let (moment, key) = bytes.get(1..)?.split_first_chunk()?;
+    Some((ExpireAt::from_millis(u64::from_be_bytes(*moment))?, key))
+}
+
 #[cfg(test)]
 mod tests {
-    use stateside_types::{Change, Condition, Epoch, PartitionId, WriteEntry};
+    use stateside_types::{Change, Epoch, PartitionId, WriteEntry};
 
     use super::*;
     use crate::{SledEngine, SledOptions, SledStore, StateStore};
@@ -426,7 +531,7 @@ mod tests {
     }
 
     fn write(store: &mut SledStore, change: Change<'_>) {
-        let entry = WriteEntry { key: b"key", change, condition: Condition::None };
+        let entry = WriteEntry::new(b"key", change);
         let sequence = store.applied().next();
         store.apply(sequence, Timestamp(1), &[entry]);
         let work = store.take_work(sequence).unwrap();
@@ -457,13 +562,18 @@ mod tests {
 
     #[test]
     fn damaged_meta_and_records_do_not_read() {
-        let meta = Meta { applied: Sequence(5), records: 3, ..Meta::default() };
-        assert_eq!(Meta::decode(&meta.encode()), Some(meta));
+        let next_moment = ExpireAt::from_millis(77);
+        let meta = Meta { applied: Sequence(5), records: 3, next_moment, ..Meta::default() };
+        assert_eq!(Meta::decode(&meta.encode()), Ok(meta));
         for at in 0..META_BYTES {
             let mut bytes = meta.encode();
             bytes[at] ^= 1;
-            assert_eq!(Meta::decode(&bytes), None, "byte {at}");
+            assert_eq!(Meta::decode(&bytes), Err(None), "byte {at}");
         }
+        let mut first_format = vec![0; 34];
+        first_format[0] = 1;
+        first_format.extend_from_slice(&crc32c::crc32c(&first_format).to_le_bytes());
+        assert_eq!(Meta::decode(&first_format), Err(Some(1)));
         for length in 0..RECORD_HEADER_BYTES {
             assert!(decode_record(&vec![0; length]).is_none());
         }

@@ -2,7 +2,7 @@
 //!
 //! A store is driven through random steps side by side with a model, a `BTreeMap`: batches, reads,
 //! fetches, work that is taken, run and finished in any order with the rest, snapshots while
-//! writes go on, loads. A new store calls [`check`] with a way to make an empty one.
+//! writes go on, loads, the reclaiming of expired records. A new store calls [`check`] with a way to make an empty one.
 //!
 //! A failure prints the seed and the smallest failing steps; `STATESIDE_TEST_SEED` replays it,
 //! `STATESIDE_TEST_EFFORT` multiplies the cases.
@@ -18,15 +18,25 @@ use proptest::{
     test_runner::{Config, RngSeed, TestRunner},
 };
 use stateside_statestore::{Lookup, SnapshotRecord, SnapshotStep, StateStore, Work, WorkDone};
-use stateside_types::{Change, Condition, Record, Sequence, Timestamp, WriteEntry, limits};
+use stateside_types::{
+    Change, ExpireAt, Expiry, Record, Sequence, Timestamp, WallClock, WriteEntry, limits,
+};
 
-type Records = BTreeMap<Vec<u8>, (Vec<u8>, Sequence, Timestamp)>;
+type Stored = (Vec<u8>, Sequence, Timestamp, Option<ExpireAt>);
+type Records = BTreeMap<Vec<u8>, Stored>;
+
+/// What a step puts: the value's length and first byte, and how long from now on it exists.
+type Put = (usize, u8, Option<u16>);
 
 /// What one step does. Numbers are reduced to what makes sense when the step runs.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    /// Applies a batch: keys and, for puts, the value's length and first byte.
-    Apply(Vec<(u16, Option<(usize, u8)>)>),
+    /// Applies a batch: keys and what is put; None removes.
+    Apply(Vec<(u16, Option<Put>)>),
+    /// Time passes, milliseconds.
+    Time(u16),
+    /// So many expired records may be reclaimed.
+    Reclaim(u8),
     /// The log becomes durable up to this many batches below the last one.
     Durable(u8),
     /// Reads keys without blocking.
@@ -75,7 +85,8 @@ fn step(shape: Shape) -> impl Strategy<Value = Step> {
         2 => 80..120usize,
         1 => 0..=shape.value_bytes_max,
     ];
-    let entry = (key.clone(), proptest::option::weighted(0.75, (value, any::<u8>())));
+    let ttl_ms = proptest::option::weighted(0.3, 1..2_000u16);
+    let entry = (key.clone(), proptest::option::weighted(0.75, (value, any::<u8>(), ttl_ms)));
     let budget = prop_oneof![Just(0), 1..2_000usize, Just(1 << 20)];
     prop_oneof![
         10 => vec(entry, 1..40).prop_map(Step::Apply),
@@ -92,6 +103,8 @@ fn step(shape: Shape) -> impl Strategy<Value = Step> {
         6 => budget.prop_map(Step::SnapshotNext),
         1 => Just(Step::SnapshotEnd),
         1 => (0..300u16).prop_map(Step::Load),
+        3 => (0..1_000u16).prop_map(Step::Time),
+        3 => any::<u8>().prop_map(Step::Reclaim),
     ]
 }
 
@@ -127,7 +140,8 @@ pub(crate) struct Harness<S> {
     store: S,
     model: Records,
     durable: Sequence,
-    timestamp: u64,
+    /// Rises with every batch, and as time passes.
+    timestamp: Timestamp,
     work: WorkState,
     /// Keys whose fetch waits for work to be taken, is in the work under way, is done.
     fetches: [BTreeSet<Vec<u8>>; 3],
@@ -142,7 +156,7 @@ impl<S: StateStore> Harness<S> {
             store,
             model: Records::new(),
             durable: Sequence::ZERO,
-            timestamp: 0,
+            timestamp: Timestamp::from_wall(WallClock(1)),
             work: WorkState::None,
             fetches: Default::default(),
             snapshot: None,
@@ -185,31 +199,45 @@ impl<S: StateStore> Harness<S> {
                 self.snapshot = None;
             }
             Step::Load(count) => self.load(*count),
+            Step::Time(ms) => {
+                let now = self.timestamp.millis() + u64::from(*ms);
+                self.timestamp = self.timestamp.max(Timestamp::from_wall(WallClock(now)));
+            }
+            Step::Reclaim(most) => self.reclaim((*most).into()),
         }
         assert!(self.store.covered() <= self.durable, "covered what the log may lose");
         self.fetches[2].iter().for_each(|key| self.check_get(key));
     }
 
-    fn apply(&mut self, entries: &[(u16, Option<(usize, u8)>)]) {
+    fn apply(&mut self, entries: &[(u16, Option<Put>)]) {
         if self.store.is_saturated() {
             return;
         }
-        let entries: BTreeMap<Vec<u8>, Option<Vec<u8>>> = entries
-            .iter()
-            .map(|(number, put)| (key(*number), put.map(|(len, seed)| value(len, seed))))
-            .collect();
+        let put = |(len, seed, ttl_ms): Put| {
+            let expiry = match ttl_ms {
+                None => Expiry::Never,
+                // Both ways to say it: as a request does, and as the log does.
+                Some(ttl_ms) if ttl_ms % 2 == 0 => Expiry::After(ttl_ms.into()),
+                Some(ttl_ms) => {
+                    let moment = self.timestamp.millis() + u64::from(ttl_ms);
+                    ExpireAt::from_millis(moment).into()
+                }
+            };
+            (value(len, seed), expiry)
+        };
+        let entries: BTreeMap<Vec<u8>, Option<(Vec<u8>, Expiry)>> =
+            entries.iter().map(|(number, entry)| (key(*number), entry.map(put))).collect();
         let borrowed: Vec<WriteEntry<'_>> = entries
             .iter()
-            .map(|(key, value)| WriteEntry {
-                key,
-                change: value.as_deref().map_or(Change::Remove, Change::Put),
-                condition: Condition::None,
+            .map(|(key, put)| match put {
+                Some((value, expiry)) => WriteEntry::put(key, value).expiring(*expiry),
+                None => WriteEntry::remove(key),
             })
             .collect();
         let keys: Vec<&[u8]> = entries.keys().map(Vec::as_slice).collect();
         let sequence = self.store.applied().next();
-        self.timestamp += 3;
-        let timestamp = Timestamp(self.timestamp);
+        self.timestamp.0 += 3;
+        let timestamp = self.timestamp;
 
         let before = self.store.stats().memory_bytes as i64;
         let (most, growth) = (self.store.growth_max(&borrowed), self.store.growth(&borrowed));
@@ -226,17 +254,41 @@ impl<S: StateStore> Harness<S> {
         assert_eq!(self.store.applied_timestamp(), timestamp);
         for (key, value) in entries {
             match value {
-                Some(value) => self.model.insert(key, (value, sequence, timestamp)),
+                Some((value, expiry)) => {
+                    let stored = (value, sequence, timestamp, expiry.fixed_by(timestamp));
+                    self.model.insert(key, stored)
+                }
                 None => self.model.remove(&key),
             };
         }
     }
 
+    fn now(&self) -> WallClock {
+        WallClock(self.timestamp.millis())
+    }
+
+    fn is_expired(&self, stored: &Stored) -> bool {
+        stored.3.is_some_and(|moment| moment.has_come(self.now()))
+    }
+
+    fn reclaim(&mut self, records_max: usize) {
+        let before = self.store.stats();
+        let reclaimed = self.store.reclaim(self.now(), records_max);
+        let after = self.store.stats();
+        assert!(reclaimed.records <= records_max);
+        assert_eq!(after.records, before.records - reclaimed.records as u64);
+        assert_eq!(after.reclaimed, before.reclaimed + reclaimed.records as u64);
+        assert!(reclaimed.newest <= self.store.applied());
+    }
+
     fn check_get(&self, key: &[u8]) {
+        // An expired record may be there or not, but never as something else.
         let expected = self.model.get(key);
         match self.store.get(key) {
             Lookup::Found(record) => assert_eq!(Some(&owned(record)), expected),
-            Lookup::Absent => assert_eq!(None, expected),
+            Lookup::Absent => {
+                assert_eq!(None, expected.filter(|stored| !self.is_expired(stored)));
+            }
             Lookup::Unknown => {
                 assert!(!self.fetches[2].contains(key), "a fetched key is unknown");
                 assert_ne!(self.store.kind(), "memory");
@@ -304,9 +356,10 @@ impl<S: StateStore> Harness<S> {
         if step != SnapshotStep::Done {
             return false;
         }
-        assert_eq!(snapshot.seen, snapshot.expected, "the snapshot is not the state at its start");
+        let Some(Snapshot { mut expected, seen }) = self.snapshot.take() else { return true };
+        expected.retain(|key, stored| seen.contains_key(key) || !self.is_expired(stored));
+        assert_eq!(seen, expected, "the snapshot is not the state at its start");
         self.store.snapshot_end();
-        self.snapshot = None;
         true
     }
 
@@ -344,12 +397,17 @@ impl<S: StateStore> Harness<S> {
         self.finish_everything();
         self.step(&Step::Forget);
         let sequence = Sequence(self.store.applied().0 + 1_000);
-        self.timestamp += 1_000;
-        let timestamp = Timestamp(self.timestamp);
+        self.timestamp.0 += 1_000;
+        let timestamp = self.timestamp;
+        let now = timestamp.millis();
         self.model = (0..count)
             .map(|number| {
                 let version = Sequence(u64::from(number) % sequence.0 + 1);
-                (key(number * 7), (value(number as usize % 300, 9), version, Timestamp(5)))
+                // Some expire, some of them have done so before they are loaded.
+                let moment = (number % 4 == 0).then_some((now + u64::from(number)) / 2 + 1);
+                let expire_at = moment.and_then(ExpireAt::from_millis);
+                let stored = (value(number as usize % 300, 9), version, Timestamp(5), expire_at);
+                (key(number * 7), stored)
             })
             .collect();
         let model = self.model.clone();
@@ -373,6 +431,21 @@ impl<S: StateStore> Harness<S> {
         assert_eq!(self.store.applied_timestamp(), timestamp);
     }
 
+    /// What has expired can be taken out to the last record, a few at a time, and nothing else.
+    fn check_reclaimed(&mut self) {
+        let live = self.model.values().filter(|stored| !self.is_expired(stored)).count() as u64;
+        let mut before = u64::MAX;
+        while self.store.stats().records < before {
+            before = self.store.stats().records;
+            assert!(before >= live, "a record was reclaimed before its moment");
+            self.reclaim(7);
+            self.run_dry();
+        }
+        assert_eq!(before, live, "expired records stay");
+        let now = self.now();
+        self.model.retain(|_, stored| !stored.3.is_some_and(|moment| moment.has_come(now)));
+    }
+
     fn finish_everything(&mut self) {
         self.durable = self.store.applied();
         if self.snapshot.take().is_some() {
@@ -385,6 +458,7 @@ impl<S: StateStore> Harness<S> {
     /// Compares all of it, after the last step.
     pub(crate) fn check_all(&mut self, budget: usize) {
         self.finish_everything();
+        self.check_reclaimed();
         if self.store.kind() != "memory" {
             assert_eq!(self.store.covered(), self.store.applied(), "asked to cover everything");
         }
@@ -407,12 +481,13 @@ fn start_of(key: &[u8]) -> String {
     String::from_utf8_lossy(&key[..key.len().min(16)]).into_owned()
 }
 
-fn owned(record: Record<'_>) -> (Vec<u8>, Sequence, Timestamp) {
-    (record.value.to_vec(), record.version, record.timestamp)
+fn owned(record: Record<'_>) -> Stored {
+    (record.value.to_vec(), record.version, record.timestamp, record.expire_at)
 }
 
-fn borrowed(stored: &(Vec<u8>, Sequence, Timestamp)) -> Record<'_> {
-    Record { value: &stored.0, version: stored.1, timestamp: stored.2 }
+fn borrowed(stored: &Stored) -> Record<'_> {
+    let (value, version, timestamp, expire_at) = stored;
+    Record { value, version: *version, timestamp: *timestamp, expire_at: *expire_at }
 }
 
 /// Runs random steps against stores that `make` makes. Each case gets its own store.

@@ -35,7 +35,7 @@ use super::{
     connection::{AckArgs, DataArgs, block_on},
     failure::Failure,
     output::Format,
-    quantity::{parse_duration, parse_rate},
+    quantity::{parse_duration, parse_rate, parse_ttl},
 };
 use crate::exit::Exit;
 use checkpoint::{Checkpoint, Settings};
@@ -95,6 +95,9 @@ pub(super) struct ImportArgs {
     /// With --on-error skip: stop after more than this many errors.
     #[arg(long, value_name = "N")]
     max_errors: Option<u64>,
+    /// Have every record expire this long after it was written, such as 10s, 2m, 1h or 30d.
+    #[arg(long, value_name = "DURATION", value_parser = parse_ttl)]
+    ttl: Option<Duration>,
     /// Write at most this many records a second, such as 5000/s or 5k/s.
     #[arg(long, value_parser = parse_rate)]
     rate: Option<u64>,
@@ -171,6 +174,7 @@ pub(super) fn run(args: ImportArgs, format: Format) -> Result<Exit, Failure> {
             let sending = Sending {
                 client,
                 ack: args.ack.ack,
+                ttl: args.ttl,
                 on_error: args.on_error,
                 errors_max: args.max_errors,
                 batch: BatchLimits { entries: args.batch as usize, bytes: BATCH_BYTES },

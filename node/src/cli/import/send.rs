@@ -47,6 +47,8 @@ pub(super) enum Stop {
 pub(super) struct Sending {
     pub(super) client: Client,
     pub(super) ack: Option<Ack>,
+    /// How long the records exist.
+    pub(super) ttl: Option<Duration>,
     pub(super) on_error: OnError,
     pub(super) errors_max: Option<u64>,
     pub(super) batch: BatchLimits,
@@ -99,7 +101,7 @@ pub(super) async fn run(
         if !import.frozen {
             for lane in 0..import.lanes.count() {
                 if let Some(batch) = import.lanes.take(lane, partial || import.read_all) {
-                    under_way.push(send(&client, &options, batch));
+                    under_way.push(send(&client, &options, import.sending.ttl, batch));
                 }
             }
         }
@@ -131,11 +133,15 @@ pub(super) async fn run(
 async fn send(
     client: &Client,
     options: &WriteOptions,
+    ttl: Option<Duration>,
     batch: Batch,
 ) -> (Batch, Result<Results<Written>, Error>) {
     let result = {
-        let entries: Vec<Upsert<'_>> =
-            batch.entries.iter().map(|entry| Upsert::new(&entry.key, &entry.value)).collect();
+        let entries: Vec<Upsert<'_>> = batch
+            .entries
+            .iter()
+            .map(|entry| Upsert { ttl, ..Upsert::new(&entry.key, &entry.value) })
+            .collect();
         client.upsert(&entries, options).await
     };
     (batch, result)
