@@ -8,16 +8,27 @@ use std::fmt::Write;
 pub enum Store {
     /// Records in memory.
     Memory,
-    /// Records on disk.
+    /// Records in memory, keys in order.
+    MemoryOrdered,
+    /// Records on disk, in sled.
     Sled,
+    /// Records on disk, in a log-structured merge tree.
+    Lsm,
 }
 
 impl Store {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::Memory, Self::MemoryOrdered, Self::Sled, Self::Lsm];
+    /// Those that order their keys.
+    pub const ORDERED: [Self; 3] = [Self::MemoryOrdered, Self::Sled, Self::Lsm];
+
     /// The name in configuration and answers.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Memory => "memory",
+            Self::MemoryOrdered => "memory-ordered",
             Self::Sled => "sled",
+            Self::Lsm => "lsm",
         }
     }
 }

@@ -13,5 +13,6 @@ mod malformed_requests;
 mod metrics;
 mod partitions;
 mod quick_start;
+mod scan;
 mod stages;
 mod startup;

@@ -8,7 +8,8 @@
 //! ├── registry.toml                          what it should have, unless registry.file is set
 //! ├── log/                                   segments of the cores' logs
 //! ├── partitions/ID/EPOCH-SEQUENCE.snapshot  the partitions' own snapshots
-//! └── sled/                                  the database of partitions with store = "sled"
+//! ├── sled/                                  the database of partitions with store = "sled"
+//! └── lsm/                                   the database of partitions with store = "lsm"
 //! ```
 //! The manifest decides what belongs: a partition that it does not list was removed, or never
 //! finished being added, and a snapshot of an epoch outside a partition's was replaced, or
@@ -148,7 +149,7 @@ impl DataDir {
             replace_file(&format, text.as_bytes()).map_err(|error| at(&format)(error.into()))?;
         }
         let dir = Self { root, _lock: lock };
-        for part in [dir.log(), dir.partitions(), dir.sled()] {
+        for part in [dir.log(), dir.partitions(), dir.sled(), dir.lsm()] {
             fs::create_dir_all(&part).map_err(at(&part))?;
         }
         sync_directory_of(&dir.log()).map_err(at(&dir.root))?;
@@ -168,6 +169,11 @@ impl DataDir {
     /// Directory of the sled database.
     pub fn sled(&self) -> PathBuf {
         self.root.join("sled")
+    }
+
+    /// Directory of the log-structured merge tree's database.
+    pub fn lsm(&self) -> PathBuf {
+        self.root.join("lsm")
     }
 
     /// Directory of all partitions' snapshots.
@@ -206,7 +212,7 @@ impl DataDir {
                 .map(Some)
                 .map_err(|source| DataDirError::Manifest { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                for beside in [self.log(), self.partitions(), self.sled()] {
+                for beside in [self.log(), self.partitions(), self.sled(), self.lsm()] {
                     if fs::read_dir(&beside).map_err(at(&beside))?.next().is_some() {
                         return Err(DataDirError::ManifestMissing { path, beside });
                     }
@@ -421,7 +427,7 @@ mod tests {
     fn a_manifest_that_is_missing_or_unusable_beside_data_is_no_fresh_node() {
         let temporary = tempfile::tempdir().unwrap();
         let dir = DataDir::open(temporary.path()).unwrap();
-        for part in ["log", "partitions", "sled"] {
+        for part in ["log", "partitions", "sled", "lsm"] {
             let file = dir.root().join(part).join("something");
             fs::write(&file, "x").unwrap();
             let error = dir.read_manifest().unwrap_err();

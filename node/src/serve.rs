@@ -26,7 +26,6 @@ use signal_hook::{
 };
 use stateside_partition_mgr::ManifestError;
 use stateside_pipeline::log::Placement;
-use stateside_statestore::SledOptions;
 use stateside_types::{CoreId, PartitionSpec, Refusal, limits};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -37,7 +36,7 @@ use crate::{
         RecoveryProgress, bootstrap,
     },
     core::{
-        self, CoreError, CoreSetup, Coverage, Evidence, Node, PartitionFiles, Peer,
+        self, CoreError, CoreSetup, Coverage, Evidence, Node, PartitionFiles, Peer, StoreEngines,
         command::CoreCommand,
     },
     data_dir::DataDirError,
@@ -170,13 +169,9 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
     let keeper = SegmentKeeper::start(log.clone())
         .map_err(|source| ServeError::Io { what: "starting the log keeper", source })?;
     let keeper = Arc::new(keeper);
-    let sled = SledOptions {
-        cache_bytes: u64::from(settings.store.sled.cache_mb) << 20,
-        cover_interval: Duration::from_millis(u64::from(settings.store.sled.flush_ms)),
-        ..SledOptions::default()
-    };
     let seed = secret();
-    let files = PartitionFiles::new(Arc::clone(&data_dir), sled, seed);
+    let engines = StoreEngines::new(&data_dir, &settings.store);
+    let files = PartitionFiles::new(Arc::clone(&data_dir), engines, seed);
     let specs: Vec<PartitionSpec> =
         manifest.partitions.values().map(|placed| placed.spec.clone()).collect();
     files.sweep(&specs).map_err(ServeError::Sweep)?;

@@ -7,13 +7,12 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use stateside_partition::{Effects, Input, Partition, Ticket};
+use stateside_partition::{Effects, Input, PageEnd, Partition, Ticket};
 use stateside_pipeline::{Outlet, Write, read_stage};
 use stateside_statestore::{MemoryStore, Work};
 use stateside_types::{
-    Ack, Epoch, HashRange, OptionValue, PartitionId, PartitionSpec,
-    PipelineSpec, Record, Refusal, Sequence, StageSpec, StoreKind, Timestamp, WallClock,
-    WriteEntry,
+    Ack, Epoch, HashRange, OptionValue, PartitionId, PartitionSpec, PipelineSpec, Record, Refusal,
+    Sequence, StageSpec, StoreKind, Timestamp, WallClock, WriteEntry,
 };
 
 const RECORDS: u64 = 100_000;
@@ -43,6 +42,8 @@ impl Outlet for World {
 
 impl Effects for World {
     fn record(&mut self, _: Ticket, _: &[u8], _: Option<Record<'_>>) {}
+
+    fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {}
 
     fn read_done(&mut self, _: Ticket, _: Result<(), Refusal>) {}
 

@@ -17,5 +17,7 @@
 mod held;
 mod owned;
 mod partition;
+mod scan;
 
 pub use partition::{Effects, Input, Partition, SnapshotHead, Ticket};
+pub use scan::{PageEnd, Scan};

@@ -4,7 +4,8 @@ use std::{collections::VecDeque, mem};
 
 use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
 use stateside_statestore::{
-    Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
+    Lookup, PageStep, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
+    WorkDone,
 };
 use stateside_types::{
     Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
@@ -13,6 +14,7 @@ use stateside_types::{
 };
 
 use crate::{
+    PageEnd, Scan,
     held::{Held, HeldAnswers},
     owned::Owned,
 };
@@ -29,6 +31,14 @@ pub enum Input<'a> {
         ticket: Ticket,
         /// At least one key.
         keys: &'a [&'a [u8]],
+    },
+    /// Read a page of the records in the order of their keys. Answered by one `record` each, then
+    /// `page_end`, then `read_done`.
+    Scan {
+        /// Names the request.
+        ticket: Ticket,
+        /// Which page.
+        scan: &'a Scan,
     },
     /// Execute this batch, atomically. Answered by `written`.
     Write {
@@ -55,6 +65,9 @@ pub enum Input<'a> {
 pub trait Effects: Outlet {
     /// One record of a read's answer.
     fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>);
+
+    /// The end of a scan's page; its answer leaves with `read_done`.
+    fn page_end(&mut self, ticket: Ticket, end: PageEnd<'_>);
 
     /// A read's answer may leave.
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>);
@@ -255,6 +268,12 @@ impl Partition {
                     self.queue.push_back(Owned::read(ticket, keys));
                 }
             }
+            Input::Scan { ticket, scan } => {
+                let owned = || Owned::Scan { ticket, scan: scan.clone() };
+                if !self.must_queue(owned, effects) && !self.scan(ticket, scan, effects) {
+                    self.queue.push_back(owned());
+                }
+            }
             Input::Write { ticket, entries, ack } => {
                 if !self.must_queue(|| Owned::write(ticket, ack, entries), effects)
                     && !self.write(ticket, entries, ack, effects)
@@ -398,6 +417,12 @@ impl Partition {
             effects.read_done(ticket, Err(refusal));
             return true;
         }
+        self.answer_read(ticket, depends_on, effects);
+        true
+    }
+
+    /// Lets a read's answer go when what it saw is durable.
+    fn answer_read(&mut self, ticket: Ticket, depends_on: Sequence, effects: &mut impl Effects) {
         if self.spec.ack == Ack::Memory || depends_on <= self.passed() {
             effects.read_done(ticket, Ok(()));
         } else if self.held.reads() < HELD_READS_MAX {
@@ -406,6 +431,49 @@ impl Partition {
             let message = format!("partition {} has {HELD_READS_MAX} reads waiting", self.spec.id);
             effects.read_done(ticket, Err(Refusal::new(Reason::Overloaded, message)));
         }
+    }
+
+    /// False: the store has to fetch first.
+    fn scan(&mut self, ticket: Ticket, scan: &Scan, effects: &mut impl Effects) -> bool {
+        let now = self.tell_time(effects);
+        let mut depends_on = self.last_remove;
+        let step = self.store.page(&scan.page, &mut |SnapshotRecord { key, record }| {
+            depends_on = depends_on.max(record.version);
+            if !record.is_expired(now) {
+                effects.record(ticket, key, Some(record));
+            }
+        });
+        let after = match &step {
+            PageStep::Unknown => {
+                self.store.fetch_page(&scan.page);
+                return false;
+            }
+            PageStep::Unordered => {
+                let text = format!("partition {} has a {} store", self.spec.id, self.store.kind());
+                effects.read_done(ticket, Err(Refusal::new(Reason::StoreNotOrdered, text)));
+                return true;
+            }
+            PageStep::More(after) => Some(&**after),
+            PageStep::End => None,
+        };
+        let epoch = self.spec.first_epoch;
+        let sequence = match scan.at {
+            Some(at) if at.0 != epoch || at.1 < depends_on || at.1 > self.applied() => {
+                let text = format!(
+                    "partition {} is at sequence {}, the scan reads as of {}",
+                    self.spec.id,
+                    self.applied(),
+                    at.1
+                );
+                effects.read_done(ticket, Err(Refusal::new(Reason::ScanMoved, text)));
+                return true;
+            }
+            Some((_, at)) => at,
+            // What was accepted after that is not in the range: the state is the same.
+            None => depends_on.max(self.passed()),
+        };
+        effects.page_end(ticket, PageEnd { epoch, sequence, after });
+        self.answer_read(ticket, depends_on, effects);
         true
     }
 
@@ -617,6 +685,7 @@ impl Partition {
                     let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
                     self.read(*ticket, &keys, effects)
                 }
+                Owned::Scan { ticket, scan } => self.scan(*ticket, scan, effects),
                 Owned::Write { ticket, ack, entries } => {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
                     self.write(*ticket, &entries, *ack, effects)
@@ -643,13 +712,15 @@ impl Partition {
     }
 
     fn blocks(&self) -> bool {
-        self.spec.store != stateside_types::StoreKind::Memory
+        self.spec.store.is_on_disk()
     }
 }
 
 fn refuse(owned: &Owned, refusal: Refusal, effects: &mut impl Effects) {
     match owned {
-        Owned::Read { ticket, .. } => effects.read_done(*ticket, Err(refusal)),
+        Owned::Read { ticket, .. } | Owned::Scan { ticket, .. } => {
+            effects.read_done(*ticket, Err(refusal))
+        }
         Owned::Write { ticket, .. } => effects.written(*ticket, Err(refusal)),
     }
 }

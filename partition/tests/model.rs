@@ -10,7 +10,7 @@ use std::{
 };
 
 use proptest::prelude::*;
-use stateside_partition::{Effects, Input, Partition, Ticket};
+use stateside_partition::{Effects, Input, PageEnd, Partition, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::{
     Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
@@ -18,7 +18,8 @@ use stateside_statestore::{
 };
 use stateside_types::{
     Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, PartitionId,
-    PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StoreKind, Timestamp, WallClock, WriteEntry,
+    PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StoreKind, Timestamp,
+    WallClock, WriteEntry,
 };
 
 type Content = BTreeMap<Vec<u8>, Stored>;
@@ -228,6 +229,10 @@ impl Effects for World {
         let (time, records) = self.records.entry(ticket.0).or_default();
         *time = WallClock(self.told.get());
         records.push((key.to_vec(), record));
+    }
+
+    fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {
+        unreachable!("the model makes no scans");
     }
 
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>) {

@@ -14,6 +14,13 @@ pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
 /// Longest time to live of a record, milliseconds: a hundred years.
 pub const TTL_MS_MAX: u64 = 100 * 365 * 24 * 60 * 60 * 1_000;
 
+/// Most records of one page of a `Scan`, and how many when the request does not say.
+pub const SCAN_RECORDS_MAX: usize = 4 << 10;
+/// See [`SCAN_RECORDS_MAX`].
+pub const SCAN_RECORDS_DEFAULT: usize = 1_000;
+/// Bytes of keys and values after which a page of a `Scan` ends: what a core may be busy with at once.
+pub const SCAN_PAGE_BYTES: usize = 1 << 20;
+
 /// HTTP/2 streams a client may have open on one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
 /// HTTP/2 window a client may fill on one stream before the server has reserved memory for the

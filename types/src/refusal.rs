@@ -22,6 +22,7 @@ pub enum Code {
     PermissionDenied = 7,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
+    Aborted = 10,
     Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
@@ -84,6 +85,12 @@ reasons! {
         "give the batch one routing_key so that its keys share a partition, or drop atomic";
     /// `if_absent` or `if_version` did not hold; nothing of the partition's batch was written.
     ConditionFailed = "CONDITION_FAILED", FailedPrecondition, "read the record again and decide anew";
+    /// The partition's store does not keep its keys in order.
+    StoreNotOrdered = "STORE_NOT_ORDERED", FailedPrecondition,
+        "scan partitions whose store orders its keys: memory-ordered, lsm or sled";
+    /// The partition was written since the scan's first page, where the scan reads.
+    ScanMoved = "SCAN_MOVED", Aborted,
+        "scan again from the beginning, in one page if the records fit, or ask for SCAN_EACH_PAGE";
     /// No partition of this node owns the key.
     BadNode = "BAD_NODE", FailedPrecondition, "refresh Topology, of other nodes too, and send the request to the owner";
     /// A queue, window or buffer is full.

@@ -65,7 +65,9 @@ const HOMES: &[(&str, &[&str], &str)] = &[
         "the data plane does not go through it; proto needs its codec traits",
     ),
     ("libnghttp2-sys", &["wire"], "its unsafe calls are argued in one file"),
-    ("sled", &["statestore"], "one store file"),
+    ("sled", &["statestore", "benches"], "one store file; the comparison of engines"),
+    ("fjall", &["statestore", "benches"], "one store file; the comparison of engines"),
+    ("redb", &["benches"], "the comparison of engines"),
     ("rdkafka", &["pipeline", "node"], "one file behind a feature"),
 ];
 

@@ -20,8 +20,8 @@ use hashbrown::HashMap;
 use prost::Message;
 use stateside_proto::v1::{
     Ack, GetRequest, GetResponse, HashRange, PartitionLocation, Record, RemoveRequest,
-    RemoveResponse, TopologyRequest, TopologyResponse, UpsertEntry, UpsertRequest, UpsertResponse,
-    WriteResult,
+    RemoveResponse, ScanRequest, ScanResponse, TopologyRequest, TopologyResponse, UpsertEntry,
+    UpsertRequest, UpsertResponse, WriteResult,
     data_plane_server::{DataPlane, DataPlaneServer},
 };
 use tokio::sync::oneshot;
@@ -138,6 +138,10 @@ impl DataPlane for Peer {
             self.make_durable(bytes).await?;
         }
         Ok(Response::new(RemoveResponse { results }))
+    }
+
+    async fn scan(&self, _: Request<ScanRequest>) -> Result<Response<ScanResponse>, Status> {
+        Err(Status::unimplemented("this peer keeps no order"))
     }
 
     async fn topology(

@@ -99,6 +99,8 @@ pub struct MemorySettings {
 pub struct StoreSettings {
     /// `[store.sled]`
     pub sled: SledSettings,
+    /// `[store.lsm]`
+    pub lsm: LsmSettings,
 }
 
 /// `[store.sled]`
@@ -107,6 +109,17 @@ pub struct SledSettings {
     /// Page cache of the node's sled database, MiB.
     pub cache_mb: u32,
     /// How often sled writes its own buffers to disk.
+    pub flush_ms: u32,
+}
+
+/// `[store.lsm]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LsmSettings {
+    /// Blocks of tables kept in memory, MiB.
+    pub cache_mb: u32,
+    /// Size that a partition's memtable is written out at, MiB.
+    pub memtable_mb: u32,
+    /// How often the journal is brought to disk.
     pub flush_ms: u32,
 }
 

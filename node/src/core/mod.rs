@@ -25,6 +25,7 @@ mod recovery;
 pub mod ringless;
 mod service;
 mod snapshots;
+mod store_engines;
 mod turn;
 mod world;
 
@@ -32,4 +33,5 @@ pub use coverage::Coverage;
 pub use partition_files::PartitionFiles;
 pub use recovery::Evidence;
 pub use service::Node;
+pub use store_engines::StoreEngines;
 pub use turn::{CoreError, CoreSetup, Mailboxes, Peer, peers, run};

@@ -9,7 +9,7 @@ use std::{
 
 use stateside_partition::Partition;
 use stateside_types::{
-    Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence, StoreKind,
+    Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
 };
 
 use super::{
@@ -178,7 +178,7 @@ impl Operations {
         }
         let spec = partition.spec();
         let (epoch, sequence) = (spec.first_epoch, partition.applied());
-        if spec.store == StoreKind::Sled {
+        if spec.store.is_on_disk() {
             // What it holds is on disk but for the last of it: cheaper than a snapshot.
             return partition.cover(&mut effects);
         }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use stateside_partition::{Effects, Ticket};
+use stateside_partition::{Effects, PageEnd, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::Work;
 use stateside_types::{PartitionId, Record, Refusal, Sequence, Timestamp, WallClock, WriteEntry};
@@ -109,6 +109,10 @@ impl Outlet for PartitionEffects<'_> {
 impl Effects for PartitionEffects<'_> {
     fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>) {
         self.world.calls.record(ticket, key, record);
+    }
+
+    fn page_end(&mut self, ticket: Ticket, end: PageEnd<'_>) {
+        self.world.calls.page_end(ticket, self.partition, end);
     }
 
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>) {
