@@ -54,6 +54,10 @@ pub enum Input<'a> {
     /// The log does not answer: answers that wait for a sequence up to this one leave with the
     /// refusal. The writes stay under way.
     LogSilent(Sequence, Refusal),
+    /// The log gave up on the write of this sequence. What stands before it is answered as the log
+    /// gets there; then the partition stops, and it and everything behind it gets the refusal. New
+    /// writes get it at once.
+    LogFailed(Sequence, Refusal),
     /// The outcome of the work handed out last.
     WorkDone(WorkDone),
     /// Time passes: what was put off is tried again.
@@ -115,6 +119,8 @@ pub struct Partition {
     time: WallClock,
     /// Set while writes are refused and reads go on.
     frozen: Option<Refusal>,
+    /// An asynchronous stage failed a write: the refusal for it and everything behind it.
+    failing: Option<Refusal>,
     /// Set when the partition serves no more: the refusal for everyone.
     halted: Option<Refusal>,
 }
@@ -140,6 +146,7 @@ impl Partition {
             working: false,
             disk_full: false,
             frozen: None,
+            failing: None,
             halted: None,
         })
     }
@@ -279,6 +286,15 @@ impl Partition {
                 }
             }
             Input::LogSilent(through, refusal) => self.give_up(through, &refusal, effects),
+            Input::LogFailed(sequence, refusal) => {
+                if let Some(log) = self.pipeline.log() {
+                    self.pipeline.completed(log, Completed::Failed(sequence));
+                    if self.pipeline.failed().is_some() {
+                        self.failing.get_or_insert(refusal);
+                        self.release(effects);
+                    }
+                }
+            }
             Input::WorkDone(done) => self.work_done(done, effects),
             Input::Tick => self.disk_full = false,
         }
@@ -497,7 +513,7 @@ impl Partition {
         ack: Option<Ack>,
         effects: &mut impl Effects,
     ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
-        if let Some(refusal) = &self.frozen {
+        if let Some(refusal) = self.failing.as_ref().or(self.frozen.as_ref()) {
             return Err(refusal.clone());
         }
         // A request may ask for more than the default, never for less.
@@ -647,6 +663,13 @@ impl Partition {
                 }
                 Held::Read(ticket) => effects.read_done(ticket, Ok(())),
             }
+        }
+        // Everything ahead of a failed write has been answered: now its own failure, and that of
+        // what is behind it.
+        if self.pipeline.failed() == Some(passed.next())
+            && let Some(refusal) = self.failing.take()
+        {
+            self.halt(refusal, effects);
         }
     }
 

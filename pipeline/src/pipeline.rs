@@ -171,6 +171,12 @@ impl Pipeline {
         self.back.iter().rev().find_map(|stage| stage.passed())
     }
 
+    /// The first write that an asynchronous stage failed. [`Self::passed`] gets up to the one
+    /// before it and no further.
+    pub fn failed(&self) -> Option<Sequence> {
+        self.back.iter().rev().find_map(|stage| stage.failed())
+    }
+
     /// Continues after the last write of an earlier life of the partition.
     pub fn resume(&mut self, sequence: Sequence, timestamp: Timestamp) {
         self.back.iter_mut().for_each(|stage| stage.resume(sequence, timestamp));

@@ -71,6 +71,9 @@ pub enum Completed {
     One(Sequence),
     /// Every write up to and including this one.
     Through(Sequence),
+    /// The stage gave up on this write: it may have taken effect where the stage works, or not.
+    /// It and everything behind it is never acknowledged.
+    Failed(Sequence),
 }
 
 /// What stages do to the world. The node implements it; tests record it.
@@ -148,6 +151,11 @@ pub trait Stage: Send {
     /// The sequence through which every stage before this one is done, if this stage keeps
     /// track of that.
     fn passed(&self) -> Option<Sequence> {
+        None
+    }
+
+    /// The first write that a stage before this one failed, if this stage keeps track of that.
+    fn failed(&self) -> Option<Sequence> {
         None
     }
 
