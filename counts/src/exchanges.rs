@@ -36,7 +36,7 @@ pub(crate) struct Operation {
     pub(crate) request: Request,
     /// Calls that one turn of the core finds: 1 on a quiet node, more under load.
     pub(crate) calls_per_turn: u64,
-    /// Stages before the clock, the first so many of [`stages`].
+    /// Stages before the clock, the first so many of a list of eight.
     pub(crate) stages: usize,
 }
 
