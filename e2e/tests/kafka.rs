@@ -347,8 +347,12 @@ fn kafka_a_million_records_are_replayed() {
         "{RECORDS} records replayed in {took:?}: {:.0} records/s",
         RECORDS as f64 / took.as_secs_f64()
     );
-    let held: f64 = node
-        .metrics()
+    let metrics = node.metrics();
+    for family in ["epoch", "offset", "lag"] {
+        let series = format!("stateside_partition_kafka_{family}{{");
+        assert!(metrics.lines().any(|line| line.starts_with(&series)), "{family}");
+    }
+    let held: f64 = metrics
         .lines()
         .filter(|line| line.starts_with("stateside_partition_records{"))
         .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
