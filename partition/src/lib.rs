@@ -17,6 +17,7 @@
 mod held;
 mod owned;
 mod partition;
+mod retries;
 mod scan;
 
 pub use partition::{Effects, Input, Partition, SnapshotHead, Ticket};

@@ -1,6 +1,6 @@
 //! Requests that own their bytes: those that wait while the store asks the disk.
 
-use stateside_types::{Ack, Change, Condition, Expiry, WriteEntry};
+use stateside_types::{Ack, Change, Condition, Expiry, RequestId, WriteEntry};
 
 use crate::{Scan, Ticket};
 
@@ -9,7 +9,29 @@ use crate::{Scan, Ticket};
 pub(crate) enum Owned {
     Read { ticket: Ticket, keys: Vec<Vec<u8>> },
     Scan { ticket: Ticket, scan: Scan },
-    Write { ticket: Ticket, ack: Option<Ack>, entries: Vec<OwnedEntry> },
+    Write {
+        ticket: Ticket,
+        ack: Option<Ack>,
+        request: Option<OwnedRequestId>,
+        entries: Vec<OwnedEntry>,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct OwnedRequestId {
+    client: Box<[u8]>,
+    number: u64,
+    settled: u64,
+}
+
+impl OwnedRequestId {
+    fn new(RequestId { client, number, settled }: RequestId<'_>) -> Self {
+        Self { client: client.into(), number, settled }
+    }
+
+    pub(crate) fn borrow(&self) -> RequestId<'_> {
+        RequestId { client: &self.client, number: self.number, settled: self.settled }
+    }
 }
 
 #[derive(Debug)]
@@ -26,7 +48,12 @@ impl Owned {
         Self::Read { ticket, keys: keys.iter().map(|key| key.to_vec()).collect() }
     }
 
-    pub(crate) fn write(ticket: Ticket, ack: Option<Ack>, entries: &[WriteEntry<'_>]) -> Self {
+    pub(crate) fn write(
+        ticket: Ticket,
+        ack: Option<Ack>,
+        request: Option<RequestId<'_>>,
+        entries: &[WriteEntry<'_>],
+    ) -> Self {
         let entries = entries
             .iter()
             .map(|entry| OwnedEntry {
@@ -39,7 +66,7 @@ impl Owned {
                 expiry: entry.expiry,
             })
             .collect();
-        Self::Write { ticket, ack, entries }
+        Self::Write { ticket, ack, request: request.map(OwnedRequestId::new), entries }
     }
 }
 

@@ -4,12 +4,12 @@ use std::{collections::VecDeque, mem};
 
 use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
 use stateside_statestore::{
-    Lookup, PageStep, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
-    WorkDone,
+    Lookup, PageStep, RequestRow, RequestWindow, SnapshotRecord, SnapshotStep, StateStore,
+    StoreError, StoreStats, Work, WorkDone,
 };
 use stateside_types::{
     Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
-    Record, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
+    Record, Refusal, RequestId, RequestMark, Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
@@ -17,6 +17,7 @@ use crate::{
     PageEnd, Scan,
     held::{Held, HeldAnswers},
     owned::Owned,
+    retries::Accepted,
 };
 
 /// The node's name for a request under way; the partition only hands it back.
@@ -48,6 +49,8 @@ pub enum Input<'a> {
         entries: &'a [WriteEntry<'a>],
         /// None: the partition's default. Never lowers it.
         ack: Option<Ack>,
+        /// Under its id a request is executed once, and answered alike as often as it comes.
+        request: Option<RequestId<'a>>,
     },
     /// The log is durable up to and including this sequence of the partition.
     LogDurable(Sequence),
@@ -99,10 +102,11 @@ pub struct SnapshotHead {
 
 /// See the crate's header. Owned by one core, used on its thread alone.
 pub struct Partition {
-    spec: PartitionSpec,
-    pipeline: Pipeline,
-    store: Box<dyn StateStore>,
-    held: HeldAnswers,
+    pub(crate) spec: PartitionSpec,
+    pub(crate) pipeline: Pipeline,
+    pub(crate) store: Box<dyn StateStore>,
+    pub(crate) held: HeldAnswers,
+    pub(crate) retries_answered: u64,
     /// Room for values that stages change, and for the entries with them.
     changes: Vec<Changes>,
     changed: Vec<WriteEntry<'static>>,
@@ -140,6 +144,7 @@ impl Partition {
             pipeline,
             store,
             held: HeldAnswers::default(),
+            retries_answered: 0,
             changes: Vec::new(),
             changed: Vec::new(),
             queue: VecDeque::new(),
@@ -272,11 +277,12 @@ impl Partition {
                     self.queue.push_back(owned());
                 }
             }
-            Input::Write { ticket, entries, ack } => {
-                if !self.must_queue(|| Owned::write(ticket, ack, entries), effects)
-                    && !self.write(ticket, entries, ack, effects)
+            Input::Write { ticket, entries, ack, request } => {
+                let owned = || Owned::write(ticket, ack, request, entries);
+                if !self.must_queue(owned, effects)
+                    && !self.write(ticket, entries, ack, request, effects)
                 {
-                    self.queue.push_back(Owned::write(ticket, ack, entries));
+                    self.queue.push_back(owned());
                 }
             }
             Input::LogDurable(sequence) => {
@@ -320,15 +326,20 @@ impl Partition {
         reclaimed.records
     }
 
-    /// Starts a snapshot of the state after the last batch applied.
+    /// Starts a snapshot of the state after the last batch applied. `emit` is told at once what the state
+    /// knows of request ids: a bounded window, not worth walking.
     ///
     /// # Errors
     /// The halting refusal: a partition that stopped has nothing to vouch for.
-    pub fn snapshot_start(&mut self) -> Result<SnapshotHead, Refusal> {
+    pub fn snapshot_start(
+        &mut self,
+        emit: impl FnMut(RequestRow<'_>),
+    ) -> Result<SnapshotHead, Refusal> {
         if let Some(refusal) = &self.halted {
             return Err(refusal.clone());
         }
         self.store.snapshot_start();
+        self.store.requests().rows(emit);
         Ok(SnapshotHead {
             sequence: self.store.applied(),
             timestamp: self.store.applied_timestamp(),
@@ -482,9 +493,17 @@ impl Partition {
         ticket: Ticket,
         entries: &[WriteEntry<'_>],
         ack: Option<Ack>,
+        request: Option<RequestId<'_>>,
         effects: &mut impl Effects,
     ) -> bool {
         debug_assert!(!entries.is_empty());
+        let mut mark = None;
+        if let Some(id) = request {
+            mark = self.recall(ticket, id, entries, ack, effects);
+            if mark.is_none() {
+                return true;
+            }
+        }
         let conditional = entries.iter().filter(|entry| entry.condition != Condition::None);
         let missing: Vec<&[u8]> = conditional
             .filter(|entry| self.store.get(entry.key) == Lookup::Unknown)
@@ -494,30 +513,29 @@ impl Partition {
             self.store.fetch(&missing);
             return false;
         }
-        match self.execute(entries, ack, effects) {
+        match self.execute(entries, ack, mark.as_ref(), effects) {
             Err(refusal) => effects.written(ticket, Err(refusal)),
-            Ok((sequence, timestamp, ack)) => {
-                if ack == Ack::Memory || sequence <= self.passed() {
-                    effects.written(ticket, Ok((sequence, timestamp)));
-                } else {
-                    self.held.hold(sequence, Held::Write(ticket, sequence, timestamp));
-                }
-            }
+            Ok(accepted) => self.acknowledge(ticket, accepted, effects),
         }
         true
+    }
+
+    /// A request may ask for more than the default, never for less.
+    pub(crate) fn effective_ack(&self, asked: Option<Ack>) -> Ack {
+        asked.map_or(self.spec.ack, |asked| asked.max(self.spec.ack))
     }
 
     fn execute(
         &mut self,
         entries: &[WriteEntry<'_>],
         ack: Option<Ack>,
+        request: Option<&RequestMark<'_>>,
         effects: &mut impl Effects,
-    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+    ) -> Result<Accepted, Refusal> {
         if let Some(refusal) = self.failing.as_ref().or(self.frozen.as_ref()) {
             return Err(refusal.clone());
         }
-        // A request may ask for more than the default, never for less.
-        let ack = ack.map_or(self.spec.ack, |asked| asked.max(self.spec.ack));
+        let ack = self.effective_ack(ack);
         if ack == Ack::Durable && self.pipeline.log().is_none() {
             return Err(Refusal::new(
                 Reason::InvalidArgument,
@@ -535,6 +553,7 @@ impl Partition {
             partition: self.spec.id,
             epoch: self.spec.first_epoch,
             entries,
+            request,
             now,
             ack,
             sequence: self.store.applied().next(),
@@ -561,23 +580,29 @@ impl Partition {
         &mut self,
         mut write: Write<'_>,
         effects: &mut impl Effects,
-    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+    ) -> Result<Accepted, Refusal> {
         let entries = write.entries;
-        self.check_conditions(entries, write.now)?;
-        self.check_memory(entries, effects.memory_available())?;
+        if let Err(refusal) = self.check_conditions(entries, write.now) {
+            return self.refuse_for_good(&write, refusal, effects);
+        }
+        self.check_memory(&write, effects.memory_available())?;
         self.pipeline.admit(&write, effects)?;
         self.pipeline.accept(&mut write, effects);
+        if let Some(mark) = write.request {
+            self.store.remember(write.sequence, write.timestamp, mark);
+        }
         self.store.apply(write.sequence, write.timestamp, entries);
         if entries.iter().any(|entry| entry.change == Change::Remove) {
             self.last_remove = write.sequence;
         }
-        Ok((write.sequence, write.timestamp, write.ack))
+        let Write { sequence, timestamp, ack, .. } = write;
+        Ok(Accepted { sequence, timestamp, ack, refusal: None })
     }
 
     /// The time that requests are judged by: the wall clock, held back from jumping back. A
     /// record that was once absent stays so, and a write's conditions are judged by the time that
     /// the clock stage stamps it with.
-    fn tell_time(&mut self, effects: &impl Effects) -> WallClock {
+    pub(crate) fn tell_time(&mut self, effects: &impl Effects) -> WallClock {
         self.time = self.time.max(effects.now());
         self.time
     }
@@ -634,11 +659,13 @@ impl Partition {
         Ok(())
     }
 
-    fn check_memory(&self, entries: &[WriteEntry<'_>], available: u64) -> Result<(), Refusal> {
+    pub(crate) fn check_memory(&self, write: &Write<'_>, available: u64) -> Result<(), Refusal> {
+        let entries = write.entries;
+        let id_bytes = if write.request.is_some() { RequestWindow::GROWTH_MAX } else { 0 };
         // The cheap bound decides nearly always; lookups are made only near the limit.
         if available == u64::MAX
-            || self.store.growth_max(entries) <= available
-            || u64::try_from(self.store.growth(entries)).unwrap_or(0) <= available
+            || self.store.growth_max(entries) + id_bytes <= available
+            || u64::try_from(self.store.growth(entries)).unwrap_or(0) + id_bytes <= available
         {
             return Ok(());
         }
@@ -648,7 +675,9 @@ impl Partition {
     fn give_up(&mut self, through: Sequence, refusal: &Refusal, effects: &mut impl Effects) {
         while let Some(held) = self.held.pop(through) {
             match held {
-                Held::Write(ticket, ..) => effects.written(ticket, Err(refusal.clone())),
+                Held::Write(ticket, ..) | Held::Refused(ticket, _) => {
+                    effects.written(ticket, Err(refusal.clone()));
+                }
                 Held::Read(ticket) => effects.read_done(ticket, Err(refusal.clone())),
             }
         }
@@ -660,6 +689,9 @@ impl Partition {
             match held {
                 Held::Write(ticket, sequence, timestamp) => {
                     effects.written(ticket, Ok((sequence, timestamp)));
+                }
+                Held::Refused(ticket, refusal) => {
+                    effects.written(ticket, Err((*refusal).clone()));
                 }
                 Held::Read(ticket) => effects.read_done(ticket, Ok(())),
             }
@@ -694,9 +726,10 @@ impl Partition {
                     self.read(*ticket, &keys, effects)
                 }
                 Owned::Scan { ticket, scan } => self.scan(*ticket, scan, effects),
-                Owned::Write { ticket, ack, entries } => {
+                Owned::Write { ticket, ack, request, entries } => {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
-                    self.write(*ticket, &entries, *ack, effects)
+                    let request = request.as_ref().map(|request| request.borrow());
+                    self.write(*ticket, &entries, *ack, request, effects)
                 }
             };
             if !answered {

@@ -85,6 +85,18 @@ reasons! {
         "give the batch one routing_key so that its keys share a partition, or drop atomic";
     /// `if_absent` or `if_version` did not hold; nothing of the partition's batch was written.
     ConditionFailed = "CONDITION_FAILED", FailedPrecondition, "read the record again and decide anew";
+    /// A request id that names nobody, or a number of 0; or in a partition that keeps no time.
+    InvalidRequestId = "INVALID_REQUEST_ID", InvalidArgument,
+        "give request_id a client of 1 to 32 bytes and a number from 1, in a partition with a clock stage";
+    /// The request id belongs to another request.
+    RequestIdReused = "REQUEST_ID_REUSED", FailedPrecondition,
+        "repeat the same request under its id, and give every other request a higher number";
+    /// The request may have been executed; its answer is forgotten, or its client said that it has it.
+    RequestForgotten = "REQUEST_FORGOTTEN", FailedPrecondition,
+        "read the keys to see whether the request took effect; retry sooner, or raise request_ids.answers_max";
+    /// No room to remember one more client of request ids.
+    RequestClientsFull = "REQUEST_CLIENTS_FULL", ResourceExhausted,
+        "use one client for many requests, with rising numbers; or raise request_ids.clients_max";
     /// The partition's store does not keep its keys in order.
     StoreNotOrdered = "STORE_NOT_ORDERED", FailedPrecondition,
         "scan partitions whose store orders its keys: memory-ordered, lsm or sled";
@@ -169,7 +181,7 @@ pub struct Refusal {
     /// After how long a retry makes sense, milliseconds. None: a retry as is will fail again.
     pub retry_after_ms: Option<u32>,
     /// `ErrorInfo.metadata`: stable keys for programs, e.g. `entry`, `version`, `limit`.
-    pub metadata: Vec<(&'static str, String)>,
+    pub metadata: Vec<(Cow<'static, str>, String)>,
 }
 
 impl Refusal {
@@ -177,7 +189,10 @@ impl Refusal {
     pub fn new(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
         let retry_after_ms = match reason {
             Reason::Overloaded | Reason::PartitionBusy => Some(limits::RETRY_OVERLOADED_MS),
-            Reason::DiskFull | Reason::MemoryFull | Reason::RegistryUnavailable => {
+            Reason::DiskFull
+            | Reason::MemoryFull
+            | Reason::RegistryUnavailable
+            | Reason::RequestClientsFull => {
                 Some(limits::RETRY_FULL_MS)
             }
             Reason::LogUnavailable | Reason::PartitionStarting | Reason::ShuttingDown => {
@@ -191,7 +206,7 @@ impl Refusal {
     /// Adds a stable key and its value to `ErrorInfo.metadata`.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
-        self.metadata.push((key, value.to_string()));
+        self.metadata.push((key.into(), value.to_string()));
         self
     }
 

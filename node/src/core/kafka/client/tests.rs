@@ -195,7 +195,7 @@ fn what_counts_is_replayed_by_the_next_owner_and_the_former_hears_of_it() {
     drop((a, b));
     let refusal = Node::start(&cluster, &folder, "a").open(2).map(|_| ()).unwrap_err();
     assert_eq!(refusal.reason, Reason::BadNode);
-    assert_eq!(refusal.metadata, [("owner", "c".to_owned())]);
+    assert_eq!(refusal.metadata, [("owner".into(), "c".to_owned())]);
 }
 
 #[test]
