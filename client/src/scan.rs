@@ -150,7 +150,7 @@ impl Shared {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let (reroute, not_before) = match decide(&error, Effect::Read, attempt, self.options())
+            let (reroute, not_before) = match decide(&error, Effect::Read, false, attempt, self.options())
             {
                 Verdict::Retry { not_before } => (false, not_before),
                 Verdict::Reroute => (true, Duration::ZERO),

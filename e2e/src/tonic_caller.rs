@@ -5,8 +5,8 @@ use std::time::Duration;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Value, json};
 use stateside_proto::v1::{
-    Ack, EntryError, GetRequest, HashRange, Record, RemoveEntry, RemoveRequest, TopologyRequest,
-    TopologyResponse, UpsertEntry, UpsertRequest, WriteResult,
+    Ack, EntryError, GetRequest, HashRange, Record, RemoveEntry, RemoveRequest, RequestId,
+    TopologyRequest, TopologyResponse, UpsertEntry, UpsertRequest, WriteResult,
 };
 use tokio::runtime::Runtime;
 use tonic::{Request, Status, transport::Channel};
@@ -124,6 +124,7 @@ fn upsert_request(request: &Value) -> UpsertRequest {
         routing_key: bytes(&request["routingKey"]),
         atomic: request["atomic"] == json!(true),
         ack: ack(&request["ack"]),
+        request_id: request.get("requestId").map(request_id),
     }
 }
 
@@ -139,6 +140,15 @@ fn remove_request(request: &Value) -> RemoveRequest {
         routing_key: bytes(&request["routingKey"]),
         atomic: request["atomic"] == json!(true),
         ack: ack(&request["ack"]),
+        request_id: request.get("requestId").map(request_id),
+    }
+}
+
+fn request_id(id: &Value) -> RequestId {
+    RequestId {
+        client: bytes(&id["client"]),
+        number: number(&id["number"]).unwrap_or_default(),
+        settled: number(&id["settled"]).unwrap_or_default(),
     }
 }
 

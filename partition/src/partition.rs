@@ -4,7 +4,7 @@ use std::{collections::VecDeque, mem};
 
 use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
 use stateside_statestore::{
-    Lookup, PageStep, RequestRow, RequestWindow, SnapshotRecord, SnapshotStep, StateStore,
+    Lookup, PageStep, RequestWindow, SnapshotRecord, SnapshotStep, StateStore,
     StoreError, StoreStats, Work, WorkDone,
 };
 use stateside_types::{
@@ -326,20 +326,15 @@ impl Partition {
         reclaimed.records
     }
 
-    /// Starts a snapshot of the state after the last batch applied. `emit` is told at once what the state
-    /// knows of request ids: a bounded window, not worth walking.
+    /// Starts a snapshot of the state after the last batch applied.
     ///
     /// # Errors
     /// The halting refusal: a partition that stopped has nothing to vouch for.
-    pub fn snapshot_start(
-        &mut self,
-        emit: impl FnMut(RequestRow<'_>),
-    ) -> Result<SnapshotHead, Refusal> {
+    pub fn snapshot_start(&mut self) -> Result<SnapshotHead, Refusal> {
         if let Some(refusal) = &self.halted {
             return Err(refusal.clone());
         }
         self.store.snapshot_start();
-        self.store.requests().rows(emit);
         Ok(SnapshotHead {
             sequence: self.store.applied(),
             timestamp: self.store.applied_timestamp(),

@@ -18,7 +18,7 @@
 use std::sync::Arc;
 
 use stateside_pipeline::Write;
-use stateside_statestore::{Known, RequestStats};
+use stateside_statestore::{Known, RequestRow, RequestStats};
 use stateside_types::{
     Ack, Change, Condition, Expiry, Reason, Refusal, RequestId, RequestMark, Sequence, StageKind,
     Timestamp, WriteEntry,
@@ -45,6 +45,12 @@ impl Partition {
     /// was opened.
     pub fn requests(&self) -> (RequestStats, u64) {
         (self.store.requests().stats(), self.retries_answered)
+    }
+
+    /// What the state knows of request ids, for a snapshot that was started just now. All at once: the
+    /// window is bounded, and not worth walking while it changes.
+    pub fn request_rows(&self, emit: impl FnMut(RequestRow<'_>)) {
+        self.store.requests().rows(emit);
     }
 
     /// Answers a request whose id says that it is not new. What to record of it, when it is.

@@ -13,13 +13,13 @@ use proptest::prelude::*;
 use stateside_partition::{Effects, Input, PageEnd, Partition, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::{
-    Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
-    WorkDone,
+    Lookup, Reclaimed, RequestLimits, RequestRow, RequestWindow, SnapshotRecord, SnapshotStep,
+    StateStore, StoreError, StoreStats, Work, WorkDone,
 };
 use stateside_types::{
     Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, PartitionId,
-    PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StoreKind, Timestamp,
-    WallClock, WriteEntry,
+    PartitionSpec, PartitionState, Reason, Record, Refusal, RequestMark, Sequence, StoreKind,
+    Timestamp, WallClock, WriteEntry,
 };
 
 type Content = BTreeMap<Vec<u8>, Stored>;
@@ -42,6 +42,7 @@ impl Stored {
 /// as in a store on disk, except for what was written since.
 struct MapStore {
     content: Content,
+    requests: RequestWindow,
     applied: Sequence,
     timestamp: Timestamp,
     cold: bool,
@@ -87,6 +88,22 @@ impl StateStore for MapStore {
             }
         }
         (self.applied, self.timestamp) = (sequence, timestamp);
+    }
+
+    fn requests(&self) -> &RequestWindow {
+        &self.requests
+    }
+
+    fn remember(&mut self, sequence: Sequence, timestamp: Timestamp, mark: &RequestMark<'_>) {
+        self.requests.record(sequence, timestamp, mark, &mut |_| {});
+    }
+
+    fn limit_requests(&mut self, limits: RequestLimits) {
+        self.requests.set_limits(limits);
+    }
+
+    fn load_request(&mut self, row: &RequestRow<'_>) {
+        self.requests.load(row);
     }
 
     fn applied(&self) -> Sequence {
@@ -200,7 +217,7 @@ impl Outlet for World {
         "vm-1"
     }
 
-    fn log_admit(&mut self, _: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+    fn log_admit(&mut self, _: &Write<'_>) -> Result<(), Refusal> {
         Ok(())
     }
 
@@ -260,6 +277,7 @@ impl Effects for World {
 fn replay(log: &[Logged], cold: bool) -> MapStore {
     let mut store = MapStore {
         content: Content::new(),
+        requests: RequestWindow::default(),
         applied: Sequence::ZERO,
         timestamp: Timestamp::ZERO,
         cold,
@@ -392,7 +410,7 @@ impl Run {
                     })
                     .collect();
                 self.writes.insert(ticket, ack);
-                self.feed(Input::Write { ticket: Ticket(ticket), entries: &entries, ack });
+                self.feed(Input::Write { ticket: Ticket(ticket), entries: &entries, ack, request: None });
             }
             Step::Read(keys) => {
                 let bytes: Vec<_> = keys.iter().map(|key| vec![*key]).collect();
@@ -574,7 +592,7 @@ fn conditions_decide_against_everything_accepted_before() {
     let write = |run: &mut Run, ticket, condition| {
         let entries = [WriteEntry::put(b"k", b"v").under(condition)];
         run.partition.step(
-            Input::Write { ticket: Ticket(ticket), entries: &entries, ack: None },
+            Input::Write { ticket: Ticket(ticket), entries: &entries, ack: None, request: None },
             &mut run.world,
         );
     };
@@ -586,7 +604,7 @@ fn conditions_decide_against_everything_accepted_before() {
         run.world.done.iter().map(|(ticket, outcome)| (*ticket, outcome.is_err())).collect();
     assert_eq!(refused, [(2, true), (4, true)], "refusals leave at once, acknowledgements wait");
     let refusal = run.world.done[1].1.as_ref().unwrap_err();
-    assert!(refusal.metadata.contains(&("version", "2".to_owned())));
+    assert!(refusal.metadata.contains(&("version".into(), "2".to_owned())));
     run.partition.step(Input::LogDurable(Sequence(2)), &mut run.world);
     let written: Vec<_> = run.world.done[2..]
         .iter()
@@ -609,7 +627,7 @@ fn a_record_is_absent_from_its_moment_on_for_reads_and_conditions_and_stays_so()
     let write = |run: &mut Run, ticket, entry: WriteEntry<'_>| {
         let entries = [entry];
         run.partition.step(
-            Input::Write { ticket: Ticket(ticket), entries: &entries, ack: None },
+            Input::Write { ticket: Ticket(ticket), entries: &entries, ack: None, request: None },
             &mut run.world,
         );
         run.world.done.pop().expect("answered at once").1.map_err(|refusal| refusal.reason)
@@ -644,7 +662,7 @@ fn an_absence_that_a_reclaimed_record_left_waits_for_the_log() {
     let lasting = [WriteEntry::put(b"k", b"v")];
     let brief = [WriteEntry::put(b"k", b"v").expiring(Expiry::After(1))];
     for (ticket, entries) in [(1, &lasting), (2, &brief)] {
-        let input = Input::Write { ticket: Ticket(ticket), entries, ack: None };
+        let input = Input::Write { ticket: Ticket(ticket), entries, ack: None, request: None };
         run.partition.step(input, &mut run.world);
     }
     run.partition.step(Input::LogDurable(Sequence(1)), &mut run.world);
@@ -665,7 +683,7 @@ fn without_a_clock_stage_nothing_can_be_given_a_time_to_live() {
     run.partition = Partition::new(spec, Box::new(replay(&[], false))).unwrap();
     let entries = [WriteEntry::put(b"k", b"v").expiring(Expiry::After(500))];
     run.partition
-        .step(Input::Write { ticket: Ticket(1), entries: &entries, ack: None }, &mut run.world);
+        .step(Input::Write { ticket: Ticket(1), entries: &entries, ack: None, request: None }, &mut run.world);
     let (_, outcome) = run.world.done.pop().expect("answered at once");
     assert_eq!(outcome.unwrap_err().reason, Reason::InvalidTtl);
 }
@@ -676,7 +694,7 @@ fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
     for ticket in 1..=4_u64 {
         let key = [ticket as u8];
         let entry = WriteEntry::put(&key, b"v");
-        let input = Input::Write { ticket: Ticket(ticket), entries: &[entry], ack: None };
+        let input = Input::Write { ticket: Ticket(ticket), entries: &[entry], ack: None, request: None };
         run.partition.step(input, &mut run.world);
     }
     run.partition.step(Input::Read { ticket: Ticket(5), keys: &[&[4]] }, &mut run.world);
@@ -685,7 +703,7 @@ fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
     assert!(run.world.done.is_empty(), "1 and 2 are not done, and 3 does not overtake them");
     // New writes are told at once, reads of what is durable go on.
     let entry = WriteEntry::put(b"k", b"v");
-    let input = Input::Write { ticket: Ticket(6), entries: &[entry], ack: None };
+    let input = Input::Write { ticket: Ticket(6), entries: &[entry], ack: None, request: None };
     run.partition.step(input, &mut run.world);
     assert!(matches!(run.world.done[..], [(6, Err(_))]));
     // The log says more than the failed write lets through.
@@ -701,7 +719,7 @@ fn a_halted_partition_answers_everything_with_the_reason() {
     let mut run = Run::new(Ack::Durable, false);
     let entries = [WriteEntry::put(b"k", b"v")];
     run.partition
-        .step(Input::Write { ticket: Ticket(1), entries: &entries, ack: None }, &mut run.world);
+        .step(Input::Write { ticket: Ticket(1), entries: &entries, ack: None, request: None }, &mut run.world);
     run.partition.step(Input::Read { ticket: Ticket(2), keys: &[b"k"] }, &mut run.world);
     assert!(run.world.done.is_empty(), "the write and the read that saw it wait for the log");
     run.partition.halt(Refusal::new(Reason::PartitionStopped, "disk gone"), &mut run.world);

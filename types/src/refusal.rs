@@ -54,6 +54,12 @@ macro_rules! reasons {
                 match self { $(Self::$name => $advice,)+ }
             }
 
+            /// Whether the refusal follows from the records: then a partition remembers it under the
+            /// request's id, as it does a write.
+            pub const fn is_verdict(self) -> bool {
+                matches!(self, Self::ConditionFailed)
+            }
+
             /// The reason that a string names.
             pub fn from_name(name: &str) -> Option<Self> {
                 match name { $($text => Some(Self::$name),)+ _ => None }
@@ -112,7 +118,7 @@ reasons! {
     /// The memory limit is reached; reads, removes and shrinking writes go on.
     MemoryFull = "MEMORY_FULL", ResourceExhausted, "remove records, raise memory.limit_mb, or move partitions away";
     /// The log in Kafka does not answer. The message says whether the write may still take effect.
-    LogUnavailable = "LOG_UNAVAILABLE", Unavailable, "retry after the delay in RetryInfo; when the outcome is unknown, read the key first";
+    LogUnavailable = "LOG_UNAVAILABLE", Unavailable, "retry after the delay in RetryInfo; when the outcome is unknown, under a request_id, or read the key first";
     /// The log in Kafka is not this partition's, or not all of it.
     LogMismatch = "LOG_MISMATCH", FailedPrecondition, "do what the message says, then restart the node or add the partition again";
     /// The partition is being recovered.
@@ -124,7 +130,7 @@ reasons! {
     /// The node is stopping.
     ShuttingDown = "SHUTTING_DOWN", Unavailable, "retry on another node, or after the restart";
     /// The call's deadline passed. A write may still take effect.
-    DeadlineExceeded = "DEADLINE_EXCEEDED", DeadlineExceeded, "read the key to see whether a write took effect; allow more time";
+    DeadlineExceeded = "DEADLINE_EXCEEDED", DeadlineExceeded, "send a write again under its request_id, or read the key to see whether it took effect; allow more time";
     /// The message is not what the method takes.
     MalformedRequest = "MALFORMED_REQUEST", InvalidArgument, "send the message that stateside/v1/*.proto defines";
     /// No such service or method.

@@ -19,7 +19,7 @@ use stateside_proto::{
 use stateside_router::{BatchPlan, Placement, RoutingTable, UNOWNED};
 use stateside_statestore::PageRequest;
 use stateside_types::{
-    Ack, CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
+    CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
     WriteEntry,
     limits::{EXPIRED_PER_TICK_MAX, HOPS_PER_CORE_PAIR_MAX, SCAN_PAGE_BYTES},
 };
@@ -393,7 +393,7 @@ impl Executor {
             Placement::One(route) => {
                 let slot = self.open(stream, verb, false)?;
                 let ticket = self.world.calls.add_part(slot, entries.len());
-                self.write_part(ticket, route, entries, head.ack);
+                self.write_part(ticket, route, entries, head);
                 Ok(None)
             }
             Placement::Several if head.atomic => Err(Refusal::new(
@@ -407,7 +407,7 @@ impl Executor {
                 let sorted: Vec<_> = order.iter().map(|&at| entries[at as usize]).collect();
                 self.parts.order = order;
                 self.each_part(slot, |this, ticket, route, start, end| {
-                    this.write_part(ticket, route, &sorted[start..end], head.ack);
+                    this.write_part(ticket, route, &sorted[start..end], head);
                 });
                 Ok(None)
             }
@@ -419,13 +419,13 @@ impl Executor {
         ticket: Ticket,
         route: u32,
         entries: &[WriteEntry<'_>],
-        ack: Option<Ack>,
+        &codec::WriteHead { ack, request, .. }: &codec::WriteHead<'_>,
     ) {
         let Some(slot) = self.local_slot(route) else {
             let Some((requests, id)) = self.hop(ticket, route) else { return };
-            return requests.push_write(ticket, id, ack, entries.iter().copied());
+            return requests.push_write(ticket, id, ack, request, entries.iter().copied());
         };
-        self.step_slot(slot, ticket, Input::Write { ticket, entries, ack });
+        self.step_slot(slot, ticket, Input::Write { ticket, entries, ack, request });
     }
 
     /// A page of one partition's records.
@@ -475,7 +475,7 @@ impl Executor {
             let method = match request.kind {
                 HopKind::Read => Verb::Get,
                 HopKind::Scan => Verb::Scan,
-                HopKind::Write(_) => Verb::Upsert,
+                HopKind::Write(..) => Verb::Upsert,
             };
             let origin = Origin::Hop(from, request.ticket);
             let now = self.world.turn_ns;
@@ -510,10 +510,10 @@ impl Executor {
                         }
                     }
                 }
-                HopKind::Write(ack) => {
-                    batch.entries(request, &mut entries);
+                HopKind::Write(ack, _) => {
+                    let id = batch.entries(request, &mut entries);
                     let ticket = self.world.calls.add_part(slot, entries.len());
-                    let input = Input::Write { ticket, entries: &entries, ack };
+                    let input = Input::Write { ticket, entries: &entries, ack, request: id };
                     match hosted {
                         Some(at) => self.step_slot(at, ticket, input),
                         None => self.world.calls.finish(ticket, Outcome::Refused(bad_node())),

@@ -12,7 +12,8 @@
 
 use stateside_partition::Ticket;
 use stateside_types::{
-    Ack, Change, Condition, ExpireAt, Expiry, PartitionId, Refusal, Sequence, Timestamp, WriteEntry,
+    Ack, Change, Condition, ExpireAt, Expiry, PartitionId, Refusal, RequestId, Sequence, Timestamp,
+    WriteEntry,
 };
 
 /// Requests from one core to another, in the order in which they arrived.
@@ -41,8 +42,8 @@ pub enum HopKind {
     Read,
     /// Read a page.
     Scan,
-    /// Write entries.
-    Write(Option<Ack>),
+    /// Write entries. True: the request has an id.
+    Write(Option<Ack>, bool),
 }
 
 impl HopRequests {
@@ -78,9 +79,15 @@ impl HopRequests {
         ticket: Ticket,
         partition: PartitionId,
         ack: Option<Ack>,
+        request: Option<RequestId<'_>>,
         entries: impl Iterator<Item = WriteEntry<'k>>,
     ) {
         let start = self.bytes.len();
+        if let Some(RequestId { client, number, settled }) = request {
+            self.bytes.extend_from_slice(&number.to_le_bytes());
+            self.bytes.extend_from_slice(&settled.to_le_bytes());
+            put_bytes(&mut self.bytes, client);
+        }
         for entry in entries {
             let (condition, version) = match entry.condition {
                 Condition::None => (0, 0),
@@ -105,7 +112,7 @@ impl HopRequests {
                 put_bytes(&mut self.bytes, value);
             }
         }
-        self.finish(ticket, partition, HopKind::Write(ack), start);
+        self.finish(ticket, partition, HopKind::Write(ack, request.is_some()), start);
     }
 
     fn finish(&mut self, ticket: Ticket, partition: PartitionId, kind: HopKind, start: usize) {
@@ -132,10 +139,18 @@ impl HopRequests {
         &self.bytes[request.start..request.end]
     }
 
-    /// Fills `entries` with what a write asks for.
-    pub fn entries<'a>(&'a self, request: &HopRequest, entries: &mut Vec<WriteEntry<'a>>) {
+    /// Fills `entries` with what a write asks for; its id, if it has one.
+    pub fn entries<'a>(
+        &'a self,
+        request: &HopRequest,
+        entries: &mut Vec<WriteEntry<'a>>,
+    ) -> Option<RequestId<'a>> {
         entries.clear();
         let mut bytes = &self.bytes[request.start..request.end];
+        let id = matches!(request.kind, HopKind::Write(_, true)).then(|| {
+            let (number, settled) = (take_u64(&mut bytes), take_u64(&mut bytes));
+            RequestId { client: take_bytes(&mut bytes), number, settled }
+        });
         while !bytes.is_empty() {
             let flags = take(&mut bytes, 1)[0];
             let condition = match flags >> 1 & 3 {
@@ -153,6 +168,7 @@ impl HopRequests {
                 if flags & 1 == 1 { Change::Put(take_bytes(&mut bytes)) } else { Change::Remove };
             entries.push(WriteEntry::new(key, change).under(condition).expiring(expiry));
         }
+        id
     }
 }
 
@@ -228,14 +244,18 @@ mod tests {
         let keys: [&[u8]; 2] = [b"x", b"yyy"];
         let mut hop = HopRequests::default();
         let ack = Some(Ack::Memory);
-        hop.push_write(Ticket(1), PartitionId(4), ack, entries.iter().copied());
+        let id = Some(RequestId { client: b"client", number: 3, settled: u64::MAX });
+        hop.push_write(Ticket(1), PartitionId(4), ack, id, entries.iter().copied());
+        hop.push_write(Ticket(3), PartitionId(4), ack, None, entries.iter().copied());
         hop.push_read(Ticket(2), PartitionId(5), keys.iter().copied());
 
         let (mut got_entries, mut got_keys) = (Vec::new(), Vec::new());
-        let [write, read] = hop.requests() else { panic!("two requests") };
+        let [write, unnamed, read] = hop.requests() else { panic!("three requests") };
         assert_eq!((write.ticket, write.partition), (Ticket(1), PartitionId(4)));
-        assert_eq!((write.kind, read.kind), (HopKind::Write(ack), HopKind::Read));
-        hop.entries(write, &mut got_entries);
+        assert_eq!((write.kind, read.kind), (HopKind::Write(ack, true), HopKind::Read));
+        assert_eq!(hop.entries(unnamed, &mut got_entries), None);
+        assert_eq!(got_entries, entries);
+        assert_eq!(hop.entries(write, &mut got_entries), id);
         hop.keys(read, &mut got_keys);
         assert_eq!(got_entries, entries);
         assert_eq!(got_keys, keys);
