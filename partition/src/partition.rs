@@ -8,12 +8,13 @@ use stateside_statestore::{
 };
 use stateside_types::{
     Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
-    Record, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
+    Record, Refusal, Sequence, StageKind, Timestamp, UpdateEntry, WallClock, WriteEntry, check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
 use crate::{
     held::{Held, HeldAnswers},
+    operators::NewValues,
     owned::Owned,
 };
 
@@ -39,6 +40,16 @@ pub enum Input<'a> {
         /// None: the partition's default. Never lowers it.
         ack: Option<Ack>,
     },
+    /// Compute new values from the present ones and write them, atomically. Answered by one
+    /// `value` per entry, in order, then `written`; refused, by `written` alone.
+    Update {
+        /// Names the request.
+        ticket: Ticket,
+        /// At least one entry, no key twice.
+        entries: &'a [UpdateEntry<'a>],
+        /// None: the partition's default. Never lowers it.
+        ack: Option<Ack>,
+    },
     /// The log is durable up to and including this sequence of the partition.
     LogDurable(Sequence),
     /// The outcome of the work handed out last.
@@ -54,6 +65,9 @@ pub trait Effects: Outlet {
 
     /// A read's answer may leave.
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>);
+
+    /// The value that one entry of an update was given.
+    fn value(&mut self, ticket: Ticket, value: &[u8]);
 
     /// A write's answer may leave.
     fn written(&mut self, ticket: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>);
@@ -255,6 +269,13 @@ impl Partition {
                     self.queue.push_back(Owned::write(ticket, ack, entries));
                 }
             }
+            Input::Update { ticket, entries, ack } => {
+                if !self.must_queue(|| Owned::update(ticket, ack, entries), effects)
+                    && !self.update_values(ticket, entries, ack, effects)
+                {
+                    self.queue.push_back(Owned::update(ticket, ack, entries));
+                }
+            }
             Input::LogDurable(sequence) => {
                 if let Some(log) = self.pipeline.log() {
                     self.pipeline.completed(log, Completed::Through(sequence));
@@ -413,15 +434,84 @@ impl Partition {
         }
         match self.execute(entries, ack, effects) {
             Err(refusal) => effects.written(ticket, Err(refusal)),
-            Ok((sequence, timestamp, ack)) => {
-                if ack == Ack::Memory || sequence <= self.passed() {
-                    effects.written(ticket, Ok((sequence, timestamp)));
-                } else {
-                    self.held.hold(sequence, Held::Write(ticket, sequence, timestamp));
-                }
+            Ok(executed) => self.acknowledge(ticket, executed, effects),
+        }
+        true
+    }
+
+    fn acknowledge(
+        &mut self,
+        ticket: Ticket,
+        (sequence, timestamp, ack): (Sequence, Timestamp, Ack),
+        effects: &mut impl Effects,
+    ) {
+        if ack == Ack::Memory || sequence <= self.passed() {
+            effects.written(ticket, Ok((sequence, timestamp)));
+        } else {
+            self.held.hold(sequence, Held::Write(ticket, sequence, timestamp));
+        }
+    }
+
+    /// False: the store has to fetch first.
+    fn update_values(
+        &mut self,
+        ticket: Ticket,
+        entries: &[UpdateEntry<'_>],
+        ack: Option<Ack>,
+        effects: &mut impl Effects,
+    ) -> bool {
+        let unknown = |key: &&[u8]| self.store.get(key) == Lookup::Unknown;
+        let missing: Vec<&[u8]> = entries.iter().map(|entry| entry.key).filter(unknown).collect();
+        if !missing.is_empty() {
+            self.store.fetch(&missing);
+            return false;
+        }
+        match self.execute_update(entries, ack, effects) {
+            Err(refusal) => effects.written(ticket, Err(refusal)),
+            Ok((values, executed)) => {
+                values.iter().for_each(|value| effects.value(ticket, value));
+                self.acknowledge(ticket, executed, effects);
             }
         }
         true
+    }
+
+    /// An update is the write of its result, see `operators.rs`.
+    fn execute_update(
+        &mut self,
+        entries: &[UpdateEntry<'_>],
+        ack: Option<Ack>,
+        effects: &mut impl Effects,
+    ) -> Result<(NewValues, (Sequence, Timestamp, Ack)), Refusal> {
+        let now = self.tell_time(effects);
+        // Ahead of the values: a condition that fails is not to be masked by a value of the wrong type.
+        let conditions = entries.iter().map(|e| WriteEntry::remove(e.key).under(e.condition));
+        self.check_conditions(&conditions.collect::<Vec<_>>(), now)?;
+        let mut values = NewValues::default();
+        let mut expiries = Vec::with_capacity(entries.len());
+        for (index, entry) in entries.iter().enumerate() {
+            let present = match self.store.get(entry.key) {
+                Lookup::Found(record) => Some(record).filter(|record| !record.is_expired(now)),
+                Lookup::Withheld { expire_at, .. }
+                    if !expire_at.is_some_and(|moment| moment.has_come(now)) =>
+                {
+                    let text = "the values that the batch changes are too large together";
+                    return Err(Refusal::new(Reason::BatchTooLarge, text));
+                }
+                Lookup::Absent | Lookup::Unknown | Lookup::Withheld { .. } => None,
+            };
+            let value = present.map(|record| record.value);
+            values.push(entry, value).map_err(|refusal| refusal.with("entry", index))?;
+            let kept = Expiry::from(present.and_then(|record| record.expire_at));
+            expiries.push(if entry.expiry == Expiry::Never { kept } else { entry.expiry });
+        }
+        let writes: Vec<_> = entries
+            .iter()
+            .zip(values.iter().zip(expiries))
+            .map(|(entry, (value, expiry))| WriteEntry::put(entry.key, value).expiring(expiry))
+            .collect();
+        let executed = self.execute(&writes, ack, effects)?;
+        Ok((values, executed))
     }
 
     fn execute(
@@ -594,6 +684,10 @@ impl Partition {
                     let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
                     self.read(*ticket, &keys, effects)
                 }
+                Owned::Update { ticket, ack, entries } => {
+                    let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
+                    self.update_values(*ticket, &entries, *ack, effects)
+                }
                 Owned::Write { ticket, ack, entries } => {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
                     self.write(*ticket, &entries, *ack, effects)
@@ -627,7 +721,9 @@ impl Partition {
 fn refuse(owned: &Owned, refusal: Refusal, effects: &mut impl Effects) {
     match owned {
         Owned::Read { ticket, .. } => effects.read_done(*ticket, Err(refusal)),
-        Owned::Write { ticket, .. } => effects.written(*ticket, Err(refusal)),
+        Owned::Write { ticket, .. } | Owned::Update { ticket, .. } => {
+            effects.written(*ticket, Err(refusal))
+        }
     }
 }
 

@@ -17,8 +17,9 @@ use stateside_statestore::{
     WorkDone,
 };
 use stateside_types::{
-    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, PartitionId,
-    PartitionSpec, Reason, Record, Refusal, Sequence, StoreKind, Timestamp, WallClock, WriteEntry,
+    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, Operator,
+    PartitionId, PartitionSpec, Reason, Record, Refusal, Sequence, StoreKind, Timestamp,
+    UpdateEntry, WallClock, WriteEntry,
 };
 
 type Content = BTreeMap<Vec<u8>, Stored>;
@@ -191,6 +192,8 @@ struct World {
     work: Vec<Work>,
     /// What reads were told, and when.
     records: HashMap<u64, (WallClock, Vec<Seen>)>,
+    /// What updates made, by ticket.
+    values: HashMap<u64, Vec<Vec<u8>>>,
     done: Vec<(u64, Result<Option<Sequence>, Refusal>)>,
 }
 
@@ -232,6 +235,10 @@ impl Effects for World {
 
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>) {
         self.done.push((ticket.0, outcome.map(|()| None)));
+    }
+
+    fn value(&mut self, ticket: Ticket, value: &[u8]) {
+        self.values.entry(ticket.0).or_default().push(value.to_vec());
     }
 
     fn written(&mut self, ticket: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>) {
@@ -600,6 +607,40 @@ fn a_record_is_absent_from_its_moment_on_for_reads_and_conditions_and_stays_so()
     assert_eq!(read(&mut run, 9, b"k"), None);
     assert_eq!(run.partition.reclaim(10, &mut run.world), 1);
     assert_eq!((read(&mut run, 10, b"k"), run.partition.stats().records), (None, 0));
+}
+
+#[test]
+fn an_update_writes_its_result_and_keeps_the_moment() {
+    let mut run = Run::new(Ack::Memory, false);
+    run.world.now = 1_000;
+    let update = |run: &mut Run, ticket, entries: &[UpdateEntry<'_>]| {
+        run.partition
+            .step(Input::Update { ticket: Ticket(ticket), entries, ack: None }, &mut run.world);
+        run.world.done.pop().expect("answered at once").1.map_err(|refusal| refusal.reason)
+    };
+    let (condition, expiry) = (Condition::None, Expiry::Never);
+    let add = UpdateEntry { key: b"n", operator: Operator::Add(5), condition, expiry };
+    let brief = UpdateEntry { expiry: Expiry::After(500), ..add };
+    assert_eq!(update(&mut run, 1, &[brief]), Ok(Some(Sequence(1))));
+    assert_eq!(update(&mut run, 2, &[add]), Ok(Some(Sequence(2))));
+    assert_eq!(run.world.values[&2], [b"10"]);
+    let logged = &run.world.log[1].entries;
+    assert_eq!(logged[0].1, Some((b"10".to_vec(), ExpireAt::from_millis(1_500))));
+
+    // One entry that cannot be refuses the batch, and nothing has changed.
+    let text = UpdateEntry { key: b"t", operator: Operator::Append(b"text"), ..add };
+    assert_eq!(update(&mut run, 3, &[text]), Ok(Some(Sequence(3))));
+    let wrong = UpdateEntry { key: b"t", ..add };
+    assert_eq!(update(&mut run, 4, &[add, wrong]), Err(Reason::WrongType));
+    let absent = UpdateEntry { condition: Condition::IfAbsent, ..wrong };
+    assert_eq!(update(&mut run, 5, &[absent]), Err(Reason::ConditionFailed));
+    assert_eq!(run.partition.applied(), Sequence(3));
+
+    // From its moment on the record counts as absent.
+    run.world.now = 1_500;
+    assert_eq!(update(&mut run, 6, &[add]), Ok(Some(Sequence(4))));
+    assert_eq!(run.world.values[&6], [b"5"]);
+    assert_eq!(run.world.log[3].entries[0].1, Some((b"5".to_vec(), None)));
 }
 
 #[test]

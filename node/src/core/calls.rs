@@ -256,6 +256,19 @@ impl<S: Copy> Calls<S> {
         }
     }
 
+    /// The value that an entry of an update was given. Those that do not fit into the answer are left
+    /// out of it: the update has taken effect and must not be refused any more.
+    pub fn value(&mut self, ticket: Ticket, value: &[u8]) {
+        let Some((call, part)) = find(&mut self.slots, ticket) else { return };
+        let fits = call.body_bytes + value.len() + codec::RECORD_OVERHEAD_MAX <= RESPONSE_BYTES_MAX;
+        if fits {
+            call.body_bytes += value.len() + codec::RECORD_OVERHEAD_MAX;
+            let part = &mut call.parts[part];
+            part.body.extend_from_slice(value);
+            part.ends.push(part.body.len() as u32);
+        }
+    }
+
     /// Records of a part that another core executed.
     pub fn take_records(&mut self, ticket: Ticket, body: Vec<u8>, ends: Vec<u32>) {
         let Some((call, part)) = find(&mut self.slots, ticket) else { return };
