@@ -46,7 +46,7 @@ pub struct Client {
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     endpoint: Endpoint,
     options: Options,
     backoff: Backoff,
@@ -91,6 +91,10 @@ impl Client {
     /// Where it was told to connect to.
     pub fn endpoint(&self) -> &Endpoint {
         &self.shared.endpoint
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
     }
 
     /// The topology in use; `None` without routing.
@@ -196,12 +200,12 @@ fn one<T>(results: Results<T>) -> Result<T, Error> {
 }
 
 /// What the requests of one round share.
-struct Call {
+pub(crate) struct Call {
     /// What they were planned by: indexes of homes are its own.
-    topology: Option<Arc<Topology>>,
-    until: Instant,
+    pub(crate) topology: Option<Arc<Topology>>,
+    pub(crate) until: Instant,
     /// For the error message: `until` as the caller gave it.
-    deadline: Duration,
+    pub(crate) deadline: Duration,
 }
 
 /// What one request brought.
@@ -222,13 +226,30 @@ struct Progress<T> {
 }
 
 impl Shared {
-    fn topology(&self) -> Option<Arc<Topology>> {
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(crate) fn turns(&self) -> &Semaphore {
+        &self.turns
+    }
+
+    pub(crate) fn delay(&self, attempt: u32, not_before: Duration) -> Duration {
+        self.backoff.delay(attempt, not_before)
+    }
+
+    /// Counts installed topologies.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn topology(&self) -> Option<Arc<Topology>> {
         // An Arc is replaced whole: a panic elsewhere does not spoil it.
         self.topology.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Reads the topology, unless another caller has done so since generation `seen`.
-    async fn refresh(&self, seen: u64, until: Instant) -> Result<(), Error> {
+    pub(crate) async fn refresh(&self, seen: u64, until: Instant) -> Result<(), Error> {
         let deadline = self.options.deadline;
         let Ok(_one_at_a_time) = timeout_at(until, self.refreshing.lock()).await else {
             return Err(Error::DeadlineExceeded { deadline });
@@ -345,7 +366,8 @@ impl Shared {
             };
             let _turn = turn.expect("the semaphore is never closed");
             let message = Bytes::from(batch.encode(&request.picks, request.bytes));
-            let answer = self.call::<B>(request.target, message, effect, call).await?;
+            let answer: B::Answer =
+                self.call_path(B::PATH, request.target, message, effect, call).await?;
             let results = B::unpack(answer);
             if results.len() == request.picks.len() {
                 return Ok(results);
@@ -362,18 +384,18 @@ impl Shared {
         Ended { request, effect, answer }
     }
 
-    async fn call<B: Batch>(
+    pub(crate) async fn call_path<A: prost::Message + Default + 'static>(
         &self,
+        path: &'static str,
         target: Target,
         message: Bytes,
         effect: Effect,
         call: &Call,
-    ) -> Result<B::Answer, Error> {
+    ) -> Result<A, Error> {
         let mut remade = false;
         loop {
             let (endpoint, link) = self.link(target, call).await?;
-            let answer =
-                link.call(B::PATH, message.clone(), effect, call.until, call.deadline).await;
+            let answer = link.call(path, message.clone(), effect, call.until, call.deadline).await;
             match answer {
                 Err(Error::Unreachable { .. }) if !remade => {
                     // It was not sent: the connection had died unnoticed. A new one, at once.

@@ -43,6 +43,7 @@ mod links;
 mod options;
 mod plan;
 mod retry;
+mod scan;
 mod topology;
 
 pub use batch::{Record, Removal, Results, Upsert, Written};
@@ -51,6 +52,7 @@ pub use control::ControlClient;
 pub use endpoint::Endpoint;
 pub use error::{Error, Refused};
 pub use options::{Options, ReadOptions, WriteOptions};
+pub use scan::{Page, ScanPlace, ScanRange};
 pub use stateside_proto::v1;
 pub use stateside_types::{Ack, Condition, ExpireAt, Reason, Sequence, Timestamp};
 pub use topology::Topology;

@@ -71,6 +71,20 @@ pub(crate) const BOUNDS: [Bound; Operation::ALL.len()] = [
         reason: "14,903 measured: 32 calls share a log write, and its one block of memory (31 a \
                  thousand calls)",
     },
+    Bound {
+        operation: "upsert-3-stages",
+        instructions: 15_950,
+        allocations_per_thousand: 6,
+        reason: "15,195 measured: as upsert-memory-32, and 330 for each of three filters: two calls \
+                 before the clock and one when the write is accepted",
+    },
+    Bound {
+        operation: "upsert-8-stages",
+        instructions: 17_400,
+        allocations_per_thousand: 6,
+        reason: "16,571 measured: as upsert-memory-32, and 295 for each of eight stages, of which \
+                 four pass over the key",
+    },
 ];
 
 /// What a cost is, beside its bound.

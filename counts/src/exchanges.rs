@@ -5,7 +5,10 @@
 
 use std::path::Path;
 
-use stateside_node::core::ringless::{RinglessCore, RinglessError};
+use stateside_node::{
+    core::ringless::{RinglessCore, RinglessError},
+    stages::{OptionValue, PipelineSpec, read_stage},
+};
 
 use crate::{
     allocations::Allocations,
@@ -33,29 +36,64 @@ pub(crate) struct Operation {
     pub(crate) request: Request,
     /// Calls that one turn of the core finds: 1 on a quiet node, more under load.
     pub(crate) calls_per_turn: u64,
+    /// Stages before the clock, the first so many of a list of eight.
+    pub(crate) stages: usize,
 }
 
 impl Operation {
     const fn new(name: &'static str, request: Request, calls_per_turn: u64) -> Self {
         assert!(CALLS_MAX.is_multiple_of(2 * calls_per_turn));
         assert!(WARM_UP_CALLS.is_multiple_of(calls_per_turn));
-        Self { name, request, calls_per_turn }
+        Self { name, request, calls_per_turn, stages: 0 }
+    }
+
+    /// An `Upsert` through stages before the clock.
+    const fn through(name: &'static str, stages: usize) -> Self {
+        Self { stages, ..Self::new(name, Request::UpsertMemory, 32) }
     }
 
     /// All of them.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::new("get", Request::Get, 1),
         Self::new("upsert-memory", Request::UpsertMemory, 1),
         Self::new("upsert-durable", Request::UpsertDurable, 1),
         Self::new("get-32", Request::Get, 32),
         Self::new("upsert-memory-32", Request::UpsertMemory, 32),
         Self::new("upsert-durable-32", Request::UpsertDurable, 32),
+        Self::through("upsert-3-stages", 3),
+        Self::through("upsert-8-stages", 8),
     ];
 
     /// The one of that name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|operation| operation.name == name)
     }
+}
+
+/// Stages that look at every write and let it pass, then the default pipeline. All read the key or
+/// the value's length; what reading values costs goes by their length, and the bench
+/// `partition/benches/stages.rs` measures it.
+fn pipeline(count: usize) -> PipelineSpec {
+    let text = |text: &str| OptionValue::Text(text.to_owned());
+    let texts =
+        |texts: &[&str]| OptionValue::Texts(texts.iter().map(|text| (*text).to_owned()).collect());
+    let stages: [(&str, Vec<(&str, OptionValue)>); 8] = [
+        ("filter", vec![("deny", texts(&["tmp/", "test/", "internal/"]))]),
+        ("filter", vec![("value_bytes_max", OptionValue::Integer(64 << 10))]),
+        ("filter", vec![("rate_per_s", OptionValue::Integer(1_000_000_000))]),
+        ("sanitizer", vec![("prefix", texts(&["order/", "user/"])), ("drop", text("/card"))]),
+        ("enricher", vec![("prefix", texts(&["order/", "user/"])), ("node", text("node"))]),
+        ("filter", vec![("deny", texts(&["a/", "b/", "c/", "d/", "e/", "f/", "g/", "h/"]))]),
+        ("filter", vec![("prefix", text("t/")), ("rate_per_s", OptionValue::Integer(1))]),
+        ("filter", vec![("prefix", text("u/")), ("value_bytes_max", OptionValue::Integer(1))]),
+    ];
+    let read = |(name, options): &(&str, Vec<(&str, OptionValue)>)| {
+        let options = options.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        read_stage(name, options.collect()).expect("the options are right")
+    };
+    let behind = PipelineSpec::default();
+    let all = stages[..count].iter().map(read).chain(behind.iter().cloned());
+    all.collect::<Vec<_>>().into()
 }
 
 /// A core, filled and warm, and the requests of the run.
@@ -70,7 +108,7 @@ pub(crate) struct Exchanges {
 impl Exchanges {
     /// Makes the core, with its log below `directory`, fills and warms it.
     pub(crate) fn prepare(operation: Operation, directory: &Path) -> Result<Self, RinglessError> {
-        let mut core = RinglessCore::new(directory, PARTITIONS, SEED)?;
+        let mut core = RinglessCore::new(directory, PARTITIONS, &pipeline(operation.stages), SEED)?;
         let (mut bytes, mut out) = (Vec::new(), Vec::new());
         let mut client = Client::connect(&mut bytes);
         core.turn(&bytes, &mut out)?;

@@ -8,16 +8,27 @@ use std::fmt::Write;
 pub enum Store {
     /// Records in memory.
     Memory,
-    /// Records on disk.
+    /// Records in memory, keys in order.
+    MemoryOrdered,
+    /// Records on disk, in sled.
     Sled,
+    /// Records on disk, in a log-structured merge tree.
+    Lsm,
 }
 
 impl Store {
+    /// Every one.
+    pub const ALL: [Self; 4] = [Self::Memory, Self::MemoryOrdered, Self::Sled, Self::Lsm];
+    /// Those that order their keys.
+    pub const ORDERED: [Self; 3] = [Self::MemoryOrdered, Self::Sled, Self::Lsm];
+
     /// The name in configuration and answers.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Memory => "memory",
+            Self::MemoryOrdered => "memory-ordered",
             Self::Sled => "sled",
+            Self::Lsm => "lsm",
         }
     }
 }
@@ -26,6 +37,8 @@ impl Store {
 /// the second log segment and the first background snapshot.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// The node's name.
+    pub node_id: &'static str,
     /// Executor threads.
     pub cores: u16,
     /// Store of new partitions.
@@ -47,6 +60,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            node_id: "node-under-test",
             cores: 1,
             store: Store::Memory,
             ack: "durable",
@@ -66,7 +80,7 @@ impl Config {
         let mut line = |key: &str, value: &dyn std::fmt::Display| {
             writeln!(text, "{key} = {value}").expect("a string takes all that is written to it");
         };
-        line("node.id", &"\"node-under-test\"");
+        line("node.id", &format_args!("\"{}\"", self.node_id));
         line("node.cores", &self.cores);
         line("data.core_port_base", &core_port_base);
         line("partition.store", &format_args!("\"{}\"", self.store.as_str()));

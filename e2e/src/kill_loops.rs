@@ -91,7 +91,22 @@ pub struct Outcome {
 /// # Panics
 /// When a node does not start again: that breaks no promise to a client but ends the run all the
 /// same.
-pub fn run(plan: Plan, mut progress: impl FnMut(u32, &Outcome)) -> Result<Outcome, String> {
+pub fn run(plan: Plan, progress: impl FnMut(u32, &Outcome)) -> Result<Outcome, String> {
+    run_with(plan, "", progress)
+}
+
+/// As [`run`], with further lines of configuration.
+///
+/// # Errors
+/// As [`run`].
+///
+/// # Panics
+/// As [`run`].
+pub fn run_with(
+    plan: Plan,
+    more: &str,
+    mut progress: impl FnMut(u32, &Outcome),
+) -> Result<Outcome, String> {
     // Small segments, so that they turn over and background snapshots run under load.
     let site = Site::new(Config {
         cores: 2,
@@ -99,6 +114,7 @@ pub fn run(plan: Plan, mut progress: impl FnMut(u32, &Outcome)) -> Result<Outcom
         ack: plan.ack,
         log_segment_mb: 4,
         log_max_mb: 16,
+        more: more.to_owned(),
         ..Config::default()
     });
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -120,6 +136,7 @@ pub fn run(plan: Plan, mut progress: impl FnMut(u32, &Outcome)) -> Result<Outcom
             }
         }
         let mut node = site.start();
+        node.wait_until_all_serve();
         let map = runtime
             .block_on(Box::pin(verify(&site.data_address(), &shared)))
             .map_err(|problem| broken(life, &[problem], &node))?;

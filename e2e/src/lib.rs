@@ -12,6 +12,7 @@ pub mod exposition;
 pub mod grpcurl;
 pub mod history;
 pub mod hostile;
+pub mod kafka;
 pub mod kill_loops;
 pub mod node_process;
 pub mod ports;

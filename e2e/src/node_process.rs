@@ -230,6 +230,27 @@ impl Node<'_> {
         }
     }
 
+    /// Waits until no partition is on its way any more: those with logs in Kafka are opened while the
+    /// node serves others.
+    ///
+    /// # Panics
+    /// When the limit passes; with what the node printed.
+    pub fn wait_until_all_serve(&self) {
+        let deadline = Instant::now() + READY_LIMIT;
+        while self.metrics().lines().any(|line| {
+            line.starts_with("stateside_partition_state{")
+                && line.contains("state=\"init\"")
+                && line.ends_with(" 1")
+        }) {
+            assert!(
+                Instant::now() < deadline,
+                "partitions are not open after {READY_LIMIT:?}:\n{}",
+                self.output()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Whether `/readyz` answers 200.
     pub fn is_ready(&self) -> bool {
         http_get(&self.site.metrics_address(), "/readyz").is_some_and(|(status, _)| status == 200)

@@ -63,6 +63,11 @@ fn a_full_disk_refuses_writes_of_the_sled_store_and_recovers() {
 }
 
 #[test]
+fn a_full_disk_refuses_writes_of_the_lsm_store_and_recovers() {
+    full_disk("a_full_disk_refuses_writes_of_the_lsm_store", Store::Lsm);
+}
+
+#[test]
 fn a_node_with_the_memory_store_starts_on_a_full_disk_and_recovers() {
     start_on_a_full_disk("a_node_with_the_memory_store_starts_on_a_full_disk", Store::Memory);
 }
@@ -70,6 +75,11 @@ fn a_node_with_the_memory_store_starts_on_a_full_disk_and_recovers() {
 #[test]
 fn a_node_with_the_sled_store_starts_on_a_full_disk_and_recovers() {
     start_on_a_full_disk("a_node_with_the_sled_store_starts_on_a_full_disk", Store::Sled);
+}
+
+#[test]
+fn a_node_with_the_lsm_store_starts_on_a_full_disk_and_recovers() {
+    start_on_a_full_disk("a_node_with_the_lsm_store_starts_on_a_full_disk", Store::Lsm);
 }
 
 /// Writes are refused and resume without a restart. So with reads of the sled store, which needs room
@@ -104,11 +114,18 @@ fn start_on_a_full_disk(test: &str, store: Store) {
 
     let mut node = site.start();
     match store {
-        Store::Memory => runtime.block_on(everything_is_there(&address, 20)),
+        Store::Memory | Store::MemoryOrdered => runtime.block_on(everything_is_there(&address, 20)),
         Store::Sled => runtime.block_on(async {
             let mut data = rpc::data(&address).await.unwrap();
             let refused = rpc::get(&mut data, &key(0)).await.unwrap_err();
             assert_eq!(rpc::reason(&refused), "DISK_FULL", "{refused}");
+        }),
+        // Its files may do as they are; if not, it is as with sled.
+        Store::Lsm => runtime.block_on(async {
+            let mut data = rpc::data(&address).await.unwrap();
+            if let Err(refused) = rpc::get(&mut data, &key(0)).await {
+                assert_eq!(rpc::reason(&refused), "DISK_FULL", "{refused}");
+            }
         }),
     }
     runtime.block_on(async {

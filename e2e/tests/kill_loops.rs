@@ -21,6 +21,11 @@ fn kill_9_under_load_breaks_no_promise_of_the_sled_store() {
     kill_loops(Store::Sled);
 }
 
+#[test]
+fn kill_9_under_load_breaks_no_promise_of_the_lsm_store() {
+    kill_loops(Store::Lsm);
+}
+
 fn kill_loops(store: Store) {
     let seed = Random::fresh_seed();
     println!("seed {seed}");

@@ -46,7 +46,7 @@ fn find_records(site: &Site) {
 
 #[test]
 fn sigterm_under_load_loses_nothing_and_exits_with_0() {
-    for store in [Store::Memory, Store::Sled] {
+    for store in Store::ALL {
         let site = Site::new(Config { cores: 2, store, ..Config::default() });
         let mut node = site.start();
         let runtime = Runtime::new().unwrap();
@@ -144,7 +144,7 @@ fn a_second_sigterm_ends_the_process_at_once() {
 
 #[test]
 fn restarts_with_another_number_of_cores_find_every_record() {
-    for store in [Store::Memory, Store::Sled] {
+    for store in Store::ALL {
         let mut site = Site::new(Config { cores: 1, store, ..Config::default() });
         let mut node = site.start();
         write_records(&site);

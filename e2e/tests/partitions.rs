@@ -98,7 +98,7 @@ fn text(path: &Path) -> String {
 
 #[test]
 fn a_removed_partition_answers_bad_node_also_after_a_restart() {
-    for store in [Store::Memory, Store::Sled] {
+    for store in Store::ALL {
         let site = Site::new(Config { store, ..Config::default() });
         let mut node = site.start();
         let victim = partitions(&site)[3].clone();
@@ -191,7 +191,7 @@ fn overlapping_and_empty_ranges_are_refused() {
 
 #[test]
 fn a_snapshot_is_restored_with_its_versions() {
-    for store in [Store::Memory, Store::Sled] {
+    for store in Store::ALL {
         let site = Site::new(Config { store, ..Config::default() });
         let mut node = site.start();
         let partition = owner(&partitions(&site), "apple");

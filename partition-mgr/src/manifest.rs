@@ -452,7 +452,7 @@ mod tests {
             let spec = PartitionSpec {
                 id: PartitionId(index as u32),
                 range,
-                store: StoreKind::ALL[index % 2],
+                store: [StoreKind::Memory, StoreKind::Sled][index % 2],
                 ack: Ack::Durable,
                 pipeline: if index == 1 { filtered("tmp/") } else { PipelineSpec::default() },
                 first_epoch: epoch,

@@ -129,6 +129,11 @@ pub enum HoldReason {
         /// What it holds.
         holding: Holding,
     },
+    /// A log in Kafka has all of its partition's writes: it cannot begin or end in the middle.
+    LogChange {
+        /// What it holds.
+        holding: Holding,
+    },
     /// The new partition's hashes still belong to others.
     RangeTaken {
         /// The new range.
@@ -289,13 +294,15 @@ fn fate_of_declared(
     }
     // An undeclared store means: as it was created. Else another default would strand them all.
     let store = declared.store.unwrap_or(spec.store);
-    if declared.range != spec.range || store != spec.store {
+    let log_changes = pipeline.is_logged_in_kafka() != spec.pipeline.is_logged_in_kafka();
+    if declared.range != spec.range || store != spec.store || log_changes {
         return match holding() {
             Holding::Empty => Fate::Remove(Removal::Recreate),
             holding if declared.range != spec.range => {
                 let (from, to) = (spec.range, declared.range);
                 Fate::Hold(HoldReason::RangeChange { from, to, holding })
             }
+            holding if store == spec.store => Fate::Hold(HoldReason::LogChange { holding }),
             holding => Fate::Hold(HoldReason::StoreChange { from: spec.store, to: store, holding }),
         };
     }
@@ -417,13 +424,18 @@ impl fmt::Display for Held {
                 "refused: change the store of partition {id} from {from} to {to}: {holding}, and \
                  records cannot change their store; declare a partition with another id"
             ),
+            HoldReason::LogChange { holding } => write!(
+                f,
+                "refused: move the log of partition {id} to or from Kafka: {holding}, and a log in \
+                 Kafka has all of its partition's writes; declare a partition with another id"
+            ),
             HoldReason::RangeTaken { range, by } => write!(
                 f,
                 "waiting: add partition {id}, range {range}: partition {by} still owns hashes of it"
             ),
             HoldReason::DurableWithoutLog => write!(
                 f,
-                "refused: partition {id}: ack durable needs the stage log in the pipeline"
+                "refused: partition {id}: ack durable needs the stage log or kafka-log in the pipeline"
             ),
             HoldReason::NodeFull => write!(
                 f,

@@ -140,7 +140,7 @@ fn what_cannot_be_done_in_place_is_refused_with_the_reason() {
         &[
             "refused: change the range of partition 0 from 0x0000000000000000..0x4000000000000000 to 0x0000000000000000..0x2000000000000000: it holds 1 record, and records cannot change their partition; declare a partition with another id",
             "refused: change the store of partition 1 from memory to sled: it holds 7 records, and records cannot change their store; declare a partition with another id",
-            "refused: partition 2: ack durable needs the stage log in the pipeline",
+            "refused: partition 2: ack durable needs the stage log or kafka-log in the pipeline",
         ],
     );
 }

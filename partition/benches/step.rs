@@ -10,7 +10,7 @@
 use std::{hint::black_box, time::Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use stateside_partition::{Effects, Input, Partition, Ticket};
+use stateside_partition::{Effects, Input, PageEnd, Partition, Ticket};
 use stateside_pipeline::{
     Outlet, Write,
     log::{
@@ -96,6 +96,10 @@ impl Effects for World {
     fn record(&mut self, _: Ticket, _: &[u8], record: Option<Record<'_>>) {
         let record = record.expect("every key has a record");
         self.value_bytes += black_box(record.value).len() as u64;
+    }
+
+    fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {
+        unreachable!("nothing is scanned here");
     }
 
     fn read_done(&mut self, _: Ticket, outcome: Result<(), Refusal>) {

@@ -19,5 +19,7 @@ mod json_merge;
 mod operators;
 mod owned;
 mod partition;
+mod scan;
 
 pub use partition::{Effects, Input, Partition, SnapshotHead, Ticket};
+pub use scan::{PageEnd, Scan};

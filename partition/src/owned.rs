@@ -2,12 +2,13 @@
 
 use stateside_types::{Ack, Change, Condition, Expiry, Operator, UpdateEntry, WriteEntry};
 
-use crate::Ticket;
+use crate::{Scan, Ticket};
 
 /// A request in the partition's queue.
 #[derive(Debug)]
 pub(crate) enum Owned {
     Read { ticket: Ticket, keys: Vec<Vec<u8>> },
+    Scan { ticket: Ticket, scan: Scan },
     Write { ticket: Ticket, ack: Option<Ack>, entries: Vec<OwnedEntry> },
     Update { ticket: Ticket, ack: Option<Ack>, entries: Vec<OwnedUpdate> },
 }

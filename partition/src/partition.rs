@@ -4,7 +4,8 @@ use std::{collections::VecDeque, mem};
 
 use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
 use stateside_statestore::{
-    Lookup, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
+    Lookup, PageStep, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
+    WorkDone,
 };
 use stateside_types::{
     Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
@@ -13,6 +14,7 @@ use stateside_types::{
 };
 
 use crate::{
+    PageEnd, Scan,
     held::{Held, HeldAnswers},
     operators::NewValues,
     owned::Owned,
@@ -30,6 +32,14 @@ pub enum Input<'a> {
         ticket: Ticket,
         /// At least one key.
         keys: &'a [&'a [u8]],
+    },
+    /// Read a page of the records in the order of their keys. Answered by one `record` each, then
+    /// `page_end`, then `read_done`.
+    Scan {
+        /// Names the request.
+        ticket: Ticket,
+        /// Which page.
+        scan: &'a Scan,
     },
     /// Execute this batch, atomically. Answered by `written`.
     Write {
@@ -52,6 +62,13 @@ pub enum Input<'a> {
     },
     /// The log is durable up to and including this sequence of the partition.
     LogDurable(Sequence),
+    /// The log does not answer: answers that wait for a sequence up to this one leave with the
+    /// refusal. The writes stay under way.
+    LogSilent(Sequence, Refusal),
+    /// The log gave up on the write of this sequence. What stands before it is answered as the log
+    /// gets there; then the partition stops, and it and everything behind it gets the refusal. New
+    /// writes get it at once.
+    LogFailed(Sequence, Refusal),
     /// The outcome of the work handed out last.
     WorkDone(WorkDone),
     /// Time passes: what was put off is tried again.
@@ -62,6 +79,9 @@ pub enum Input<'a> {
 pub trait Effects: Outlet {
     /// One record of a read's answer.
     fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>);
+
+    /// The end of a scan's page; its answer leaves with `read_done`.
+    fn page_end(&mut self, ticket: Ticket, end: PageEnd<'_>);
 
     /// A read's answer may leave.
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>);
@@ -113,6 +133,8 @@ pub struct Partition {
     time: WallClock,
     /// Set while writes are refused and reads go on.
     frozen: Option<Refusal>,
+    /// An asynchronous stage failed a write: the refusal for it and everything behind it.
+    failing: Option<Refusal>,
     /// Set when the partition serves no more: the refusal for everyone.
     halted: Option<Refusal>,
 }
@@ -138,6 +160,7 @@ impl Partition {
             working: false,
             disk_full: false,
             frozen: None,
+            failing: None,
             halted: None,
         })
     }
@@ -241,12 +264,7 @@ impl Partition {
     /// under way may survive all the same; they were never acknowledged.
     pub fn halt(&mut self, refusal: Refusal, effects: &mut impl Effects) {
         self.halted = Some(refusal.clone());
-        while let Some(held) = self.held.pop(Sequence(u64::MAX)) {
-            match held {
-                Held::Write(ticket, ..) => effects.written(ticket, Err(refusal.clone())),
-                Held::Read(ticket) => effects.read_done(ticket, Err(refusal.clone())),
-            }
-        }
+        self.give_up(Sequence(u64::MAX), &refusal, effects);
         while let Some(owned) = self.queue.pop_front() {
             refuse(&owned, refusal.clone(), effects);
         }
@@ -260,6 +278,12 @@ impl Partition {
                     && !self.read(ticket, keys, effects)
                 {
                     self.queue.push_back(Owned::read(ticket, keys));
+                }
+            }
+            Input::Scan { ticket, scan } => {
+                let owned = || Owned::Scan { ticket, scan: scan.clone() };
+                if !self.must_queue(owned, effects) && !self.scan(ticket, scan, effects) {
+                    self.queue.push_back(owned());
                 }
             }
             Input::Write { ticket, entries, ack } => {
@@ -280,6 +304,16 @@ impl Partition {
                 if let Some(log) = self.pipeline.log() {
                     self.pipeline.completed(log, Completed::Through(sequence));
                     self.release(effects);
+                }
+            }
+            Input::LogSilent(through, refusal) => self.give_up(through, &refusal, effects),
+            Input::LogFailed(sequence, refusal) => {
+                if let Some(log) = self.pipeline.log() {
+                    self.pipeline.completed(log, Completed::Failed(sequence));
+                    if self.pipeline.failed().is_some() {
+                        self.failing.get_or_insert(refusal);
+                        self.release(effects);
+                    }
                 }
             }
             Input::WorkDone(done) => self.work_done(done, effects),
@@ -403,6 +437,12 @@ impl Partition {
             effects.read_done(ticket, Err(refusal));
             return true;
         }
+        self.answer_read(ticket, depends_on, effects);
+        true
+    }
+
+    /// Lets a read's answer go when what it saw is durable.
+    fn answer_read(&mut self, ticket: Ticket, depends_on: Sequence, effects: &mut impl Effects) {
         if self.spec.ack == Ack::Memory || depends_on <= self.passed() {
             effects.read_done(ticket, Ok(()));
         } else if self.held.reads() < HELD_READS_MAX {
@@ -411,6 +451,49 @@ impl Partition {
             let message = format!("partition {} has {HELD_READS_MAX} reads waiting", self.spec.id);
             effects.read_done(ticket, Err(Refusal::new(Reason::Overloaded, message)));
         }
+    }
+
+    /// False: the store has to fetch first.
+    fn scan(&mut self, ticket: Ticket, scan: &Scan, effects: &mut impl Effects) -> bool {
+        let now = self.tell_time(effects);
+        let mut depends_on = self.last_remove;
+        let step = self.store.page(&scan.page, &mut |SnapshotRecord { key, record }| {
+            depends_on = depends_on.max(record.version);
+            if !record.is_expired(now) {
+                effects.record(ticket, key, Some(record));
+            }
+        });
+        let after = match &step {
+            PageStep::Unknown => {
+                self.store.fetch_page(&scan.page);
+                return false;
+            }
+            PageStep::Unordered => {
+                let text = format!("partition {} has a {} store", self.spec.id, self.store.kind());
+                effects.read_done(ticket, Err(Refusal::new(Reason::StoreNotOrdered, text)));
+                return true;
+            }
+            PageStep::More(after) => Some(&**after),
+            PageStep::End => None,
+        };
+        let epoch = self.spec.first_epoch;
+        let sequence = match scan.at {
+            Some(at) if at.0 != epoch || at.1 < depends_on || at.1 > self.applied() => {
+                let text = format!(
+                    "partition {} is at sequence {}, the scan reads as of {}",
+                    self.spec.id,
+                    self.applied(),
+                    at.1
+                );
+                effects.read_done(ticket, Err(Refusal::new(Reason::ScanMoved, text)));
+                return true;
+            }
+            Some((_, at)) => at,
+            // What was accepted after that is not in the range: the state is the same.
+            None => depends_on.max(self.passed()),
+        };
+        effects.page_end(ticket, PageEnd { epoch, sequence, after });
+        self.answer_read(ticket, depends_on, effects);
         true
     }
 
@@ -520,7 +603,7 @@ impl Partition {
         ack: Option<Ack>,
         effects: &mut impl Effects,
     ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
-        if let Some(refusal) = &self.frozen {
+        if let Some(refusal) = self.failing.as_ref().or(self.frozen.as_ref()) {
             return Err(refusal.clone());
         }
         // A request may ask for more than the default, never for less.
@@ -652,6 +735,15 @@ impl Partition {
         Err(Refusal::new(Reason::MemoryFull, "the node's memory limit is reached"))
     }
 
+    fn give_up(&mut self, through: Sequence, refusal: &Refusal, effects: &mut impl Effects) {
+        while let Some(held) = self.held.pop(through) {
+            match held {
+                Held::Write(ticket, ..) => effects.written(ticket, Err(refusal.clone())),
+                Held::Read(ticket) => effects.read_done(ticket, Err(refusal.clone())),
+            }
+        }
+    }
+
     fn release(&mut self, effects: &mut impl Effects) {
         let passed = self.passed();
         while let Some(held) = self.held.pop(passed) {
@@ -661,6 +753,13 @@ impl Partition {
                 }
                 Held::Read(ticket) => effects.read_done(ticket, Ok(())),
             }
+        }
+        // Everything ahead of a failed write has been answered: now its own failure, and that of
+        // what is behind it.
+        if self.pipeline.failed() == Some(passed.next())
+            && let Some(refusal) = self.failing.take()
+        {
+            self.halt(refusal, effects);
         }
     }
 
@@ -688,6 +787,7 @@ impl Partition {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
                     self.update_values(*ticket, &entries, *ack, effects)
                 }
+                Owned::Scan { ticket, scan } => self.scan(*ticket, scan, effects),
                 Owned::Write { ticket, ack, entries } => {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
                     self.write(*ticket, &entries, *ack, effects)
@@ -714,13 +814,15 @@ impl Partition {
     }
 
     fn blocks(&self) -> bool {
-        self.spec.store != stateside_types::StoreKind::Memory
+        self.spec.store.is_on_disk()
     }
 }
 
 fn refuse(owned: &Owned, refusal: Refusal, effects: &mut impl Effects) {
     match owned {
-        Owned::Read { ticket, .. } => effects.read_done(*ticket, Err(refusal)),
+        Owned::Read { ticket, .. } | Owned::Scan { ticket, .. } => {
+            effects.read_done(*ticket, Err(refusal))
+        }
         Owned::Write { ticket, .. } | Owned::Update { ticket, .. } => {
             effects.written(*ticket, Err(refusal))
         }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use proptest::prelude::*;
-use stateside_partition::{Effects, Input, Partition, Ticket};
+use stateside_partition::{Effects, Input, PageEnd, Partition, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::{
     Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
@@ -18,8 +18,8 @@ use stateside_statestore::{
 };
 use stateside_types::{
     Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, Operator,
-    PartitionId, PartitionSpec, Reason, Record, Refusal, Sequence, StoreKind, Timestamp,
-    UpdateEntry, WallClock, WriteEntry,
+    PartitionId, PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StoreKind,
+    Timestamp, UpdateEntry, WallClock, WriteEntry,
 };
 
 type Content = BTreeMap<Vec<u8>, Stored>;
@@ -233,6 +233,10 @@ impl Effects for World {
         records.push((key.to_vec(), record));
     }
 
+    fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {
+        unreachable!("the model makes no scans");
+    }
+
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>) {
         self.done.push((ticket.0, outcome.map(|()| None)));
     }
@@ -289,6 +293,8 @@ enum Step {
     Read(Vec<u8>),
     /// The log becomes durable up to this share of what is not yet.
     Log(u8),
+    /// The log gives up on a write: at this share of those that are not durable yet.
+    Fail(u8),
     Work,
     Crash(u8),
     /// The wall clock moves, also backwards.
@@ -329,6 +335,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => any::<u8>().prop_map(Step::Log),
         4 => Just(Step::Work),
         1 => any::<u8>().prop_map(Step::Crash),
+        1 => any::<u8>().prop_map(Step::Fail),
         2 => any::<i16>().prop_map(Step::Clock),
         2 => any::<u8>().prop_map(Step::Reclaim),
     ];
@@ -341,6 +348,8 @@ struct Run {
     /// Content after each sequence; index 0 is the empty partition.
     states: Vec<Content>,
     durable: usize,
+    /// The first sequence that the log gave up on: it and what is behind it is never acknowledged.
+    failed: Option<usize>,
     cold: bool,
     ack: Ack,
     reads: HashMap<u64, Vec<u8>>,
@@ -354,6 +363,7 @@ impl Run {
             world: World { now: 1_000_000, ..World::default() },
             states: vec![Content::new()],
             durable: 0,
+            failed: None,
             cold,
             ack,
             reads: HashMap::new(),
@@ -400,6 +410,15 @@ impl Run {
                 let open = self.world.log.len() - self.durable;
                 self.durable += open * usize::from(share) / 255;
                 self.feed(Input::LogDurable(Sequence(self.durable as u64)));
+            }
+            Step::Fail(share) => {
+                let open = self.world.log.len() - self.durable;
+                if open > 0 {
+                    let at = self.durable + 1 + (open - 1) * usize::from(share) / 255;
+                    self.failed = Some(self.failed.map_or(at, |failed| failed.min(at)));
+                    let refusal = Refusal::new(Reason::PartitionStopped, "the log gave up");
+                    self.feed(Input::LogFailed(Sequence(at as u64), refusal));
+                }
             }
             Step::Work => {
                 if let Some(work) = self.world.work.pop() {
@@ -448,6 +467,7 @@ impl Run {
         self.world.log.truncate(survived);
         self.states.truncate(survived + 1);
         self.durable = survived;
+        self.failed = None;
         self.world.work.clear();
         self.world.records.clear();
         self.reads.clear();
@@ -458,10 +478,16 @@ impl Run {
     }
 
     fn check(&mut self) {
+        // Whatever the log says of what lies behind a failed write, nobody is told of it.
+        let durable_to = self.failed.map_or(self.durable, |failed| self.durable.min(failed - 1));
         for (ticket, outcome) in std::mem::take(&mut self.world.done) {
             if let Some(keys) = self.reads.remove(&ticket) {
                 let (time, records) = self.world.records.remove(&ticket).unwrap_or_default();
-                outcome.expect("reads are not refused here");
+                if let Err(refusal) = outcome {
+                    assert_eq!(refusal.reason, Reason::PartitionStopped);
+                    assert!(self.failed.is_some(), "reads are refused when the log failed alone");
+                    continue;
+                }
                 assert_eq!(records.len(), keys.len());
                 // Some state explains the whole answer, and a crash could not take it back.
                 let explains = |state: &Content| {
@@ -471,7 +497,7 @@ impl Run {
                     })
                 };
                 let limit =
-                    if self.ack == Ack::Durable { self.durable + 1 } else { self.states.len() };
+                    if self.ack == Ack::Durable { durable_to + 1 } else { self.states.len() };
                 assert!(
                     self.states[..limit].iter().any(explains),
                     "no durable state explains {records:?}"
@@ -482,8 +508,11 @@ impl Run {
                     Ok(sequence) => {
                         let sequence = sequence.expect("writes answer a sequence").0 as usize;
                         let durable = ack.map_or(self.ack, |ack| ack.max(self.ack)) == Ack::Durable;
-                        assert!(!durable || sequence <= self.durable, "acknowledged too early");
+                        assert!(!durable || sequence <= durable_to, "acknowledged too early");
                         assert!(sequence < self.states.len());
+                    }
+                    Err(refusal) if refusal.reason == Reason::PartitionStopped => {
+                        assert!(self.failed.is_some(), "nothing failed");
                     }
                     Err(refusal) => assert_eq!(refusal.reason, Reason::ConditionFailed),
                 }
@@ -503,6 +532,11 @@ impl Run {
         self.check();
         assert!(self.reads.is_empty() && self.writes.is_empty(), "an answer is missing");
         assert!(self.partition.is_quiet());
+        if let Some(failed) = self.failed {
+            assert_eq!(self.partition.passed(), Sequence(failed as u64 - 1));
+            assert_eq!(self.partition.state().0, PartitionState::Stopped);
+            return;
+        }
         assert_eq!(self.partition.passed(), self.partition.applied());
         self.partition.reclaim(usize::MAX, &mut self.world);
         let now = self.world.now();
@@ -674,6 +708,32 @@ fn without_a_clock_stage_nothing_can_be_given_a_time_to_live() {
         .step(Input::Write { ticket: Ticket(1), entries: &entries, ack: None }, &mut run.world);
     let (_, outcome) = run.world.done.pop().expect("answered at once");
     assert_eq!(outcome.unwrap_err().reason, Reason::InvalidTtl);
+}
+
+#[test]
+fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
+    let mut run = Run::new(Ack::Durable, false);
+    for ticket in 1..=4_u64 {
+        let key = [ticket as u8];
+        let entry = WriteEntry::put(&key, b"v");
+        let input = Input::Write { ticket: Ticket(ticket), entries: &[entry], ack: None };
+        run.partition.step(input, &mut run.world);
+    }
+    run.partition.step(Input::Read { ticket: Ticket(5), keys: &[&[4]] }, &mut run.world);
+    let refusal = Refusal::new(Reason::PartitionStopped, "the log gave up");
+    run.partition.step(Input::LogFailed(Sequence(3), refusal), &mut run.world);
+    assert!(run.world.done.is_empty(), "1 and 2 are not done, and 3 does not overtake them");
+    // New writes are told at once, reads of what is durable go on.
+    let entry = WriteEntry::put(b"k", b"v");
+    let input = Input::Write { ticket: Ticket(6), entries: &[entry], ack: None };
+    run.partition.step(input, &mut run.world);
+    assert!(matches!(run.world.done[..], [(6, Err(_))]));
+    // The log says more than the failed write lets through.
+    run.partition.step(Input::LogDurable(Sequence(4)), &mut run.world);
+    let outcomes: Vec<_> =
+        run.world.done[1..].iter().map(|(ticket, outcome)| (*ticket, outcome.is_ok())).collect();
+    assert_eq!(outcomes, [(1, true), (2, true), (3, false), (4, false), (5, false)]);
+    assert_eq!(run.partition.state().0, PartitionState::Stopped);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use std::sync::{PoisonError, RwLock};
 use stateside_types::{OptionValue, StageKind, StageSpec};
 
 use crate::{
-    Clock, Dispatcher, LineMonitor, LogStage, OptionError, StageDefinition, enricher, filter,
-    options, sanitizer,
+    Clock, Dispatcher, KafkaStage, LineMonitor, LogStage, OptionError, StageDefinition, enricher,
+    filter, options, sanitizer,
 };
 
 /// The stages that come with Stateside, in the order in which they are documented.
@@ -36,6 +36,12 @@ const STAGES: &[StageDefinition] = &[
         doc: "The write-ahead log of the partition's core. Without it nothing is durable.",
         options: &[],
         build: |_| Ok(Box::new(LogStage)),
+    },
+    StageDefinition {
+        kind: StageKind::KafkaLog,
+        doc: "The partition's write-ahead log in Apache Kafka, in the place of log; see kafka.md. Its settings are the node's, [kafka].",
+        options: &[],
+        build: |_| Ok(Box::new(KafkaStage)),
     },
     StageDefinition {
         kind: StageKind::LineMonitor,

@@ -241,7 +241,7 @@ mod tests {
     }
 
     fn put<'a>(key: &'a str, value: &'a [u8]) -> WriteEntry<'a> {
-        WriteEntry { key: key.as_bytes(), change: Change::Put(value), ..REMOVE }
+        WriteEntry::put(key.as_bytes(), value)
     }
 
     const REMOVE: WriteEntry<'_> = WriteEntry::remove(b"tmp/x");

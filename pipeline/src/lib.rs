@@ -24,6 +24,8 @@ mod enricher;
 mod field_path;
 mod filter;
 mod json;
+pub mod kafka;
+mod kafka_stage;
 mod line_monitor;
 pub mod log;
 mod log_stage;
@@ -39,6 +41,7 @@ pub use catalogue::{RegisterError, definition, definitions, read_stage, register
 pub use changes::Changes;
 pub use clock::Clock;
 pub use dispatcher::Dispatcher;
+pub use kafka_stage::KafkaStage;
 pub use line_monitor::LineMonitor;
 pub use log_stage::LogStage;
 pub use options::{NAME, OptionDefinition, OptionError, OptionKind, StageDefinition};

@@ -11,6 +11,22 @@
 //!     │  └───┴───┴───┴───┴───┴───┘   │
 //!       +1  +2 ──► the edge moves by one and waits for +2
 //! ```
+//! A stage may also fail a write. Then the edge goes up to the one before it, as those are done,
+//! and never further: its answer is a failure, and so is that of everything behind it, whatever
+//! the other stages finish meanwhile.
+//!
+//! ```text
+//!   passed        failed
+//!     │  ┌───┬───┬───┬───┬───┐
+//!   … │  │ · │ L │ ✗ │ · │ · │      +1 passes now, +2 when the log is done with it; then the
+//!     │  └───┴───┴───┴───┴───┘      partition stops, and +3 and all behind it are refused
+//! ```
+//! Why the partition stops: a write is applied when it is accepted, and those behind the failed one
+//! were decided on what it left, by conditions, versions and reads. To take it back alone would mean
+//! to undo it in the store, to take back whatever was built on it, and to have no record of it in a
+//! log that has one of it already. So nothing is compensated: as after a failed write to a disk, the
+//! partition serves no more, and its next life goes on from what its log holds. The outcome of the
+//! failed write is open until then, which is what its refusal says.
 
 use std::collections::VecDeque;
 
@@ -24,11 +40,13 @@ pub struct LineMonitor {
     passed: Sequence,
     /// Stages still at work on `passed + 1`, `passed + 2`, …
     window: VecDeque<u8>,
+    /// The first write that a stage failed.
+    failed: Option<Sequence>,
 }
 
 impl LineMonitor {
     fn slide(&mut self) {
-        while self.window.front() == Some(&0) {
+        while self.window.front() == Some(&0) && self.failed != Some(self.passed.next()) {
             self.window.pop_front();
             self.passed = self.passed.next();
         }
@@ -75,12 +93,23 @@ impl Stage for LineMonitor {
                     .take(count as usize)
                     .for_each(|pending| *pending &= !stage.bit());
             }
+            Completed::Failed(sequence) => {
+                // What has passed was acknowledged and cannot fail any more.
+                let is_open = slot(sequence).is_some_and(|at| at < self.window.len() as u64);
+                if is_open && self.failed.is_none_or(|failed| sequence < failed) {
+                    self.failed = Some(sequence);
+                }
+            }
         }
         self.slide();
     }
 
     fn passed(&self) -> Option<Sequence> {
         Some(self.passed)
+    }
+
+    fn failed(&self) -> Option<Sequence> {
+        self.failed
     }
 
     fn resume(&mut self, sequence: Sequence, _: Timestamp) {
@@ -141,6 +170,56 @@ mod tests {
             }
             prop_assert_eq!(before, Sequence(140));
         }
+    }
+
+    proptest! {
+        /// As above, but stages fail some writes instead of finishing them.
+        #[test]
+        fn nothing_passes_a_write_that_failed(
+            order in Just((0..40_usize).flat_map(|n| [(n, 0_u8), (n, 1)]).collect::<Vec<_>>()).prop_shuffle(),
+            fates in prop::collection::vec(prop_oneof![20 => Just(true), 1 => Just(false)], 80),
+        ) {
+            let mut monitor = LineMonitor::default();
+            for n in 0..40 {
+                monitor.accept(&mut write(1 + n, 0b11), &mut Nowhere);
+            }
+            let mut done = [[false; 2]; 40];
+            let mut failed: Option<usize> = None;
+            for ((n, stage), succeeds) in order.into_iter().zip(fates) {
+                let sequence = Sequence(1 + n as u64);
+                let before = monitor.passed().unwrap().0 as usize;
+                if succeeds {
+                    monitor.completed(StageIndex(stage), Completed::One(sequence));
+                    done[n][usize::from(stage)] = true;
+                } else {
+                    monitor.completed(StageIndex(stage), Completed::Failed(sequence));
+                    failed = Some(failed.map_or(n, |first| first.min(n)));
+                }
+                let run = done.iter().take_while(|d| d[0] && d[1]).count();
+                let expected = failed.map_or(run, |failed| run.min(failed));
+                let passed = monitor.passed().unwrap().0 as usize;
+                prop_assert_eq!(passed, expected);
+                prop_assert!(passed >= before);
+                prop_assert_eq!(monitor.failed(), failed.map(|n| Sequence(1 + n as u64)));
+            }
+            // A stage that says later that all is done does not change it.
+            monitor.completed(StageIndex(0), Completed::Through(Sequence(40)));
+            monitor.completed(StageIndex(1), Completed::Through(Sequence(40)));
+            let expected = failed.unwrap_or(40) as u64;
+            prop_assert_eq!(monitor.passed(), Some(Sequence(expected)));
+        }
+    }
+
+    #[test]
+    fn what_has_passed_or_never_was_cannot_fail() {
+        let mut monitor = LineMonitor::default();
+        monitor.accept(&mut write(1, 1), &mut Nowhere);
+        monitor.accept(&mut write(2, 1), &mut Nowhere);
+        monitor.completed(StageIndex(0), Completed::One(Sequence(1)));
+        for sequence in [0, 1, 3, u64::MAX] {
+            monitor.completed(StageIndex(0), Completed::Failed(Sequence(sequence)));
+        }
+        assert_eq!((monitor.passed(), monitor.failed()), (Some(Sequence(1)), None));
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Pipeline {
         check_pipeline(spec)?;
         check_ack(ack, spec)?;
         let back = spec.back().iter().map(build).collect::<Result<_, _>>()?;
-        let log = spec.back().iter().position(|stage| stage.kind() == StageKind::Log);
+        let log = spec.back().iter().position(|stage| stage.kind().is_log());
         let log = log.map(|at| StageIndex(at as u8));
         Ok(Self { front: build_front(spec)?, back, log })
     }
@@ -169,6 +169,12 @@ impl Pipeline {
     /// monitor: then there is no asynchronous stage, and every accepted write has passed.
     pub fn passed(&self) -> Option<Sequence> {
         self.back.iter().rev().find_map(|stage| stage.passed())
+    }
+
+    /// The first write that an asynchronous stage failed. [`Self::passed`] gets up to the one
+    /// before it and no further.
+    pub fn failed(&self) -> Option<Sequence> {
+        self.back.iter().rev().find_map(|stage| stage.failed())
     }
 
     /// Continues after the last write of an earlier life of the partition.

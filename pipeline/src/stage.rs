@@ -1,7 +1,7 @@
 //! The stage trait, and what stages work on.
 
 use stateside_types::{
-    Ack, Epoch, PartitionId, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry,
+    Ack, Epoch, PartitionId, Reason, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry,
 };
 
 use crate::Changes;
@@ -71,6 +71,9 @@ pub enum Completed {
     One(Sequence),
     /// Every write up to and including this one.
     Through(Sequence),
+    /// The stage gave up on this write: it may have taken effect where the stage works, or not.
+    /// It and everything behind it is never acknowledged.
+    Failed(Sequence),
 }
 
 /// What stages do to the world. The node implements it; tests record it.
@@ -87,6 +90,20 @@ pub trait Outlet {
 
     /// Appends the write to the log. Its durability is reported to the partition later.
     fn log_append(&mut self, write: &Write<'_>);
+
+    /// As `log_admit`, for the log in Kafka. An outlet that has none refuses.
+    ///
+    /// # Errors
+    /// `OVERLOADED`, `LOG_UNAVAILABLE`, `BATCH_TOO_LARGE`, `PARTITION_STOPPED`.
+    fn kafka_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+        let _ = entries;
+        Err(Refusal::new(Reason::PartitionStopped, "this node has no Kafka client"))
+    }
+
+    /// As `log_append`, for the log in Kafka.
+    fn kafka_append(&mut self, write: &Write<'_>) {
+        unreachable!("a write of {} was admitted by an outlet without Kafka", write.partition)
+    }
 }
 
 /// One element of a partition's pipeline. Lives on the partition's core; it may be made elsewhere,
@@ -134,6 +151,11 @@ pub trait Stage: Send {
     /// The sequence through which every stage before this one is done, if this stage keeps
     /// track of that.
     fn passed(&self) -> Option<Sequence> {
+        None
+    }
+
+    /// The first write that a stage before this one failed, if this stage keeps track of that.
+    fn failed(&self) -> Option<Sequence> {
         None
     }
 

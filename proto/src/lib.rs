@@ -9,6 +9,7 @@
 
 pub mod codec;
 mod convert;
+pub mod scan;
 
 /// Types, clients and servers of package `stateside.v1`.
 pub mod v1 {

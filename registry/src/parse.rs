@@ -286,7 +286,7 @@ mod tests {
             (
                 partition("store = \"tape\"\n"),
                 4,
-                "store: `tape` is not a state store; known: memory, sled",
+                "store: `tape` is not a state store; known: memory, memory-ordered, sled, lsm",
             ),
             (partition("ack = 1\n"), 4, "ack: expected a string"),
             (

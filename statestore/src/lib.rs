@@ -1,14 +1,24 @@
 //! State stores: the trait and its implementations.
 
+#[cfg(any(feature = "sled", feature = "lsm"))]
+mod disk_store;
+#[cfg(feature = "lsm")]
+mod lsm_database;
 mod memory_store;
+mod page;
 #[cfg(feature = "sled")]
-mod sled_store;
+mod sled_database;
 mod snapshot_format;
 mod store;
 
+#[cfg(any(feature = "sled", feature = "lsm"))]
+pub use disk_store::{Database, DiskEngine, DiskLimits, DiskStore, EngineError, Tree, TreeChange};
+#[cfg(feature = "lsm")]
+pub use lsm_database::{Lsm, LsmEngine, LsmOptions, LsmStore, LsmTree};
 pub use memory_store::MemoryStore;
+pub use page::{PageRequest, PageStep};
 #[cfg(feature = "sled")]
-pub use sled_store::{SledEngine, SledOptions, SledStore};
+pub use sled_database::{Sled, SledEngine, SledOptions, SledStore};
 pub use snapshot_format::{
     SNAPSHOT_HEADER_BYTES, SNAPSHOT_VERSION, SnapshotBlock, SnapshotError, SnapshotHeader,
     SnapshotReader, SnapshotSummary, SnapshotWriter,

@@ -14,6 +14,7 @@
 mod arena;
 mod expirations;
 mod index;
+mod order;
 mod walk;
 
 use std::collections::VecDeque;
@@ -25,9 +26,13 @@ use self::{
     arena::{Arena, Handle},
     expirations::Expirations,
     index::{Index, SlotHash},
+    order::KeyOrder,
     walk::Walk,
 };
-use crate::{Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats};
+use crate::{
+    Lookup, PageRequest, PageStep, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError,
+    StoreStats,
+};
 
 /// Upkeep at every apply: blocks looked at by compaction, besides [`UPKEEP_PER_ENTRY`].
 const UPKEEP_PER_APPLY: usize = 8;
@@ -46,6 +51,8 @@ pub struct MemoryStore {
     seed: u64,
     arena: Arena,
     index: Index,
+    /// Of stores that order their keys.
+    order: Option<KeyOrder>,
     expirations: Expirations,
     walk: Option<Walk>,
     /// Records kept for a snapshot that was abandoned: freed a few at a time.
@@ -71,6 +78,7 @@ impl MemoryStore {
             seed,
             arena: Arena::default(),
             index: Index::new(),
+            order: None,
             expirations: Expirations::default(),
             walk: None,
             abandoned: VecDeque::new(),
@@ -79,6 +87,11 @@ impl MemoryStore {
             applied: Sequence::ZERO,
             applied_timestamp: Timestamp::ZERO,
         }
+    }
+
+    /// An empty store that orders its keys as well; `seed` as in [`Self::new`].
+    pub fn ordered(seed: u64) -> Self {
+        Self { order: Some(KeyOrder::default()), ..Self::new(seed) }
     }
 
     fn find(&self, key: &[u8]) -> Option<Handle> {
@@ -114,6 +127,9 @@ impl MemoryStore {
         let Some(place) = index.find_mut(hash, |handle| arena.key(handle) == key) else {
             let handle = arena.insert(key, record);
             index.insert(hash, handle, |handle| hash_key(*seed, arena.key(handle)));
+            if let Some(order) = &mut self.order {
+                order.insert(key);
+            }
             expirations.insert(record.expire_at, handle);
             self.payload_bytes += (key.len() + record.value.len()) as u64;
             return;
@@ -147,6 +163,9 @@ impl MemoryStore {
         let Some(old) = index.remove(hash, is, |handle| hash_key(*seed, arena.key(handle))) else {
             return;
         };
+        if let Some(order) = &mut self.order {
+            order.remove(arena.key(old));
+        }
         expirations.remove(arena.expire_at(old), old);
         self.payload_bytes -= (arena.key(old).len() + arena.value_len(old)) as u64;
         let needed = self.walk.as_ref().is_some_and(|w| w.needs(hash, arena.version(old)));
@@ -191,7 +210,7 @@ impl MemoryStore {
 
 impl StateStore for MemoryStore {
     fn kind(&self) -> &'static str {
-        "memory"
+        if self.order.is_some() { "memory-ordered" } else { "memory" }
     }
 
     #[inline]
@@ -200,6 +219,28 @@ impl StateStore for MemoryStore {
             Some(handle) => Lookup::Found(self.arena.record(handle)),
             None => Lookup::Absent,
         }
+    }
+
+    fn page(&self, request: &PageRequest, emit: &mut dyn FnMut(SnapshotRecord<'_>)) -> PageStep {
+        let Some(order) = &self.order else { return PageStep::Unordered };
+        if request.is_empty() {
+            return PageStep::End;
+        }
+        let (mut records, mut bytes, mut last) = (0, 0, None);
+        for key in order.range(request.bounds()) {
+            if let Some(last) = last
+                && (records == request.records_max || bytes >= request.bytes_max)
+            {
+                return PageStep::More(Box::from(last));
+            }
+            let handle = self.find(key).expect("every key in the order is in the index");
+            let record = self.arena.record(handle);
+            emit(SnapshotRecord { key, record });
+            records += 1;
+            bytes += key.len() + record.value.len();
+            last = Some(key);
+        }
+        PageStep::End
     }
 
     fn prefetch(&self, keys: &[&[u8]]) {
@@ -240,7 +281,8 @@ impl StateStore for MemoryStore {
 
     fn stats(&self) -> StoreStats {
         let kept = self.abandoned.capacity() * size_of::<Handle>()
-            + self.walk.as_ref().map_or(0, Walk::memory_bytes);
+            + self.walk.as_ref().map_or(0, Walk::memory_bytes)
+            + self.order.as_ref().map_or(0, KeyOrder::memory_bytes);
         let bytes =
             size_of::<Self>() + self.arena.memory_bytes() + self.index.memory_bytes() + kept;
         StoreStats {
@@ -252,19 +294,22 @@ impl StateStore for MemoryStore {
     }
 
     fn growth_max(&self, entries: &[WriteEntry<'_>]) -> u64 {
-        let (mut puts, mut expiring, mut record_bytes) = (0, 0, 0);
+        let (mut puts, mut expiring, mut record_bytes, mut order_bytes) = (0, 0, 0, 0);
         for entry in entries {
             if let Change::Put(value) = entry.change {
                 let expires = entry.expiry != Expiry::Never;
                 puts += 1;
                 expiring += usize::from(expires);
                 record_bytes += Arena::record_bytes(entry.key.len(), value.len(), expires);
+                if self.order.is_some() {
+                    order_bytes += KeyOrder::growth_max(entry.key);
+                }
             }
         }
         let kept = self.walk.as_ref().map_or(0, |walk| walk.growth_max(entries.len()));
         let records = self.arena.growth_max(record_bytes, puts);
         let expirations = expiring * Expirations::ENTRY_BYTES;
-        (records + self.index.growth_max(puts) + kept + expirations) as u64
+        (records + self.index.growth_max(puts) + kept + expirations + order_bytes) as u64
     }
 
     fn growth(&self, entries: &[WriteEntry<'_>]) -> i64 {
@@ -329,7 +374,8 @@ impl StateStore for MemoryStore {
     }
 
     fn load_start(&mut self) {
-        *self = Self::new(self.seed);
+        let order = self.order.as_ref().map(|_| KeyOrder::default());
+        *self = Self { order, ..Self::new(self.seed) };
     }
 
     fn load(&mut self, records: &[SnapshotRecord<'_>]) -> bool {

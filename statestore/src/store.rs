@@ -26,6 +26,8 @@ use std::any::Any;
 
 use stateside_types::{ExpireAt, Record, Sequence, Timestamp, WallClock, WriteEntry};
 
+use crate::{PageRequest, PageStep};
+
 /// Answer of [`StateStore::get`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lookup<'a> {
@@ -129,7 +131,7 @@ pub struct SnapshotRecord<'a> {
 /// Where a partition's records live. Owned by one partition, used on one core's thread; `Send`, so that
 /// it can be filled from a snapshot on another before it is put to use.
 pub trait StateStore: Send {
-    /// The name that configuration uses: `memory`, `sled`.
+    /// The name that configuration uses, such as `memory`.
     fn kind(&self) -> &'static str;
 
     /// The record of `key`, without blocking. Sees every batch applied before.
@@ -225,6 +227,19 @@ pub trait StateStore: Send {
     /// Without it a store on disk covers its writes now and then as it writes more; the last ones
     /// before a pause stay uncovered.
     fn cover(&mut self) {}
+
+    /// Hands out records in the order of their keys, without blocking. Sees every batch applied
+    /// before. Stores that do not order their keys answer [`PageStep::Unordered`].
+    fn page(&self, request: &PageRequest, emit: &mut dyn FnMut(SnapshotRecord<'_>)) -> PageStep {
+        let _ = (request, emit);
+        PageStep::Unordered
+    }
+
+    /// Asks for a page that was `Unknown`, in place of one asked for before. As with [`Self::fetch`] it
+    /// is known once the next work has finished; until the work after that is taken.
+    fn fetch_page(&mut self, request: &PageRequest) {
+        let _ = request;
+    }
 
     /// The next piece of blocking work, if there is any and none is under way. Batches above
     /// `durable` (the log's durable sequence of this partition) must not be written yet.

@@ -14,6 +14,13 @@ pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
 /// Longest time to live of a record, milliseconds: a hundred years.
 pub const TTL_MS_MAX: u64 = 100 * 365 * 24 * 60 * 60 * 1_000;
 
+/// Most records of one page of a `Scan`, and how many when the request does not say.
+pub const SCAN_RECORDS_MAX: usize = 4 << 10;
+/// See [`SCAN_RECORDS_MAX`].
+pub const SCAN_RECORDS_DEFAULT: usize = 1_000;
+/// Bytes of keys and values after which a page of a `Scan` ends: what a core may be busy with at once.
+pub const SCAN_PAGE_BYTES: usize = 1 << 20;
+
 /// HTTP/2 streams a client may have open on one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 1_024;
 /// HTTP/2 window a client may fill on one stream before the server has reserved memory for the
@@ -104,6 +111,18 @@ pub const STORE_OVERLAY_BYTES_MAX: usize = 16 << 20;
 pub const STORE_FETCH_BYTES_MAX: usize = 2 * RESPONSE_BYTES_MAX;
 /// Bytes of records that a store on disk takes in before the next work, while it is loaded.
 pub const STORE_LOAD_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes of writes that one core has under way to Kafka. Above it: `OVERLOADED`.
+pub const KAFKA_PENDING_BYTES_PER_CORE_MAX: usize = 64 << 20;
+/// Batches of writes (a turn of a core each) between the cores and the thread that sends them to
+/// Kafka. What finds no room waits at its core, within the bound above.
+pub const KAFKA_BATCHES_QUEUED_MAX: usize = 1 << 10;
+/// Partitions whose logs in Kafka are replayed at a time; more wait.
+pub const KAFKA_OPENINGS_MAX: usize = 256;
+/// Messages fetched from Kafka and not looked at yet, KiB, for all partitions together.
+pub const KAFKA_FETCH_QUEUE_KB: usize = 32 << 10;
+/// Places in a partition's log in Kafka that are remembered until a snapshot passes them.
+pub const KAFKA_ANCHORS_MAX: usize = 64;
 
 /// Longest a core sleeps while it has work or had some a moment ago, milliseconds.
 pub const TICK_BUSY_MS: u64 = 5;

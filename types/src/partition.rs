@@ -44,10 +44,25 @@ named!(
     StoreKind, "state store" {
         /// A hash map in memory; durable through log and snapshots.
         Memory = "memory",
+        /// The same, with its keys in order as well: for scans.
+        MemoryOrdered = "memory-ordered",
         /// sled, on disk.
         Sled = "sled",
+        /// A log-structured merge tree, on disk.
+        Lsm = "lsm",
     }
 );
+
+impl StoreKind {
+    /// Whether the store keeps its records on disk itself: it covers what it has written, and its
+    /// lookups may block.
+    pub const fn is_on_disk(self) -> bool {
+        match self {
+            Self::Memory | Self::MemoryOrdered => false,
+            Self::Sled | Self::Lsm => true,
+        }
+    }
+}
 
 named!(
     /// Where a partition is in its life on this node.
@@ -87,4 +102,11 @@ pub struct PartitionSpec {
     /// Sequence of the state that the partition began with: 0, or after a restore where its
     /// versions go on from. Replay begins after it (or after a newer snapshot).
     pub base_sequence: Sequence,
+}
+
+impl PartitionSpec {
+    /// Whether its log is in Kafka.
+    pub fn is_logged_in_kafka(&self) -> bool {
+        self.pipeline.is_logged_in_kafka()
+    }
 }

@@ -22,6 +22,7 @@ pub enum Code {
     PermissionDenied = 7,
     ResourceExhausted = 8,
     FailedPrecondition = 9,
+    Aborted = 10,
     OutOfRange = 11,
     Unimplemented = 12,
     Internal = 13,
@@ -93,6 +94,12 @@ reasons! {
         "give the batch one routing_key so that its keys share a partition, or drop atomic";
     /// `if_absent` or `if_version` did not hold; nothing of the partition's batch was written.
     ConditionFailed = "CONDITION_FAILED", FailedPrecondition, "read the record again and decide anew";
+    /// The partition's store does not keep its keys in order.
+    StoreNotOrdered = "STORE_NOT_ORDERED", FailedPrecondition,
+        "scan partitions whose store orders its keys: memory-ordered, lsm or sled";
+    /// The partition was written since the scan's first page, where the scan reads.
+    ScanMoved = "SCAN_MOVED", Aborted,
+        "scan again from the beginning, in one page if the records fit, or ask for SCAN_EACH_PAGE";
     /// No partition of this node owns the key.
     BadNode = "BAD_NODE", FailedPrecondition, "refresh Topology, of other nodes too, and send the request to the owner";
     /// A queue, window or buffer is full.
@@ -101,6 +108,10 @@ reasons! {
     DiskFull = "DISK_FULL", ResourceExhausted, "free space on the data directory's disk; writes resume by themselves";
     /// The memory limit is reached; reads, removes and shrinking writes go on.
     MemoryFull = "MEMORY_FULL", ResourceExhausted, "remove records, raise memory.limit_mb, or move partitions away";
+    /// The log in Kafka does not answer. The message says whether the write may still take effect.
+    LogUnavailable = "LOG_UNAVAILABLE", Unavailable, "retry after the delay in RetryInfo; when the outcome is unknown, read the key first";
+    /// The log in Kafka is not this partition's, or not all of it.
+    LogMismatch = "LOG_MISMATCH", FailedPrecondition, "do what the message says, then restart the node or add the partition again";
     /// The partition is being recovered.
     PartitionStarting = "PARTITION_STARTING", Unavailable, "retry after the delay in RetryInfo";
     /// The partition stopped after a failed write to its log or store.
@@ -178,7 +189,9 @@ impl Refusal {
             Reason::DiskFull | Reason::MemoryFull | Reason::RegistryUnavailable => {
                 Some(limits::RETRY_FULL_MS)
             }
-            Reason::PartitionStarting | Reason::ShuttingDown => Some(limits::RETRY_STARTING_MS),
+            Reason::LogUnavailable | Reason::PartitionStarting | Reason::ShuttingDown => {
+                Some(limits::RETRY_STARTING_MS)
+            }
             _ => None,
         };
         Self { reason, message: message.into(), retry_after_ms, metadata: Vec::new() }

@@ -30,6 +30,8 @@ pub enum StageKind {
     Dispatcher,
     /// The local write-ahead log.
     Log,
+    /// The write-ahead log in Kafka, in place of the local one.
+    KafkaLog,
     /// Releases answers in the order of sequences.
     LineMonitor,
 }
@@ -84,10 +86,13 @@ pub enum PipelineError {
     #[error("two stages of the pipeline have the name `{0}`")]
     SameName(String),
     /// A log without the stage that restores the order in which its writes finish.
-    #[error("the stage log needs the stage line-monitor behind it")]
+    #[error("the stages log and kafka-log need the stage line-monitor behind them")]
     Unmonitored,
+    /// A local log and one in Kafka.
+    #[error("a pipeline has one log: log or kafka-log")]
+    TwoLogs,
     /// Durable acknowledgement without a log.
-    #[error("ack durable needs the stage log in the pipeline")]
+    #[error("ack durable needs the stage log or kafka-log in the pipeline")]
     DurableWithoutLog,
     /// More stages than a pipeline has.
     #[error("the pipeline has {0} stages; at most {max} are possible", max = limits::PIPELINE_STAGES_MAX)]
@@ -113,6 +118,9 @@ pub fn misplaced(stages: &[StageSpec]) -> Option<(usize, PipelineError)> {
             if before.kind == kind && !kind.is_front() {
                 return Some((at, PipelineError::Twice(kind)));
             }
+            if before.kind.is_log() && kind.is_log() {
+                return Some((at, PipelineError::TwoLogs));
+            }
             if before.kind.place() > kind.place() {
                 return Some((at, PipelineError::Order { earlier: kind, later: before.kind }));
             }
@@ -132,8 +140,8 @@ pub fn misplaced(stages: &[StageSpec]) -> Option<(usize, PipelineError)> {
     if bytes > limits::PIPELINE_BYTES_MAX {
         return Some((last, PipelineError::TooLarge(bytes)));
     }
-    let position = |kind| stages.iter().position(|stage| stage.kind == kind);
-    match (position(StageKind::Log), position(StageKind::LineMonitor)) {
+    let position = |is_it: fn(StageKind) -> bool| stages.iter().position(|one| is_it(one.kind));
+    match (position(StageKind::is_log), position(|kind| kind == StageKind::LineMonitor)) {
         (Some(log), None) => Some((log, PipelineError::Unmonitored)),
         _ => None,
     }
@@ -153,7 +161,7 @@ pub fn check_pipeline(stages: &[StageSpec]) -> Result<(), PipelineError> {
 /// # Errors
 /// [`PipelineError::DurableWithoutLog`].
 pub fn check_ack(ack: Ack, stages: &[StageSpec]) -> Result<(), PipelineError> {
-    if ack == Ack::Durable && !stages.iter().any(|stage| stage.kind == StageKind::Log) {
+    if ack == Ack::Durable && !stages.iter().any(|stage| stage.kind.is_log()) {
         return Err(PipelineError::DurableWithoutLog);
     }
     Ok(())
@@ -187,8 +195,14 @@ impl StageKind {
             Self::Clock => "clock",
             Self::Dispatcher => "dispatcher",
             Self::Log => "log",
+            Self::KafkaLog => "kafka-log",
             Self::LineMonitor => "line-monitor",
         }
+    }
+
+    /// Whether the stage makes writes durable.
+    pub const fn is_log(self) -> bool {
+        matches!(self, Self::Log | Self::KafkaLog)
     }
 
     /// Whether the stage stands before the clock: decides and changes, and is done at once.
@@ -202,7 +216,7 @@ impl StageKind {
             Self::Filter | Self::Sanitizer | Self::Enricher | Self::Own(_) => 0,
             Self::Clock => 1,
             Self::Dispatcher => 2,
-            Self::Log => 3,
+            Self::Log | Self::KafkaLog => 3,
             Self::LineMonitor => 4,
         }
     }
@@ -272,6 +286,11 @@ impl PipelineSpec {
     /// The stages before the clock.
     pub fn front(&self) -> &[StageSpec] {
         &self.0[..self.front_len()]
+    }
+
+    /// Whether the log is in Kafka.
+    pub fn is_logged_in_kafka(&self) -> bool {
+        self.0.iter().any(|stage| stage.kind == StageKind::KafkaLog)
     }
 
     /// The clock and what comes behind it.

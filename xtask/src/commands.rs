@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use crate::{
     process,
     report::{Passed, Report},
-    suite::{self, STEPS, Step},
+    suite::{self, RELEASE_FEATURES, STEPS, Step},
     tools::Tool,
     workspace,
 };
@@ -85,7 +85,8 @@ pub(crate) fn e2e(filters: &[String]) -> Outcome {
 
 /// Kill loops, with their own output on the terminal.
 pub(crate) fn kill_loops(arguments: &[String]) -> Outcome {
-    Ok(build(&["--release", "--package", "stateside-node"])
+    let [features, which] = RELEASE_FEATURES;
+    Ok(build(&["--release", "--package", "stateside-node", features, which])
         && build(&["--package", "stateside-e2e", "--bin", "kill-loops"])
         && run_built("debug", "kill-loops", arguments))
 }
@@ -108,8 +109,10 @@ pub(crate) fn compare(arguments: &[String]) -> Outcome {
     if let Err(problem) = installed.and_then(|mut log| suite::install_peers(&mut log).map(drop)) {
         eprintln!("{problem}");
     }
+    let [features, which] = RELEASE_FEATURES;
     let packages = ["--release", "--package", "stateside-node", "--package", "stateside-benches"];
-    Ok(build(&packages) && run_built("release", "compare", arguments))
+    Ok(build(&[packages.as_slice(), &[features, which]].concat())
+        && run_built("release", "compare", arguments))
 }
 
 /// The table of what calls cost, or one of its profiles.
@@ -117,8 +120,33 @@ pub(crate) fn counts(arguments: &[String]) -> Outcome {
     let mut report = Report::default();
     let ready = report.step("tools", "install what counting needs", suite::install_tools);
     Ok(ready
-        && build(&["--release", "--package", "stateside-counts"])
+        && build(&[
+            "--release",
+            "--package",
+            "stateside-counts",
+            RELEASE_FEATURES[0],
+            RELEASE_FEATURES[1],
+        ])
         && run_built("release", "counts", arguments))
+}
+
+/// A broker for daily work.
+pub(crate) fn kafka(arguments: &[String]) -> Outcome {
+    match arguments {
+        [verb] if verb == "up" || verb == "down" => {}
+        _ => return Err(Usage("kafka takes `up` or `down`".to_owned())),
+    }
+    if !Tool::Kafka.installed() {
+        eprintln!("Installs {}, under target/tools", Tool::Kafka.describe());
+        let mut log =
+            process::Log::create("kafka-tools").map_err(|error| Usage(error.to_string()))?;
+        if let Err(problem) = Tool::Kafka.install(&mut log) {
+            eprintln!("cargo xtask kafka: Apache Kafka {problem}");
+            return Ok(false);
+        }
+    }
+    Ok(build(&["--package", "stateside-e2e", "--bin", "kafka"])
+        && run_built("debug", "kafka", arguments))
 }
 
 /// Generated code from the `.proto` files.

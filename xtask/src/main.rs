@@ -31,7 +31,7 @@ Commands:
                                 quick_start, damage, startup, full_disk, lifecycle, …
   kill-loops    kill -9 under load, restart, compare every record with what was acknowledged
                   --loops N     kills (default 100)
-                  --store S     memory, sled or both (default both)
+                  --store S     memory, memory-ordered, sled, lsm or all (default all)
                   --seed N      repeat a run's choices (default: drawn and printed)
   compare       this build beside Redis, memcached, etcd, nghttpd and tonic; a table on stdout
                   --only ROW[,ROW]  these rows; --list names all
@@ -45,6 +45,9 @@ Commands:
                   -o json       JSON on stdout instead of the table
   counts        instructions and allocations of unary calls, each beside its bound
                   profile OPERATION FILE   where they go, for callgrind_annotate FILE
+  kafka         a real Apache Kafka 4.1 broker (needs Java 17, and Maven once to fetch it)
+                  up            start one on free ports, wait until it serves, print its address
+                  down          stop it and delete its data
   codegen       write proto/src/generated anew from the .proto files
   tools         install what the tests need beyond Rust, and nothing else
 
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         "kill-loops" => commands::kill_loops(rest),
         "compare" => commands::compare(rest),
         "counts" => commands::counts(rest),
+        "kafka" => commands::kafka(rest),
         "codegen" => commands::codegen(rest),
         "tools" => commands::install_tools(rest),
         "help" | "--help" | "-h" => {

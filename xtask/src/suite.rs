@@ -17,6 +17,9 @@ use crate::{
 /// How long fetching the advisory database may take, seconds.
 const ADVISORIES_SECONDS_MAX: &str = "60";
 
+/// What the release binary has beyond the default build: the tests and checks are of the same.
+pub(crate) const RELEASE_FEATURES: [&str; 2] = ["--features", "stateside-node/kafka"];
+
 /// One step of the suite.
 pub(crate) struct Step {
     /// For `--only`.
@@ -95,7 +98,8 @@ fn install(tools: &[Tool], log: &mut Log) -> StepResult {
 /// What the suite needs and does, before it does anything.
 pub(crate) fn announce() {
     println!(
-        "Needs: Rust, a C compiler, Python 3.11, Node 20 with npm, Go 1.24; Debian's apt-get as root."
+        "Needs: Rust, a C compiler and make, Python 3.11, Node 20 with npm, Go 1.24, Java 17 with Maven;\n\
+         Debian's apt-get as root."
     );
     println!(
         "Installs what is missing, once, under target/tools (Debian's packages on the system):"
@@ -139,6 +143,13 @@ fn clippy(log: &mut Log) -> StepResult {
     log.run(
         process::cargo()
             .args(["clippy", "--workspace", "--all-targets", "--locked"])
+            .args(RELEASE_FEATURES)
+            .args(["--", "-D", "warnings"]),
+    )?;
+    // The default build, which has no Kafka client.
+    log.run(
+        process::cargo()
+            .args(["clippy", "-p", "stateside-node", "--locked"])
             .args(["--", "-D", "warnings"]),
     )?;
     Ok(Passed::check(""))
@@ -175,25 +186,30 @@ fn docs(log: &mut Log) -> StepResult {
     log.run(
         process::cargo()
             .args(["doc", "--workspace", "--no-deps", "--locked"])
+            .args(RELEASE_FEATURES)
             .env("RUSTDOCFLAGS", "-D warnings"),
     )?;
     Ok(Passed::check(""))
 }
 
 fn unit(log: &mut Log) -> StepResult {
-    log.run(process::cargo().args(["test", "--workspace", "--locked", "--no-fail-fast"]).args([
-        "--exclude",
-        "stateside-e2e",
-        "--",
-        "--show-output",
-    ]))?;
+    log.run(
+        process::cargo()
+            .args(["test", "--workspace", "--locked", "--no-fail-fast"])
+            .args(RELEASE_FEATURES)
+            .args(["--exclude", "stateside-e2e", "--", "--show-output"]),
+    )?;
     counted(log)
 }
 
 /// Builds the release binary, and what drives it: that in the profile of the unit tests, whose
 /// dependencies are there already, and without the time that optimising it would take.
 pub(crate) fn build_release(log: &mut Log) -> StepResult {
-    log.run(process::cargo().args(["build", "--release", "--locked", "-p", "stateside-node"]))?;
+    log.run(
+        process::cargo()
+            .args(["build", "--release", "--locked", "-p", "stateside-node"])
+            .args(RELEASE_FEATURES),
+    )?;
     log.run(process::cargo().args(["test", "--locked", "--no-run", "-p", "stateside-e2e"]))?;
     Ok(Passed::default())
 }
@@ -225,7 +241,11 @@ pub(crate) fn counts(log: &mut Log) -> StepResult {
     if !Tool::Valgrind.installed() {
         return missing(Tool::Valgrind, "instructions and allocations of a call");
     }
-    log.run(process::cargo().args(["build", "--release", "--locked", "-p", "stateside-counts"]))?;
+    log.run(
+        process::cargo()
+            .args(["build", "--release", "--locked", "-p", "stateside-counts"])
+            .args(RELEASE_FEATURES),
+    )?;
     log.run(&mut process::command(workspace::target().join("release").join("counts")))?;
     let lower = log.text().lines().filter(|line| line.starts_with("LOWER ")).count();
     let note = match lower {

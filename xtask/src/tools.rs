@@ -21,6 +21,7 @@ const GRPCURL: &str = "github.com/fullstorydev/grpcurl/cmd/grpcurl@v1.9.3";
 const CARGO_DENY: &str = "cargo-deny@0.20.2";
 const PYTHON_REQUIREMENTS: &str = "e2e/clients/python/requirements.txt";
 const NODE_MANIFEST: &str = "e2e/clients/node/package.json";
+const KAFKA_POM: &str = "e2e/kafka/pom.xml";
 const NODE_LOCK: &str = "e2e/clients/node/package-lock.json";
 
 /// A program or a set of packages that some tests need.
@@ -38,6 +39,8 @@ pub(crate) enum Tool {
     Grpcurl,
     /// Checks of licences, duplicates and sources.
     CargoDeny,
+    /// A real Apache Kafka broker.
+    Kafka,
     /// The servers that Stateside is compared with, and their loads.
     Peers,
 }
@@ -54,8 +57,15 @@ const PEERS: [(&str, &str); 6] = [
 
 impl Tool {
     /// What the tests need, in the order of installation.
-    pub(crate) const FOR_TESTS: [Self; 6] =
-        [Self::CargoDeny, Self::H2load, Self::Valgrind, Self::Python, Self::Node, Self::Grpcurl];
+    pub(crate) const FOR_TESTS: [Self; 7] = [
+        Self::CargoDeny,
+        Self::H2load,
+        Self::Valgrind,
+        Self::Python,
+        Self::Node,
+        Self::Grpcurl,
+        Self::Kafka,
+    ];
 
     /// What the comparison needs.
     pub(crate) const FOR_COMPARISON: [Self; 2] = [Self::H2load, Self::Peers];
@@ -73,6 +83,7 @@ impl Tool {
                 packages_in(PYTHON_REQUIREMENTS, "==").join(", ")
             ),
             Self::Node => format!("npm:    {}", packages_in(NODE_MANIFEST, "\": \"").join(", ")),
+            Self::Kafka => "Maven:  Apache Kafka 4.1.0 and what it needs (45 MB)".into(),
             Self::Grpcurl => "Go:     grpcurl v1.9.3, built with `go install`".into(),
             Self::CargoDeny => {
                 format!("crates: {CARGO_DENY}, built with `cargo install` (1-2 minutes)")
@@ -132,6 +143,16 @@ impl Tool {
                     "--no-fund",
                 ]))?;
             }
+            Self::Kafka => {
+                let pom = workspace::root().join(KAFKA_POM);
+                log.run(
+                    process::command("mvn")
+                        .args(["--batch-mode", "--quiet", "--file"])
+                        .arg(pom)
+                        .arg(format!("-DoutputDirectory={}", folder.join("libs").display()))
+                        .arg("dependency:copy-dependencies"),
+                )?;
+            }
             Self::Grpcurl => {
                 log.run(process::command("go").env("GOBIN", &folder).args(["install", GRPCURL]))?;
             }
@@ -163,6 +184,7 @@ impl Tool {
             Self::Python => "python",
             Self::Node => "node",
             Self::Grpcurl => "grpcurl",
+            Self::Kafka => "kafka",
             Self::CargoDeny => "cargo-deny",
             Self::Peers => "peers",
         })
@@ -181,6 +203,7 @@ impl Tool {
             Self::Python => file(PYTHON_REQUIREMENTS),
             Self::Node => file(NODE_MANIFEST) + &file(NODE_LOCK),
             Self::Grpcurl => GRPCURL.to_owned(),
+            Self::Kafka => file(KAFKA_POM),
             Self::CargoDeny => CARGO_DENY.to_owned(),
         }
     }
@@ -195,6 +218,13 @@ impl Tool {
             Self::Node => ("npm", &["--version"], "Node 20 or later with npm"),
             Self::Grpcurl => ("go", &["version"], "Go 1.24 or later"),
             Self::CargoDeny => return Ok(()),
+            Self::Kafka => {
+                if process::first_line_of("java", &["--version"]).is_none() {
+                    let java = "Java 17 or later (Debian: openjdk-17-jre-headless)";
+                    return Err(format!("needs {java}, which is not on this machine"));
+                }
+                ("mvn", &["--version"], "Maven (Debian: maven)")
+            }
         };
         if process::first_line_of(program, arguments).is_none() {
             return Err(format!("needs {what}, which is not on this machine"));

@@ -20,8 +20,8 @@ use hashbrown::HashMap;
 use prost::Message;
 use stateside_proto::v1::{
     Ack, GetRequest, GetResponse, HashRange, PartitionLocation, Record, RemoveRequest,
-    RemoveResponse, TopologyRequest, TopologyResponse, UpsertEntry, UpsertRequest, UpsertResponse,
-    WriteResult,
+    RemoveResponse, ScanRequest, ScanResponse, TopologyRequest, TopologyResponse, UpsertEntry,
+    UpsertRequest, UpsertResponse, WriteResult,
     data_plane_server::{DataPlane, DataPlaneServer},
 };
 use tokio::sync::oneshot;
@@ -145,6 +145,10 @@ impl DataPlane for Peer {
         _: Request<stateside_proto::v1::UpdateRequest>,
     ) -> Result<Response<stateside_proto::v1::UpdateResponse>, Status> {
         Err(Status::unimplemented("Update"))
+    }
+
+    async fn scan(&self, _: Request<ScanRequest>) -> Result<Response<ScanResponse>, Status> {
+        Err(Status::unimplemented("this peer keeps no order"))
     }
 
     async fn topology(

@@ -279,6 +279,39 @@ impl DataPlane for Service {
         Err(Status::unimplemented("Update"))
     }
 
+    /// Two records a page; the continuation is the last key.
+    async fn scan(
+        &self,
+        request: Request<v1::ScanRequest>,
+    ) -> Result<Response<v1::ScanResponse>, Status> {
+        let (after, _) = self.begin(&request, Vec::new())?;
+        let v1::ScanRequest { prefix, continuation, .. } = request.into_inner();
+        let mut records: Vec<v1::Record> = {
+            let records = self.0.records.lock().unwrap();
+            let found = records.iter().filter(|(key, _)| key.starts_with(&prefix));
+            let behind = found.filter(|(key, _)| **key > continuation);
+            let read = |(key, (value, version)): (&Vec<u8>, &(Vec<u8>, u64))| v1::Record {
+                found: true,
+                key: key.clone(),
+                value: value.clone(),
+                version: *version,
+                ..Default::default()
+            };
+            behind.map(read).collect()
+        };
+        records.sort_by(|one, other| one.key.cmp(&other.key));
+        let more = records.len() > 2;
+        records.truncate(2);
+        let continuation = records.last().filter(|_| more).map(|record| record.key.clone());
+        self.finish(after).await;
+        Ok(Response::new(v1::ScanResponse {
+            records,
+            continuation: continuation.unwrap_or_default(),
+            sequence: 7,
+            partition: 0,
+        }))
+    }
+
     async fn topology(
         &self,
         _: Request<v1::TopologyRequest>,

@@ -1,4 +1,4 @@
-//! `kill-loops [--loops N] [--store memory|sled|both] [--seed N]`: see `stateside_e2e::kill_loops`.
+//! `kill-loops [--loops N] [--store memory|memory-ordered|sled|lsm|all] [--seed N]`: see `stateside_e2e::kill_loops`.
 
 use std::{process::ExitCode, time::Instant};
 
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(problem) => {
             eprintln!(
-                "kill-loops: {problem}; usage: kill-loops [--loops N] [--store memory|sled|both] [--seed N]"
+                "kill-loops: {problem}; usage: kill-loops [--loops N] [--store memory|sled|lsm|all] [--seed N]"
             );
             return ExitCode::from(2);
         }
@@ -57,7 +57,7 @@ fn described(outcome: &Outcome) -> String {
 }
 
 fn parse(arguments: &[String]) -> Result<(u32, Vec<Store>, u64), String> {
-    let (mut loops, mut stores, mut seed) = (100, vec![Store::Memory, Store::Sled], None);
+    let (mut loops, mut stores, mut seed) = (100, Store::ALL.to_vec(), None);
     let mut rest = arguments.iter();
     while let Some(name) = rest.next() {
         let value = rest.next().ok_or_else(|| format!("{name} needs a value"))?;
@@ -66,11 +66,12 @@ fn parse(arguments: &[String]) -> Result<(u32, Vec<Store>, u64), String> {
             "--loops" => loops = u32::try_from(number()?).map_err(|_| "too many loops")?,
             "--seed" => seed = Some(number()?),
             "--store" => {
-                stores = match value.as_str() {
-                    "memory" => vec![Store::Memory],
-                    "sled" => vec![Store::Sled],
-                    "both" => vec![Store::Memory, Store::Sled],
-                    other => return Err(format!("there is no store {other}")),
+                stores = Store::ALL
+                    .into_iter()
+                    .filter(|store| value == "all" || value == store.as_str())
+                    .collect();
+                if stores.is_empty() {
+                    return Err(format!("there is no store {value}"));
                 }
             }
             other => return Err(format!("there is no option {other}")),

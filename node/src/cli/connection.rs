@@ -75,6 +75,12 @@ impl DataArgs {
         let options = Options { routing: false, deadline: timeout.timeout, ..Options::default() };
         Ok(Client::connect(&self.endpoint, options).await?)
     }
+
+    /// A client that knows where partitions are.
+    pub(super) async fn connect_routed(&self, timeout: &TimeoutArgs) -> Result<Client, Failure> {
+        let options = Options { deadline: timeout.timeout, ..Options::default() };
+        Ok(Client::connect(&self.endpoint, options).await?)
+    }
 }
 
 impl ControlArgs {

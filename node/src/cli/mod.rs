@@ -12,6 +12,7 @@ mod output;
 mod partition;
 mod quantity;
 mod remove;
+mod scan;
 pub mod serve;
 mod status;
 mod upsert;
@@ -37,6 +38,7 @@ Work with records (data plane, 127.0.0.1:7400):
   upsert       Write a record
   get          Read records
   remove       Delete records
+  scan         Read records in the order of their keys
   import       Load a file of records: NDJSON, JSON array or CSV
   bench        Measure a node under load: rate, latency, latency against load
 
@@ -89,6 +91,7 @@ enum Verb {
     Upsert(upsert::UpsertArgs),
     Get(get::GetArgs),
     Remove(remove::RemoveArgs),
+    Scan(scan::ScanArgs),
     Import(import::ImportArgs),
     Bench(bench::BenchArgs),
     Status(status::StatusArgs),
@@ -115,6 +118,7 @@ pub fn run() -> ExitCode {
         Verb::Upsert(args) => connection::block_on(upsert::run(args, format)),
         Verb::Get(args) => connection::block_on(get::run(args, format)),
         Verb::Remove(args) => connection::block_on(remove::run(args, format)),
+        Verb::Scan(args) => connection::block_on(scan::run(args, format)),
         Verb::Import(args) => import::run(args, format),
         Verb::Bench(args) => connection::block_on(bench::run(args, format)),
         Verb::Status(args) => connection::block_on(status::run(args, format)),
@@ -158,6 +162,7 @@ mod tests {
             "upsert k v",
             "import f --key k",
             "bench",
+            "scan",
         ] {
             let words = ["stateside"].into_iter().chain(line.split(' ')).chain(["-o", "json"]);
             let cli = Cli::try_parse_from(words).unwrap();

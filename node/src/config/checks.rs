@@ -18,6 +18,16 @@ pub(super) fn check(settings: &Settings, place_of: impl Fn(&str) -> String) -> V
     if let Err(error) = check_ack(settings.partition.ack, &settings.partition.pipeline) {
         fail("partition.pipeline", error.to_string());
     }
+    if settings.partition.pipeline.is_logged_in_kafka() {
+        if !cfg!(feature = "kafka") {
+            fail(
+                "partition.pipeline",
+                "this binary has no Kafka client: build it with the cargo feature kafka".to_owned(),
+            );
+        } else if settings.kafka.brokers.is_none() {
+            fail("partition.pipeline", "kafka-log needs kafka.brokers".to_owned());
+        }
+    }
     if settings.log.max_mb < 2 * settings.log.segment_mb {
         fail(
             "log.max_mb",

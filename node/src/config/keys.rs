@@ -64,8 +64,10 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("metrics", "Prometheus metrics and probes: /metrics, /healthz, /readyz."),
     ("partition", "What a partition gets that its declaration in the registry leaves out."),
     ("log", "The write-ahead log of each core."),
+    ("kafka", "The log in Kafka of partitions with the stage \"kafka-log\"; see docs/kafka.md."),
     ("memory", "Memory of the state stores."),
     ("store.sled", "Partitions with store = \"sled\"."),
+    ("store.lsm", "Partitions with store = \"lsm\"."),
     ("registry", "Where the node's desired partition set is declared."),
     ("drain", "Stopping."),
     ("logging", "What the node tells about itself, on stderr."),
@@ -212,7 +214,7 @@ pub(super) const KEYS: &[Key] = &[
         unit: "",
         default: Default::Is("\"memory\""),
         flag: None,
-        doc: "Where the records of new partitions live: \"memory\" or \"sled\" (on disk). Partitions that exist keep their store.",
+        doc: "Where the records of new partitions live: in \"memory\" (\"memory-ordered\" keeps keys in order, for Scan), or on disk in \"lsm\" or \"sled\", which both do; docs/stores.md compares them. Partitions that exist keep their store.",
         set: |s, v| text(v).parse().map(|store| s.partition.store = store),
         get: |s| Some(of_display(s.partition.store)),
     },
@@ -222,7 +224,7 @@ pub(super) const KEYS: &[Key] = &[
         unit: "",
         default: Default::Is("[\"clock\", \"dispatcher\", \"log\", \"line-monitor\"]"),
         flag: None,
-        doc: "Stages that a write passes, in order. Without \"log\" nothing is durable and ack must be \"memory\"; \"log\" needs \"line-monitor\" behind it. A stage with options is a table, { stage = \"filter\", deny = [\"tmp/\"] }, or a section [[partition.pipeline]]; docs/pipeline.md has the options.",
+        doc: "Stages that a write passes, in order. \"kafka-log\" stands in the place of \"log\" for a log in Kafka. Without a log nothing is durable and ack must be \"memory\"; a log needs \"line-monitor\" behind it. A stage with options is a table, { stage = \"filter\", deny = [\"tmp/\"] }, or a section [[partition.pipeline]]; docs/pipeline.md has the options.",
         set: |s, v| {
             let Value::Pipeline(pipeline) = v else { return Err("expected stages".to_owned()) };
             s.partition.pipeline = pipeline;
@@ -261,6 +263,111 @@ pub(super) const KEYS: &[Key] = &[
         get: |s| Some(of_number(s.log.flush_after_ms)),
     },
     Key {
+        path: "kafka.brokers",
+        kind: Kind::Text,
+        unit: "HOST:PORT[,HOST:PORT]",
+        default: Default::Words(
+            "none: no partition can have its log in Kafka",
+            "\"127.0.0.1:9092\"",
+        ),
+        flag: None,
+        doc: "Brokers to begin with; they tell of the others.",
+        set: |s, v| {
+            let brokers = text(v);
+            if brokers.is_empty() || !brokers.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(format!("`{brokers}` is not HOST:PORT[,HOST:PORT]"));
+            }
+            s.kafka.brokers = Some(brokers);
+            Ok(())
+        },
+        get: |s| s.kafka.brokers.clone().map(Value::Text),
+    },
+    Key {
+        path: "kafka.topic",
+        kind: Kind::Text,
+        unit: "",
+        default: Default::Is("\"stateside\""),
+        flag: None,
+        doc: "The topic. Partition n has its log in Kafka partition n. Made when it is missing, with unlimited retention.",
+        set: |s, v| {
+            let topic = text(v);
+            let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+            if topic.is_empty() || topic.len() > 249 || !topic.bytes().all(is_name) {
+                return Err(format!("`{topic}` is not 1 to 249 letters, digits, `.`, `_` or `-`"));
+            }
+            s.kafka.topic = topic;
+            Ok(())
+        },
+        get: |s| Some(Value::Text(s.kafka.topic.clone())),
+    },
+    Key {
+        path: "kafka.partitions",
+        kind: Kind::Integer(0, limits::PARTITIONS_PER_NODE_MAX as i64),
+        unit: "Kafka partitions",
+        default: Default::Is("0"),
+        flag: None,
+        doc: "How many Kafka partitions the topic is made with, and must have. 0: when it is made, as many as the node's partitions need then; more are no fault.",
+        set: |s, v| number(v).map(|count| s.kafka.partitions = count),
+        get: |s| Some(of_number(s.kafka.partitions)),
+    },
+    Key {
+        path: "kafka.replication",
+        kind: Kind::Integer(1, 100),
+        unit: "copies",
+        default: Default::Is("3"),
+        flag: None,
+        doc: "Copies of the topic when the node makes it; it asks for all but one of them to be in sync (min.insync.replicas).",
+        set: |s, v| number(v).map(|copies| s.kafka.replication = copies),
+        get: |s| Some(of_number(s.kafka.replication)),
+    },
+    Key {
+        path: "kafka.ack_timeout_ms",
+        kind: Kind::Integer(10, 600_000),
+        unit: "ms",
+        default: Default::Is("2000"),
+        flag: None,
+        doc: "How long a write waits for the brokers before it is answered with LOG_UNAVAILABLE, its outcome unknown. While one waits longer, further writes of its partition are refused at once, and nothing of them is written.",
+        set: |s, v| number(v).map(|ms| s.kafka.ack_timeout_ms = ms),
+        get: |s| Some(of_number(s.kafka.ack_timeout_ms)),
+    },
+    Key {
+        path: "kafka.snapshot_mb",
+        kind: Kind::Integer(1, MB_MAX),
+        unit: "MiB",
+        default: Default::Is("256"),
+        flag: None,
+        doc: "A partition that has written this much since its newest snapshot is snapshotted in the background. Bounds what a restart replays.",
+        set: |s, v| number(v).map(|mb| s.kafka.snapshot_mb = mb),
+        get: |s| Some(of_number(s.kafka.snapshot_mb)),
+    },
+    Key {
+        path: "kafka.options",
+        kind: Kind::Text,
+        unit: "lines of NAME=VALUE",
+        default: Default::Is("\"\""),
+        flag: None,
+        doc: "Further settings of librdkafka, such as security.protocol=SASL_SSL, ssl.ca.location=/etc/ca.pem, sasl.username=app. TLS needs a binary with the feature kafka-tls. Those that the node's promises rest upon (acks, enable.idempotence, …) are refused.",
+        set: |s, v| {
+            let text = text(v);
+            let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+            let options = lines.map(|line| match line.split_once('=') {
+                Some((name, value)) => Ok((name.trim().to_owned(), value.trim().to_owned())),
+                None => Err(format!("`{line}` is not NAME=VALUE")),
+            });
+            s.kafka.options = options.collect::<Result<_, _>>()?;
+            Ok(())
+        },
+        get: |s| {
+            let secret = ["password", "secret", "jaas", "pem", "token"];
+            let line = |(name, value): &(String, String)| {
+                let is_secret = secret.iter().any(|part| name.contains(part));
+                format!("{name}={}", if is_secret { "***" } else { value })
+            };
+            let lines: Vec<String> = s.kafka.options.iter().map(line).collect();
+            Some(Value::Text(lines.join("\n")))
+        },
+    },
+    Key {
         path: "memory.limit_mb",
         kind: Kind::Integer(0, 1 << 30),
         unit: "MiB",
@@ -289,6 +396,36 @@ pub(super) const KEYS: &[Key] = &[
         doc: "How often the sled database is brought to disk; the log may forget only what is. Durability of answers does not depend on it.",
         set: |s, v| number(v).map(|ms| s.store.sled.flush_ms = ms),
         get: |s| Some(of_number(s.store.sled.flush_ms)),
+    },
+    Key {
+        path: "store.lsm.cache_mb",
+        kind: Kind::Integer(1, MB_MAX),
+        unit: "MiB",
+        default: Default::Is("256"),
+        flag: None,
+        doc: "Blocks of tables that the node's merge tree keeps in memory. Memtables come on top.",
+        set: |s, v| number(v).map(|mb| s.store.lsm.cache_mb = mb),
+        get: |s| Some(of_number(s.store.lsm.cache_mb)),
+    },
+    Key {
+        path: "store.lsm.memtable_mb",
+        kind: Kind::Integer(1, 1_024),
+        unit: "MiB",
+        default: Default::Is("16"),
+        flag: None,
+        doc: "Writes of a partition that are kept in memory until they are written out as a table. All partitions together keep 128 MiB or four of these, whichever is more.",
+        set: |s, v| number(v).map(|mb| s.store.lsm.memtable_mb = mb),
+        get: |s| Some(of_number(s.store.lsm.memtable_mb)),
+    },
+    Key {
+        path: "store.lsm.flush_ms",
+        kind: Kind::Integer(10, 600_000),
+        unit: "ms",
+        default: Default::Is("1000"),
+        flag: None,
+        doc: "How often the merge tree's journal is brought to disk; the log may forget only what is. Durability of answers does not depend on it.",
+        set: |s, v| number(v).map(|ms| s.store.lsm.flush_ms = ms),
+        get: |s| Some(of_number(s.store.lsm.flush_ms)),
     },
     Key {
         path: "registry.file",
@@ -439,8 +576,20 @@ impl Settings {
                 pipeline: PipelineSpec::default(),
             },
             log: LogSettings { segment_mb: 0, max_mb: 0, flush_after_ms: 0 },
+            kafka: KafkaSettings {
+                brokers: None,
+                topic: String::new(),
+                partitions: 0,
+                replication: 0,
+                ack_timeout_ms: 0,
+                snapshot_mb: 0,
+                options: Vec::new(),
+            },
             memory: MemorySettings { limit_mb: 0 },
-            store: StoreSettings { sled: SledSettings { cache_mb: 0, flush_ms: 0 } },
+            store: StoreSettings {
+                sled: SledSettings { cache_mb: 0, flush_ms: 0 },
+                lsm: LsmSettings { cache_mb: 0, memtable_mb: 0, flush_ms: 0 },
+            },
             registry: RegistrySettings { file: None },
             drain: DrainSettings { timeout_ms: 0 },
             logging: LoggingSettings { format: LoggingFormat::Text, level: LoggingLevel::Info },

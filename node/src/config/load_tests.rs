@@ -80,7 +80,7 @@ fn the_file_is_named_by_flag_or_variable() {
 fn every_wrong_line_is_reported_with_its_number_and_the_known_keys() {
     let world = World::new(
         "[node]\ncors = 2\n\n[log]\nsegment_mb = 1\nmax_mb = \"much\"\n\n[colour]\nsky = 1\n\n\
-         [store]\nsled = 4\n[store.lsm]\nx = 1\n[metrics]\nlisten = \"localhost\"\n\
+         [store]\nsled = 4\n[store.tape]\nx = 1\n[metrics]\nlisten = \"localhost\"\n\
          [partition]\npipeline = [\"log\", \"clock\"]\nack = \"fsync\"\n",
     );
     assert_eq!(
@@ -89,9 +89,9 @@ fn every_wrong_line_is_reported_with_its_number_and_the_known_keys() {
             "s.toml:2: unknown key `node.cors`; known in [node]: id, data_dir, cores, spin_us",
             "s.toml:5: log.segment_mb: 1 is not within 4 to 4096 MiB",
             "s.toml:6: log.max_mb: expected a whole number from 8 to 1048576",
-            "s.toml:8: unknown key `colour`; known: [node], [data], [control], [metrics], [partition], [log], [memory], [store], [registry], [drain], [logging]",
+            "s.toml:8: unknown key `colour`; known: [node], [data], [control], [metrics], [partition], [log], [kafka], [memory], [store], [registry], [drain], [logging]",
             "s.toml:12: `store.sled` is a section: write [store.sled]",
-            "s.toml:13: unknown key `store.lsm`; known in [store]: [sled]",
+            "s.toml:13: unknown key `store.tape`; known in [store]: [sled], [lsm]",
             "s.toml:16: metrics.listen: `localhost` is not IP:PORT, such as 127.0.0.1:7400, 0.0.0.0:7400 or [::1]:7400",
             "s.toml:18: partition.pipeline: in the pipeline log must come after clock",
             "s.toml:19: partition.ack: `fsync` is not an ack level: use `durable` or `memory`",
@@ -124,7 +124,7 @@ fn a_pipeline_with_options_is_read_shown_and_checked_line_by_line() {
     assert_eq!(
         unknown.errors(),
         [
-            "s.toml:4: partition.pipeline: `fast` is not a pipeline stage; known: filter, sanitizer, enricher, clock, dispatcher, log, line-monitor"
+            "s.toml:4: partition.pipeline: `fast` is not a pipeline stage; known: filter, sanitizer, enricher, clock, dispatcher, log, kafka-log, line-monitor"
         ]
     );
 }

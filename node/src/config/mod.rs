@@ -19,9 +19,9 @@ use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 pub use render::{ShownKey, default_file, documentation};
 pub use settings::{
-    DataSettings, DrainSettings, ListenSettings, LogSettings, LoggingFormat, LoggingLevel,
-    LoggingSettings, MemorySettings, NodeSettings, PartitionSettings, RegistrySettings, Settings,
-    SledSettings, StoreSettings,
+    DataSettings, DrainSettings, KafkaSettings, ListenSettings, LogSettings, LoggingFormat,
+    LoggingLevel, LoggingSettings, LsmSettings, MemorySettings, NodeSettings, PartitionSettings,
+    RegistrySettings, Settings, SledSettings, StoreSettings,
 };
 
 /// What the command line of `serve` and `config` sets. Everything as text, so that one parser

@@ -20,6 +20,8 @@ pub struct Settings {
     pub partition: PartitionSettings,
     /// The local log of each core.
     pub log: LogSettings,
+    /// Kafka.
+    pub kafka: KafkaSettings,
     /// Memory.
     pub memory: MemorySettings,
     /// The state stores.
@@ -87,6 +89,25 @@ pub struct LogSettings {
     pub flush_after_ms: u32,
 }
 
+/// `[kafka]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KafkaSettings {
+    /// `host:port,host:port`; none: no partition of the node has its log in Kafka.
+    pub brokers: Option<String>,
+    /// The topic.
+    pub topic: String,
+    /// Kafka partitions of the topic; 0: as many as the partition set needs.
+    pub partitions: u32,
+    /// Copies of a topic that the node makes.
+    pub replication: u32,
+    /// How long a write may wait for the brokers.
+    pub ack_timeout_ms: u32,
+    /// MiB written since a partition's newest snapshot above which it is snapshotted.
+    pub snapshot_mb: u32,
+    /// Further settings of librdkafka, by name.
+    pub options: Vec<(String, String)>,
+}
+
 /// `[memory]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemorySettings {
@@ -99,6 +120,8 @@ pub struct MemorySettings {
 pub struct StoreSettings {
     /// `[store.sled]`
     pub sled: SledSettings,
+    /// `[store.lsm]`
+    pub lsm: LsmSettings,
 }
 
 /// `[store.sled]`
@@ -107,6 +130,17 @@ pub struct SledSettings {
     /// Page cache of the node's sled database, MiB.
     pub cache_mb: u32,
     /// How often sled writes its own buffers to disk.
+    pub flush_ms: u32,
+}
+
+/// `[store.lsm]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LsmSettings {
+    /// Blocks of tables kept in memory, MiB.
+    pub cache_mb: u32,
+    /// Size that a partition's memtable is written out at, MiB.
+    pub memtable_mb: u32,
+    /// How often the journal is brought to disk.
     pub flush_ms: u32,
 }
 

@@ -405,6 +405,7 @@ impl State {
             snapshot_unix_ms: 0,
             stages: Vec::new(),
             detail: String::new(),
+            kafka: None,
         });
         CoreReport { partitions: partitions.collect(), log_mode: "direct", ..CoreReport::default() }
     }

@@ -272,6 +272,11 @@ fn to_proto(described: &Described) -> v1::Partition {
         snapshot_unix_ms: described.count(|report| report.snapshot_unix_ms),
         detail: report.as_ref().map(|report| report.detail.clone()).unwrap_or_default(),
         stages: spec.pipeline.iter().map(ToString::to_string).collect(),
+        kafka: report.as_ref().and_then(|report| report.kafka).map(|kafka| v1::KafkaLog {
+            epoch: kafka.epoch,
+            offset: kafka.offset,
+            lag: kafka.lag,
+        }),
     }
 }
 

@@ -12,10 +12,10 @@
 
 use std::cmp::Reverse;
 
-use stateside_partition::Ticket;
-use stateside_proto::codec;
+use stateside_partition::{PageEnd, Ticket};
+use stateside_proto::{codec, scan::encode_scan_end};
 use stateside_types::{
-    CoreId, Reason, Record, Refusal, Sequence, Timestamp,
+    CoreId, PartitionId, Reason, Record, Refusal, Sequence, Timestamp,
     limits::{CALLS_PER_CORE_MAX, RESPONSE_BYTES_MAX},
 };
 
@@ -267,6 +267,13 @@ impl<S: Copy> Calls<S> {
             part.body.extend_from_slice(value);
             part.ends.push(part.body.len() as u32);
         }
+    }
+
+    /// The end of a scan's page, behind its records.
+    pub fn page_end(&mut self, ticket: Ticket, partition: PartitionId, end: PageEnd<'_>) {
+        let Some((call, part)) = find(&mut self.slots, ticket) else { return };
+        let body = &mut call.parts[part].body;
+        encode_scan_end(body, partition, end.epoch, end.sequence, end.after);
     }
 
     /// Records of a part that another core executed.

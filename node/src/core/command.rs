@@ -9,6 +9,8 @@ use stateside_pipeline::StageCounts;
 use stateside_router::RoutingTable;
 use stateside_types::{PartitionId, PartitionSpec, PartitionState, Refusal, Sequence};
 
+pub use super::kafka::KafkaReport;
+
 /// One slot for one answer.
 pub type Reply<T> = flume::Sender<T>;
 
@@ -146,4 +148,6 @@ pub struct PartitionReport {
     pub stages: Vec<StageCounts>,
     /// What went wrong, when stopped or damaged.
     pub detail: String,
+    /// Its log in Kafka, if it has one there.
+    pub kafka: Option<KafkaReport>,
 }

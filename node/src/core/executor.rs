@@ -10,14 +10,18 @@
 
 use std::{collections::HashMap, io, mem, sync::Arc};
 
-use stateside_partition::{Input, Partition, Ticket};
+use stateside_partition::{Input, Partition, Scan, Ticket};
 use stateside_pipeline::log::LogFailed;
-use stateside_proto::codec;
+use stateside_proto::{
+    codec,
+    scan::{ScanPlace, ScanQuery, decode_scan},
+};
 use stateside_router::{BatchPlan, Placement, RoutingTable, UNOWNED};
+use stateside_statestore::PageRequest;
 use stateside_types::{
     Ack, CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
     WriteEntry,
-    limits::{EXPIRED_PER_TICK_MAX, HOPS_PER_CORE_PAIR_MAX},
+    limits::{EXPIRED_PER_TICK_MAX, HOPS_PER_CORE_PAIR_MAX, SCAN_PAGE_BYTES},
 };
 
 use super::{
@@ -53,6 +57,7 @@ pub(crate) enum Verb {
     Upsert,
     Get,
     Remove,
+    Scan,
 }
 
 /// See the module's header.
@@ -259,10 +264,24 @@ impl Executor {
         Ok(())
     }
 
-    /// Ends the service of every partition with the same refusal.
+    /// Answers that have waited too long for Kafka leave.
+    pub(crate) fn tell_who_waits_for_kafka(&mut self) {
+        let Some(kafka) = &self.world.kafka else { return };
+        for (id, through) in kafka.late() {
+            let Some(kafka) = &self.world.kafka else { return };
+            let refusal = kafka.unknown_outcome(id);
+            if let Some((partition, mut effects)) = self.partition(id) {
+                partition.step(Input::LogSilent(through, refusal), &mut effects);
+            }
+        }
+    }
+
+    /// Ends the service of every partition that writes to the core's log, with the same refusal.
     pub(crate) fn halt_all(&mut self, refusal: &Refusal) {
         for hosted in self.slots.iter_mut().flatten() {
-            if let Hosted::Here(partition) = hosted {
+            if let Hosted::Here(partition) = hosted
+                && !partition.spec().is_logged_in_kafka()
+            {
                 let id = partition.spec().id;
                 let mut effects = PartitionEffects { world: &mut self.world, partition: id };
                 partition.halt(refusal.clone(), &mut effects);
@@ -286,6 +305,7 @@ impl Executor {
             Verb::Get => self.read(stream, &message),
             Verb::Upsert => self.write(stream, verb, &message),
             Verb::Remove => self.write(stream, verb, &message),
+            Verb::Scan => self.scan(stream, &message).map(|()| None),
         };
         match kept {
             Ok(None) => Ok(Some(message)),
@@ -408,6 +428,45 @@ impl Executor {
         self.step_slot(slot, ticket, Input::Write { ticket, entries, ack });
     }
 
+    /// A page of one partition's records.
+    fn scan(&mut self, stream: StreamRef, message: &[u8]) -> Result<(), Refusal> {
+        let query = decode_scan(message)?;
+        let route = match &query.place {
+            ScanPlace::RoutingKey(key) => {
+                match self.plan.place(&self.table, std::iter::once(&key[..]), None) {
+                    Placement::One(route) if route != UNOWNED => Some(route),
+                    _ => None,
+                }
+            }
+            ScanPlace::Partition(id) => {
+                let here = self.table.routes().iter().position(|route| route.id == *id);
+                here.map(|route| route as u32)
+            }
+        };
+        let Some(route) = route else { return Err(bad_node()) };
+        let slot = self.open(stream, Verb::Scan, false)?;
+        let ticket = self.world.calls.add_part(slot, 0);
+        if let Some(at) = self.local_slot(route) {
+            let id = self.table.routes()[route as usize].id;
+            self.scan_part(at, ticket, id, query);
+        } else if let Some((requests, id)) = self.hop(ticket, route) {
+            requests.push_scan(ticket, id, message);
+        }
+        Ok(())
+    }
+
+    fn scan_part(&mut self, slot: u32, ticket: Ticket, id: PartitionId, query: ScanQuery) {
+        let ScanQuery { from, to, records_max, at, .. } = query;
+        if at.is_some_and(|(of, ..)| of != id) {
+            let text = format!("the continuation is not one of partition {id}");
+            let refusal = Refusal::new(Reason::ScanMoved, text);
+            return self.world.calls.finish(ticket, Outcome::Refused(refusal));
+        }
+        let page = PageRequest { from, to, records_max, bytes_max: SCAN_PAGE_BYTES };
+        let scan = Scan { page, at: at.map(|(_, epoch, sequence)| (epoch, sequence)) };
+        self.step_slot(slot, ticket, Input::Scan { ticket, scan: &scan });
+    }
+
     /// Executes what another core sent; answers go to `answers_out` as they become ready.
     pub(crate) fn hopped(&mut self, from: CoreId, batch: &HopRequests) {
         let mut keys = Vec::new();
@@ -415,6 +474,7 @@ impl Executor {
         for request in batch.requests() {
             let method = match request.kind {
                 HopKind::Read => Verb::Get,
+                HopKind::Scan => Verb::Scan,
                 HopKind::Write(_) => Verb::Upsert,
             };
             let origin = Origin::Hop(from, request.ticket);
@@ -436,6 +496,18 @@ impl Executor {
                     match hosted {
                         Some(at) => self.step_slot(at, ticket, Input::Read { ticket, keys: &keys }),
                         None => self.world.calls.finish(ticket, Outcome::Refused(bad_node())),
+                    }
+                }
+                HopKind::Scan => {
+                    let ticket = self.world.calls.add_part(slot, 0);
+                    match (hosted, decode_scan(batch.message(request))) {
+                        (Some(at), Ok(query)) => {
+                            self.scan_part(at, ticket, request.partition, query);
+                        }
+                        (None, _) => self.world.calls.finish(ticket, Outcome::Refused(bad_node())),
+                        (_, Err(refusal)) => {
+                            self.world.calls.finish(ticket, Outcome::Refused(refusal));
+                        }
                     }
                 }
                 HopKind::Write(ack) => {

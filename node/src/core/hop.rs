@@ -39,6 +39,8 @@ pub struct HopRequest {
 pub enum HopKind {
     /// Read keys.
     Read,
+    /// Read a page.
+    Scan,
     /// Write entries.
     Write(Option<Ack>),
 }
@@ -61,6 +63,13 @@ impl HopRequests {
             put_bytes(&mut self.bytes, key);
         }
         self.finish(ticket, partition, HopKind::Read, start);
+    }
+
+    /// Adds a scan: its message as it came.
+    pub fn push_scan(&mut self, ticket: Ticket, partition: PartitionId, message: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(message);
+        self.finish(ticket, partition, HopKind::Scan, start);
     }
 
     /// Adds a write.
@@ -116,6 +125,11 @@ impl HopRequests {
         while !bytes.is_empty() {
             keys.push(take_bytes(&mut bytes));
         }
+    }
+
+    /// The message of a scan.
+    pub fn message(&self, request: &HopRequest) -> &[u8] {
+        &self.bytes[request.start..request.end]
     }
 
     /// Fills `entries` with what a write asks for.

@@ -7,17 +7,20 @@ use std::{
     sync::Arc,
 };
 
-use stateside_partition::Partition;
+use stateside_partition::{Input, Partition};
 use stateside_types::{
-    Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence, StoreKind,
+    Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
 };
 
 use super::{
-    command::{PartitionReport, Reply, RestoreReport},
+    command::{KafkaReport, PartitionReport, Reply, RestoreReport},
     executor::{Executor, Hosted},
+    kafka::{CoreKafka, FromKafka, OpenedLog},
     partition_files::{PartitionFiles, SnapshotInfo},
     pool::PoolDone,
+    recovery::stopped,
     snapshots::{Progress, Purpose, SnapshotJob},
+    world::without_kafka,
 };
 use crate::metrics::CoreMetrics;
 
@@ -119,6 +122,9 @@ impl Operations {
             partition.halt(Refusal::new(Reason::BadNode, text), &mut effects);
         }
         executor.world.log.forget(id);
+        if let Some(kafka) = &mut executor.world.kafka {
+            kafka.close(id);
+        }
         self.newest.remove(&id);
         match executor.unhost(id) {
             Some(Hosted::Here(partition)) => {
@@ -178,7 +184,7 @@ impl Operations {
         }
         let spec = partition.spec();
         let (epoch, sequence) = (spec.first_epoch, partition.applied());
-        if spec.store == StoreKind::Sled {
+        if spec.store.is_on_disk() {
             // What it holds is on disk but for the last of it: cheaper than a snapshot.
             return partition.cover(&mut effects);
         }
@@ -202,6 +208,12 @@ impl Operations {
     ) {
         let refusal = match executor.hosted(id) {
             None => Some(unknown(id)),
+            Some(hosted) if hosted.spec().is_logged_in_kafka() => Some(Refusal::new(
+                Reason::InvalidArgument,
+                format!(
+                    "the content of partition {id} is its log in Kafka, which a restore cannot change; restore into a partition with a local log"
+                ),
+            )),
             Some(_) if self.is_under_way(id) => Some(busy(id)),
             Some(_) => None,
         };
@@ -289,9 +301,20 @@ impl Operations {
                         if let Some(newest) = newest {
                             self.newest.insert(spec.id, newest);
                         }
+                        if spec.is_logged_in_kafka() {
+                            return replay_from_kafka(spec, store, executor);
+                        }
                         serve(spec, store, executor)
                     });
                     answer(&reply, result);
+                }
+            }
+            PoolDone::KafkaFiled(id, position, result) => {
+                if let Err(error) = &result {
+                    tracing::warn!(partition = id.0, %error, "where its log in Kafka is replayed from cannot be noted");
+                }
+                if let Some(kafka) = &mut executor.world.kafka {
+                    kafka.filed(id, result.is_ok().then_some(*position));
                 }
             }
             PoolDone::LateRecovered(_) => unreachable!("the core hands it to its late recovery"),
@@ -328,7 +351,7 @@ impl Operations {
     }
 
     /// Describes a hosted partition.
-    pub(crate) fn report(&self, hosted: &Hosted) -> PartitionReport {
+    pub(crate) fn report(&self, hosted: &Hosted, kafka: Option<KafkaReport>) -> PartitionReport {
         let spec = hosted.spec().clone();
         let newest = self.newest.get(&spec.id);
         match hosted {
@@ -336,6 +359,7 @@ impl Operations {
                 let stats = partition.stats();
                 let (state, detail) = partition.state();
                 PartitionReport {
+                    kafka,
                     state,
                     records: stats.records,
                     payload_bytes: stats.payload_bytes,
@@ -351,6 +375,7 @@ impl Operations {
                 }
             }
             Hosted::Down(_, state, refusal) => PartitionReport {
+                kafka,
                 state: *state,
                 records: 0,
                 payload_bytes: 0,
@@ -446,6 +471,117 @@ impl Operations {
         true
     }
 
+    /// Opens a partition with its log in Kafka that was there before this start.
+    pub(crate) fn open_logged_in_kafka(&mut self, spec: PartitionSpec, executor: &mut Executor) {
+        let text = format!("partition {} waits for its log in Kafka", spec.id);
+        // Nobody waits for the answer: what comes of it is the partition's state.
+        let (reply, _) = flume::bounded(1);
+        self.open(spec, Refusal::new(Reason::PartitionStarting, text), reply, executor);
+    }
+
+    /// What Kafka's threads have left for this core.
+    pub(crate) fn take_kafka_mail(&mut self, executor: &mut Executor) {
+        let Some(mail) = executor.world.kafka.as_ref().and_then(CoreKafka::take_mail) else {
+            return;
+        };
+        for (id, anchor) in mail.passed {
+            let kafka = executor.world.kafka.as_mut();
+            let passed = kafka.and_then(|kafka| kafka.passed(id, anchor));
+            if let (Some(passed), Some((partition, mut effects))) = (passed, executor.partition(id))
+            {
+                partition.step(Input::LogDurable(passed), &mut effects);
+            }
+        }
+        for event in mail.events {
+            self.take_kafka_event(event, executor);
+        }
+    }
+
+    fn take_kafka_event(&mut self, event: FromKafka, executor: &mut Executor) {
+        match event {
+            FromKafka::Progress { partition: id, offset, lag, detail } => {
+                if let Some(kafka) = &mut executor.world.kafka {
+                    kafka.progress(id, offset, lag);
+                }
+                let refusal = Refusal::new(Reason::PartitionStarting, detail);
+                if let Some(Hosted::Down(spec, PartitionState::Init, _)) = executor.hosted(id) {
+                    let spec = spec.clone();
+                    executor.host(Hosted::Down(spec, PartitionState::Init, refusal));
+                }
+            }
+            FromKafka::Opened { partition: id, first_epoch, result } => {
+                // It may have been removed meanwhile, and added again.
+                let spec = match executor.hosted(id) {
+                    Some(Hosted::Down(spec, ..)) if spec.first_epoch == first_epoch => spec.clone(),
+                    _ => return,
+                };
+                let hosted = match result {
+                    Err(refusal) => {
+                        tracing::error!(partition = id.0, %refusal, "a partition cannot serve");
+                        stopped(spec, refusal)
+                    }
+                    Ok(opened) => {
+                        let OpenedLog { store, claim, position } = *opened;
+                        let partition = Partition::new(spec.clone(), store);
+                        if let (Some(kafka), Ok(_)) = (&mut executor.world.kafka, &partition) {
+                            kafka.adopt(id, claim, position);
+                        }
+                        tracing::debug!(
+                            partition = id.0,
+                            epoch = claim.epoch.0,
+                            offset = claim.offset,
+                            "claimed its log in Kafka"
+                        );
+                        match partition {
+                            Ok(partition) => Hosted::Here(Box::new(partition)),
+                            Err(error) => stopped(
+                                spec,
+                                Refusal::new(Reason::PartitionStopped, error.to_string()),
+                            ),
+                        }
+                    }
+                };
+                executor.host(hosted);
+            }
+            FromKafka::Over { partition: id, epoch, held, later } => {
+                let Some(kafka) = &mut executor.world.kafka else { return };
+                if !kafka.has_claim(id, epoch) {
+                    return;
+                }
+                kafka.close(id);
+                if let Some((partition, mut effects)) = executor.partition(id) {
+                    // Who waits does not know what came of it; who comes can be told where to go.
+                    partition.halt(held, &mut effects);
+                    partition.halt(later, &mut effects);
+                }
+            }
+        }
+    }
+
+    /// Goes through the partitions with logs in Kafka: what has waited too long, what a snapshot has
+    /// passed, what needs a snapshot.
+    pub(crate) fn tend_kafka(&mut self, executor: &mut Executor) {
+        let Some(kafka) = &mut executor.world.kafka else { return };
+        for id in kafka.due_for_snapshot() {
+            if !self.is_under_way(id) {
+                self.background_snapshot(id);
+            }
+        }
+        for id in kafka.partitions() {
+            let Some((partition, _)) = executor.partition(id) else { continue };
+            let covered = self.covered(partition);
+            let kafka = executor.world.kafka.as_mut();
+            let Some(position) = kafka.and_then(|kafka| kafka.file_position(id, covered)) else {
+                continue;
+            };
+            let files = Arc::clone(&self.files);
+            executor.world.pool.submit(move || {
+                let written = files.write_kafka_position(id, &position);
+                PoolDone::KafkaFiled(id, Box::new(position), written)
+            });
+        }
+    }
+
     /// Whether something is being done to a partition.
     pub(crate) fn is_under_way(&self, id: PartitionId) -> bool {
         self.snapshots.iter().any(|job| job.partition == id)
@@ -473,6 +609,22 @@ fn serve(
     let spec = partition.spec();
     executor.world.log.adopt(spec.id, spec.first_epoch, partition.applied());
     executor.host(Hosted::Here(Box::new(partition)));
+    Ok(())
+}
+
+/// Has a partition's log in Kafka replayed into its store. It serves when it is claimed.
+fn replay_from_kafka(
+    spec: PartitionSpec,
+    store: Box<dyn stateside_statestore::StateStore>,
+    executor: &mut Executor,
+) -> Result<(), Refusal> {
+    match &mut executor.world.kafka {
+        Some(kafka) => kafka.open(spec, store),
+        None => {
+            let refusal = without_kafka(spec.id);
+            executor.host(Hosted::Down(spec, PartitionState::Stopped, refusal));
+        }
+    }
     Ok(())
 }
 

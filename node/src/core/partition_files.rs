@@ -10,17 +10,18 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
+use stateside_pipeline::kafka::{Position, PositionError};
 use stateside_statestore::{
-    MemoryStore, SledEngine, SledOptions, SnapshotError, SnapshotHeader, SnapshotReader,
-    SnapshotRecord, StateStore, StoreError,
+    MemoryStore, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord, StateStore,
+    StoreError,
 };
 use stateside_types::{Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, StoreKind};
 
-use super::command::RestoreReport;
-use crate::data_dir::{DataDir, parse_snapshot_name};
+use super::{command::RestoreReport, store_engines::StoreEngines};
+use crate::data_dir::{DataDir, parse_snapshot_name, replace_file, sync_directory_of};
 
 /// Bytes read from a snapshot at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -40,32 +41,14 @@ pub(crate) type OpenedStore = (Box<dyn StateStore>, Option<SnapshotInfo>);
 /// Where partitions keep their files. One per node, shared by its cores.
 pub struct PartitionFiles {
     data_dir: Arc<DataDir>,
-    /// Opened when the first partition needs it: a node without such partitions has none.
-    sled: Mutex<Option<SledEngine>>,
-    sled_options: SledOptions,
+    engines: StoreEngines,
     hash_seed: u64,
 }
 
 impl PartitionFiles {
     /// Files below a data directory. `hash_seed`: any secret number, for the stores in memory.
-    pub fn new(data_dir: Arc<DataDir>, sled_options: SledOptions, hash_seed: u64) -> Self {
-        Self { data_dir, sled: Mutex::new(None), sled_options, hash_seed }
-    }
-
-    fn sled(&self) -> Result<SledEngine, Refusal> {
-        let mut sled = self.sled.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(engine) = &*sled {
-            return Ok(engine.clone());
-        }
-        let engine = SledEngine::open(&self.data_dir.sled(), self.sled_options)
-            .map_err(|error| store_failed(&error))?;
-        Ok(sled.insert(engine).clone())
-    }
-
-    /// Whether there are sled files, of partitions past or present.
-    fn has_sled(&self) -> bool {
-        let entries = fs::read_dir(self.data_dir.sled());
-        entries.is_ok_and(|mut entries| entries.next().is_some())
+    pub fn new(data_dir: Arc<DataDir>, engines: StoreEngines, hash_seed: u64) -> Self {
+        Self { data_dir, engines, hash_seed }
     }
 
     /// Opens a partition's store: its engine, or its newest snapshot, or nothing yet.
@@ -76,17 +59,16 @@ impl PartitionFiles {
     pub(crate) fn open_store(&self, spec: &PartitionSpec) -> Result<OpenedStore, Refusal> {
         let mut store: Box<dyn StateStore> = match spec.store {
             StoreKind::Memory => Box::new(MemoryStore::new(self.hash_seed)),
-            StoreKind::Sled => Box::new(
-                self.sled()?
-                    .partition(spec.id, spec.first_epoch)
-                    .map_err(|error| store_failed(&error))?,
-            ),
+            StoreKind::MemoryOrdered => Box::new(MemoryStore::ordered(self.hash_seed)),
+            StoreKind::Sled | StoreKind::Lsm => {
+                self.engines.open_store(spec.store, spec.id, spec.first_epoch)?
+            }
         };
         let newest = self.newest_snapshot(spec)?;
         let mut info = None;
         if let Some((sequence, path)) = newest {
             let created_unix_ms = if sequence > store.applied() {
-                load(&path, sequence, store.as_mut())?
+                load(&path, sequence, store.as_mut(), spec.store.is_on_disk())?
             } else {
                 read_header(&path)?.created.0
             };
@@ -165,9 +147,53 @@ impl PartitionFiles {
         Ok(RestoreReport { sequence, records })
     }
 
+    /// What the node remembers of the partition's log in Kafka.
+    ///
+    /// # Errors
+    /// `PARTITION_DAMAGED`, `FILE_VERSION`, `PARTITION_STOPPED`.
+    #[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "only the client asks"))]
+    pub(crate) fn read_kafka_position(&self, id: PartitionId) -> Result<Option<Position>, Refusal> {
+        let path = self.data_dir.kafka_position(id);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_failed(&path, &error)),
+        };
+        Position::decode(&text).map(Some).map_err(|error| {
+            let reason = match error {
+                PositionError::Version => Reason::FileVersion,
+                PositionError::Damaged => Reason::PartitionDamaged,
+            };
+            let advice = "remove the partition and add it again to replay all of its log";
+            Refusal::new(reason, format!("{}: {error}; {advice}", path.display()))
+        })
+    }
+
+    /// Notes where the partition's log in Kafka is; on disk when this returns.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn write_kafka_position(
+        &self,
+        id: PartitionId,
+        position: &Position,
+    ) -> io::Result<()> {
+        fs::create_dir_all(self.data_dir.partition(id))?;
+        replace_file(&self.data_dir.kafka_position(id), position.encode().as_bytes())?;
+        // The folder may be new.
+        sync_directory_of(&self.data_dir.partition(id))
+    }
+
+    /// Whether any partition of this node has had its log in Kafka.
+    #[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "only the client asks"))]
+    pub(crate) fn has_kafka_positions(&self) -> bool {
+        let Ok(entries) = fs::read_dir(self.data_dir.partitions()) else { return false };
+        entries.flatten().any(|entry| entry.path().join("kafka.position").exists())
+    }
+
     /// Deletes everything of a partition.
     pub(crate) fn remove(&self, id: PartitionId) -> Result<(), Refusal> {
-        self.remove_trees(|other, _| other == id)?;
+        self.engines.remove_stores(|_, other, _| other == id)?;
         match fs::remove_dir_all(self.data_dir.partition(id)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 let text = format!("{}: {error}", self.data_dir.partition(id).display());
@@ -177,7 +203,7 @@ impl PartitionFiles {
         }
     }
 
-    /// Deletes what sled still holds of partitions, or of content, that no specification names. At
+    /// Deletes what engines still hold of partitions, or of content, that no specification names. At
     /// the start, before anything is opened. On a full disk it is left to the next start.
     ///
     /// # Errors
@@ -185,28 +211,17 @@ impl PartitionFiles {
     pub fn sweep(&self, specs: &[PartitionSpec]) -> Result<(), Refusal> {
         let known: HashSet<_> = specs
             .iter()
-            .filter(|spec| spec.store == StoreKind::Sled)
-            .map(|spec| (spec.id, spec.first_epoch))
+            .filter(|spec| spec.store.is_on_disk())
+            .map(|spec| (spec.store, spec.id, spec.first_epoch))
             .collect();
-        match self.remove_trees(|id, epoch| !known.contains(&(id, epoch))) {
+        let unknown = |kind, id, epoch| !known.contains(&(kind, id, epoch));
+        match self.engines.remove_stores(unknown) {
             Err(refusal) if refusal.reason == Reason::DiskFull => {
-                tracing::warn!(%refusal, "what removed partitions left in sled is not looked for");
+                tracing::warn!(%refusal, "what removed partitions left on the disk is not looked for");
                 Ok(())
             }
             done => done,
         }
-    }
-
-    fn remove_trees(&self, gone: impl Fn(PartitionId, Epoch) -> bool) -> Result<(), Refusal> {
-        if !self.has_sled() {
-            return Ok(());
-        }
-        let sled = self.sled()?;
-        let trees = sled.partitions().map_err(|error| store_failed(&error))?;
-        for (id, epoch) in trees.into_iter().filter(|&(id, epoch)| gone(id, epoch)) {
-            sled.remove(id, epoch).map_err(|error| store_failed(&error))?;
-        }
-        Ok(())
     }
 
     /// The newest snapshot of the partition's present content.
@@ -272,7 +287,12 @@ fn parse_name(path: &Path) -> Option<(Epoch, Sequence)> {
 }
 
 /// Fills a store from a snapshot; returns when the snapshot was made.
-fn load(path: &Path, sequence: Sequence, store: &mut dyn StateStore) -> Result<u64, Refusal> {
+fn load(
+    path: &Path,
+    sequence: Sequence,
+    store: &mut dyn StateStore,
+    on_disk: bool,
+) -> Result<u64, Refusal> {
     let damaged = |error: SnapshotError| damaged(path, &error);
     let mut file = File::open(path).map_err(|error| io_failed(path, &error))?;
     let mut reader = SnapshotReader::new();
@@ -296,7 +316,7 @@ fn load(path: &Path, sequence: Sequence, store: &mut dyn StateStore) -> Result<u
     reader.finish().map_err(damaged)?;
     let header = header.expect("a snapshot that ends well has a header");
     store.load_end(sequence, header.timestamp);
-    while store.kind() != StoreKind::Memory.as_str() && store.covered() < sequence {
+    while on_disk && store.covered() < sequence {
         store.cover();
         work(store)?;
     }
@@ -357,7 +377,7 @@ fn io_failed(path: &Path, error: &io::Error) -> Refusal {
     Refusal::new(Reason::PartitionStopped, format!("{}: {error}", path.display()))
 }
 
-fn store_failed(error: &StoreError) -> Refusal {
+pub(super) fn store_failed(error: &StoreError) -> Refusal {
     let reason = match error {
         StoreError::Damaged { .. } => Reason::PartitionDamaged,
         StoreError::DiskFull { .. } => Reason::DiskFull,

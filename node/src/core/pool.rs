@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, io, time::Duration};
 
+use stateside_pipeline::kafka::Position;
 use stateside_statestore::WorkDone;
 use stateside_types::{PartitionId, Refusal};
 
@@ -26,6 +27,8 @@ pub(crate) enum PoolDone {
     StoreOpened(u64, Result<OpenedStore, Refusal>),
     /// Partitions that the start had no room for were tried again.
     LateRecovered(Result<Recovered, LogError>),
+    /// Where a partition's log in Kafka is replayed from was noted, or not.
+    KafkaFiled(PartitionId, Box<Position>, io::Result<()>),
     /// A partition's files were deleted, or not.
     FilesRemoved(u64, Result<(), Refusal>),
 }

@@ -205,7 +205,7 @@ impl Open {
 }
 
 /// A partition that does not serve, and why.
-fn stopped(spec: PartitionSpec, refusal: Refusal) -> Hosted {
+pub(crate) fn stopped(spec: PartitionSpec, refusal: Refusal) -> Hosted {
     let state = match refusal.reason {
         Reason::PartitionDamaged => PartitionState::Damaged,
         // Recovered as soon as there is room.

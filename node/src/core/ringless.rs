@@ -27,8 +27,8 @@ use stateside_pipeline::log::{GroupNumber, LogFailed, Placement, Retention, Writ
 use stateside_router::{Route, RoutingTable};
 use stateside_statestore::MemoryStore;
 use stateside_types::{
-    Ack, CoreId, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Sequence,
-    StoreKind, WallClock,
+    Ack, CoreId, Epoch, HashRange, PartitionId, PartitionSpec, PipelineSpec, Sequence, StoreKind,
+    WallClock,
 };
 use stateside_wire::{Closed, Endpoint, Session, SessionConfig};
 
@@ -77,7 +77,7 @@ pub enum RinglessError {
     Session(#[from] Closed),
 }
 
-/// One core with one connection and partitions of the default pipeline over memory stores.
+/// One core with one connection and partitions over memory stores.
 pub struct RinglessCore {
     executor: Executor,
     session: Session,
@@ -88,17 +88,25 @@ pub struct RinglessCore {
 }
 
 impl RinglessCore {
-    /// A core with `partitions` even partitions, and its log below `directory`. The same `seed`
+    /// A core with `partitions` even partitions of these stages, and its log below `directory`. The same `seed`
     /// places the same records alike.
     ///
     /// # Errors
     /// See [`RinglessError`].
-    pub fn new(directory: &Path, partitions: u32, seed: u64) -> Result<Self, RinglessError> {
+    ///
+    /// # Panics
+    /// When the stages make no pipeline.
+    pub fn new(
+        directory: &Path,
+        partitions: u32,
+        pipeline: &PipelineSpec,
+        seed: u64,
+    ) -> Result<Self, RinglessError> {
         let start = Instant::now();
         let specs: Vec<PartitionSpec> = HashRange::split_evenly(partitions)
             .into_iter()
             .enumerate()
-            .map(|(index, range)| spec(PartitionId(index as u32), range))
+            .map(|(index, range)| spec(PartitionId(index as u32), range, pipeline))
             .collect();
         let mut log = open_log(directory, start)?;
         for spec in &specs {
@@ -108,6 +116,7 @@ impl RinglessCore {
         let (pool, _) = PoolHandle::new(pool, Waker::without_ring()?);
         let world = World {
             calls: Default::default(),
+            kafka: None,
             log,
             pool,
             node: "vm-1".into(),
@@ -129,7 +138,7 @@ impl RinglessCore {
         let table = RoutingTable::new(1, routes.collect()).expect("an even split is disjoint");
         for spec in specs {
             let partition = Partition::new(spec, Box::new(MemoryStore::new(seed)));
-            let partition = partition.expect("the default pipeline is sound");
+            let partition = partition.expect("the stages make a pipeline");
             executor.host(Hosted::Here(Box::new(partition)));
         }
         executor.set_table(Arc::new(table));
@@ -205,13 +214,13 @@ impl RinglessCore {
 }
 
 /// Acknowledges from memory by default, so that a request can choose either.
-fn spec(id: PartitionId, range: HashRange) -> PartitionSpec {
+fn spec(id: PartitionId, range: HashRange, pipeline: &PipelineSpec) -> PartitionSpec {
     PartitionSpec {
         id,
         range,
         store: StoreKind::Memory,
         ack: Ack::Memory,
-        pipeline: DEFAULT_PIPELINE.into(),
+        pipeline: pipeline.clone(),
         first_epoch: Epoch(1),
         epoch: Epoch(1),
         base_sequence: Sequence::ZERO,
@@ -246,7 +255,7 @@ mod tests {
     #[test]
     fn a_client_is_greeted_and_nonsense_is_answered_with_goaway() {
         let directory = tempfile::tempdir().unwrap();
-        let mut core = RinglessCore::new(directory.path(), 2, 1).unwrap();
+        let mut core = RinglessCore::new(directory.path(), 2, &PipelineSpec::default(), 1).unwrap();
         let mut out = Vec::new();
         core.turn(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", &mut out).unwrap();
         assert_eq!(out[3], 4, "the server's settings come first");

@@ -27,12 +27,14 @@ pub(crate) const METHODS: &[&str] = &[
     "/stateside.v1.DataPlane/Remove",
     "/stateside.v1.DataPlane/Topology",
     "/grpc.health.v1.Health/Check",
+    "/stateside.v1.DataPlane/Scan",
 ];
 
 const UPSERT: u16 = 0;
 const GET: u16 = 1;
 const REMOVE: u16 = 2;
 const TOPOLOGY: u16 = 3;
+const SCAN: u16 = 5;
 
 /// The service of `grpc.health.v1` that this plane is.
 const HEALTH_SERVICES: [&str; 2] = ["", "stateside.v1.DataPlane"];
@@ -78,6 +80,7 @@ pub(crate) fn on_event(
         UPSERT => Verb::Upsert,
         GET => Verb::Get,
         REMOVE => Verb::Remove,
+        SCAN => Verb::Scan,
         other => {
             let outcome = if other == TOPOLOGY {
                 let topology = topology(node, executor.table());
@@ -223,6 +226,7 @@ impl From<Verb> for Method {
             Verb::Upsert => Self::Upsert,
             Verb::Get => Self::Get,
             Verb::Remove => Self::Remove,
+            Verb::Scan => Self::Scan,
         }
     }
 }
@@ -231,6 +235,7 @@ const _: () = {
     assert!(Method::Upsert as u8 == Verb::Upsert as u8);
     assert!(Method::Get as u8 == Verb::Get as u8);
     assert!(Method::Remove as u8 == Verb::Remove as u8);
+    assert!(Method::Scan as u8 == Verb::Scan as u8);
 };
 
 /// Counts what sessions answered by themselves.
@@ -245,6 +250,7 @@ fn label(method: Option<stateside_wire::Method>) -> Method {
         Some(UPSERT) => Method::Upsert,
         Some(GET) => Method::Get,
         Some(REMOVE) => Method::Remove,
+        Some(SCAN) => Method::Scan,
         Some(TOPOLOGY) => Method::Topology,
         Some(_) => Method::Health,
         None => Method::Unknown,

@@ -15,17 +15,18 @@ use stateside_partition::Input;
 use stateside_pipeline::log::{LogFailed, Placement, Retention, WriterLimits};
 use stateside_router::RoutingTable;
 use stateside_types::{
-    CoreId, Reason, Refusal, WallClock,
+    CoreId, PartitionSpec, Reason, Refusal, WallClock,
     limits::{CORE_COMMANDS_MAX, HOPS_PER_CORE_PAIR_MAX},
 };
 use stateside_wire::{Endpoint, SessionConfig};
 
 use super::{
-    command::{CoreCommand, CoreReport},
+    command::{CoreCommand, CoreReport, PartitionReport},
     connections::{Connections, millis},
     coverage::Coverage,
     executor::{Executor, Hosted},
     hop::{HopAnswers, HopRequests},
+    kafka::{CoreKafka, KafkaLink},
     late_recovery::LateRecovery,
     log::{CoreLog, LOG_WRITE},
     operations::Operations,
@@ -148,6 +149,8 @@ pub struct CoreSetup {
     pub spin: Duration,
     /// A secret number, against keys crafted to collide.
     pub hash_seed: u64,
+    /// The log in Kafka, when the node uses it.
+    pub kafka: Option<KafkaLink>,
     /// Told about as recovery goes.
     pub progress: Arc<RecoveryProgress>,
     /// Damage that the cores' recoveries find.
@@ -235,7 +238,9 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         progress: Arc::clone(&setup.progress),
         evidence: Arc::clone(&setup.evidence),
     };
-    let mut recovered = recovery.run(setup.partitions)?;
+    let (in_kafka, local): (Vec<_>, Vec<_>) =
+        setup.partitions.into_iter().partition(PartitionSpec::is_logged_in_kafka);
+    let mut recovered = recovery.run(local)?;
     setup.reached.send(setup.core).map_err(|_| CoreError::Abandoned)?;
     setup.proceed.recv().map_err(|_| CoreError::Abandoned)?;
 
@@ -265,6 +270,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
     let world = World {
         calls: Default::default(),
         log,
+        kafka: setup.kafka.map(|link| CoreKafka::new(link, start)),
         pool,
         node: setup.node.id.as_str().into(),
         memory: MemoryBudget::new(setup.memory_limit_bytes),
@@ -306,6 +312,9 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
     if setup.catalog.has_older_placements(who.placement) {
         core.operations.snapshot_all(&core.executor);
     }
+    for spec in in_kafka {
+        core.operations.open_logged_in_kafka(spec, &mut core.executor);
+    }
     setup.reached.send(setup.core).map_err(|_| CoreError::Abandoned)?;
     core.take_turns().await?;
     core.executor.world.log.close();
@@ -342,6 +351,9 @@ impl Core {
             let now = Instant::now();
             self.executor.world.wall = wall_clock();
             self.executor.world.log.set_now(now);
+            if let Some(kafka) = &mut self.executor.world.kafka {
+                kafka.set_now(now);
+            }
             self.executor.world.turn_ns = (now - self.start).as_nanos() as u64;
             let Turn { woken, tick, .. } = self.ring.turn(now, &mut events)?;
             for event in events.drain(..) {
@@ -430,6 +442,7 @@ impl Core {
                 done => operations.pool_done(done, executor),
             }
         }
+        self.operations.take_kafka_mail(&mut self.executor);
         while let Ok(command) = self.mailboxes.commands.try_recv() {
             self.on_command(command, now);
         }
@@ -473,9 +486,14 @@ impl Core {
         }
     }
 
+    fn report_of(&self, hosted: &Hosted) -> PartitionReport {
+        let kafka = self.executor.world.kafka.as_ref();
+        self.operations.report(hosted, kafka.and_then(|kafka| kafka.report(hosted.spec().id)))
+    }
+
     fn report(&self) -> CoreReport {
         let mut partitions: Vec<_> =
-            self.executor.all().map(|hosted| self.operations.report(hosted)).collect();
+            self.executor.all().map(|hosted| self.report_of(hosted)).collect();
         partitions.sort_by_key(|partition| partition.spec.id);
         let log = self.executor.world.log.status();
         CoreReport {
@@ -501,12 +519,14 @@ impl Core {
             self.log_failed(&failed);
         }
         self.executor.step_all(|| Input::Tick);
+        self.executor.tell_who_waits_for_kafka();
         self.executor.reclaim_expired();
         self.late_recovery.tick(&mut self.executor, now);
         self.count_levels();
         if now >= self.next_retention {
             self.next_retention = now + RETENTION_INTERVAL;
             self.let_go_of_log();
+            self.operations.tend_kafka(&mut self.executor);
         }
     }
 
@@ -539,7 +559,8 @@ impl Core {
         metrics.hops_pending.set(self.executor.hops_pending() as u64);
         metrics.window_writes.set(window_writes);
         metrics.held_reads.set(held_reads);
-        metrics.log_pending_bytes.set(world.log.staged_bytes() as u64);
+        let in_kafka = world.kafka.as_ref().map_or(0, CoreKafka::pending_bytes);
+        metrics.log_pending_bytes.set((world.log.staged_bytes() + in_kafka) as u64);
     }
 
     /// Segments that nothing needs any more go; when the log has grown long, the partitions that
@@ -598,6 +619,10 @@ impl Core {
         connections.flush(ring, &mut |id, session, event| {
             service::on_event(executor, node, metrics, id, session, event);
         });
+        // Last: sending may have let waiting calls start.
+        if let Some(kafka) = &mut executor.world.kafka {
+            kafka.flush();
+        }
         self.time_answers();
     }
 
@@ -642,8 +667,9 @@ impl Core {
                 false
             }
             Life::Flushing { until } => {
-                let log = &mut self.executor.world.log;
-                let written = log.is_idle() || self.log_failed;
+                let World { log, kafka, .. } = &mut self.executor.world;
+                let in_kafka = kafka.as_ref().is_none_or(CoreKafka::is_idle);
+                let written = (log.is_idle() || self.log_failed) && in_kafka;
                 if !written {
                     log.hurry();
                 }

@@ -2,14 +2,17 @@
 
 use std::{sync::Arc, time::Instant};
 
-use stateside_partition::{Effects, Ticket};
+use stateside_partition::{Effects, PageEnd, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::Work;
-use stateside_types::{PartitionId, Record, Refusal, Sequence, Timestamp, WallClock, WriteEntry};
+use stateside_types::{
+    PartitionId, Reason, Record, Refusal, Sequence, Timestamp, WallClock, WriteEntry,
+};
 use stateside_wire::StreamId;
 
 use super::{
     calls::{Calls, Outcome},
+    kafka::CoreKafka,
     log::CoreLog,
     pool::{PoolDone, PoolHandle},
 };
@@ -67,6 +70,8 @@ impl MemoryBudget {
 pub(crate) struct World {
     pub(crate) calls: Calls<StreamRef>,
     pub(crate) log: CoreLog,
+    /// The log in Kafka, when the node uses it.
+    pub(crate) kafka: Option<CoreKafka>,
     pub(crate) pool: PoolHandle,
     pub(crate) memory: MemoryBudget,
     /// The node's name.
@@ -104,11 +109,27 @@ impl Outlet for PartitionEffects<'_> {
     fn log_append(&mut self, write: &Write<'_>) {
         self.world.log.append(write);
     }
+
+    fn kafka_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+        match &self.world.kafka {
+            Some(kafka) => kafka.admit(self.partition, entries),
+            None => Err(without_kafka(self.partition)),
+        }
+    }
+
+    fn kafka_append(&mut self, write: &Write<'_>) {
+        let kafka = self.world.kafka.as_mut();
+        kafka.expect("a write is admitted before it is accepted").append(write);
+    }
 }
 
 impl Effects for PartitionEffects<'_> {
     fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>) {
         self.world.calls.record(ticket, key, record);
+    }
+
+    fn page_end(&mut self, ticket: Ticket, end: PageEnd<'_>) {
+        self.world.calls.page_end(ticket, self.partition, end);
     }
 
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>) {
@@ -147,6 +168,12 @@ impl Effects for PartitionEffects<'_> {
     fn memory_available(&self) -> u64 {
         self.world.memory.available()
     }
+}
+
+/// A partition has its log in Kafka, and this node has no Kafka.
+pub(crate) fn without_kafka(partition: PartitionId) -> Refusal {
+    let text = format!("partition {partition} has its log in Kafka and kafka.brokers is not set");
+    Refusal::new(Reason::LogMismatch, text)
 }
 
 #[cfg(test)]

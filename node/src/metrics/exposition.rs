@@ -37,6 +37,7 @@ pub fn render(metrics: &NodeMetrics, scrape: &Scrape<'_>) -> String {
     cores(&mut page, metrics);
     core_reports(&mut page, scrape);
     partitions(&mut page, scrape);
+    kafka(&mut page, scrape);
     node(&mut page, metrics, scrape);
     process(&mut page, scrape);
     page.out
@@ -176,6 +177,26 @@ fn partitions(page: &mut Page, scrape: &Scrape<'_>) {
             for partition in &report.partitions {
                 for stage in &partition.stages {
                     page.sample(&[&core, &partition.spec.id, &stage.name], pick(stage));
+                }
+            }
+        }
+    }
+}
+
+/// Absent for partitions without a log in Kafka.
+fn kafka(page: &mut Page, scrape: &Scrape<'_>) {
+    type Pick = fn(&crate::core::command::KafkaReport) -> u64;
+    let gauges: [(&'static Family, Pick); 3] = [
+        (families::KAFKA_EPOCH, |kafka| kafka.epoch),
+        (families::KAFKA_OFFSET, |kafka| kafka.offset),
+        (families::KAFKA_LAG, |kafka| kafka.lag),
+    ];
+    for (family, pick) in gauges {
+        page.family(family);
+        for (core, report) in scrape.reported() {
+            for partition in &report.partitions {
+                if let Some(kafka) = &partition.kafka {
+                    page.sample(&[&core, &partition.spec.id], pick(kafka));
                 }
             }
         }
@@ -329,7 +350,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{core::command::PartitionReport, metrics::families::FAMILIES};
+    use crate::{
+        core::command::{KafkaReport, PartitionReport},
+        metrics::families::FAMILIES,
+    };
 
     fn page() -> String {
         let metrics = NodeMetrics::new(2);
@@ -364,6 +388,7 @@ mod tests {
             snapshot_unix_ms: 1_000,
             stages: vec![StageCounts { name: "sizes".into(), refused: 4, changed: 9 }],
             detail: String::new(),
+            kafka: Some(KafkaReport { epoch: 3, offset: 41, lag: 2 }),
         };
         let report = CoreReport { partitions: vec![partition], ..CoreReport::default() };
         render(
@@ -398,6 +423,8 @@ mod tests {
             "stateside_partition_records{core=\"1\",partition=\"7\"} 12",
             "stateside_partition_state{core=\"1\",partition=\"7\",state=\"primary\"} 1",
             "stateside_partition_snapshot_age_seconds{core=\"1\",partition=\"7\"} 2.5",
+            "stateside_partition_kafka_offset{core=\"1\",partition=\"7\"} 41",
+            "stateside_partition_kafka_lag{core=\"1\",partition=\"7\"} 2",
             "stateside_stage_refused_total{core=\"1\",partition=\"7\",stage=\"sizes\"} 4",
             "stateside_stage_changed_total{core=\"1\",partition=\"7\",stage=\"sizes\"} 9",
             "stateside_node_state{state=\"serving\"} 1",

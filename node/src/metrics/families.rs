@@ -85,6 +85,9 @@ families! {
     PARTITION_DURABLE: Gauge "stateside_partition_durable_sequence" ["core", "partition"] "Sequence up to which the partition is durable.";
     PARTITION_SNAPSHOT: Gauge "stateside_partition_snapshot_sequence" ["core", "partition"] "Sequence that the newest snapshot in the data directory, or the store itself, covers.";
     PARTITION_SNAPSHOT_AGE: Gauge "stateside_partition_snapshot_age_seconds" ["core", "partition"] "Age of the newest snapshot in the data directory; absent while there is none.";
+    KAFKA_EPOCH: Gauge "stateside_partition_kafka_epoch" ["core", "partition"] "Epoch of this node's claim on the partition's log in Kafka, 0 while it has none; absent for partitions with another log.";
+    KAFKA_OFFSET: Gauge "stateside_partition_kafka_offset" ["core", "partition"] "Offset of the last message of the partition's log in Kafka that counts; while the log is replayed, the one that is read next.";
+    KAFKA_LAG: Gauge "stateside_partition_kafka_lag" ["core", "partition"] "Writes that the Kafka brokers have not acknowledged; while the log is replayed, messages still to be read.";
     NODE_STATE: Gauge "stateside_node_state" ["state"] "1 for the state that the node is in: recovering, serving or draining.";
     RECOVERY_READ: Gauge "stateside_recovery_read_bytes" [] "Bytes of log and snapshots read by the recovery at the start.";
     RECOVERY_TOTAL: Gauge "stateside_recovery_bytes" [] "Bytes of log and snapshots that the recovery at the start reads in all.";

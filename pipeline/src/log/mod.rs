@@ -60,6 +60,7 @@ pub use reader::{
     SegmentSource, TornTail, read_run,
 };
 pub use record::{RECORD_BYTES_MAX, RecordHead, RollCallEntry, record_bytes};
+pub(crate) use record::{decode_entries, encode_entries};
 pub use replay::{Lost, PartitionBase, PartitionDamage, Replay, ReplayOutcome, ReplayStats};
 pub use retention::{Holding, Retention};
 pub use runs::{ContradictingSegments, FoundSegment, RunPlan, plan_runs};

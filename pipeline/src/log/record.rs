@@ -166,7 +166,7 @@ impl RecordHeader {
 /// # Panics
 /// On a key outside its limits: the batch was checked when it was accepted, and a log that cannot
 /// be read back must not be written.
-pub(super) fn encode_entries(
+pub(crate) fn encode_entries(
     timestamp: Timestamp,
     entries: &[WriteEntry<'_>],
     mut put: impl FnMut(&[u8]),
@@ -195,7 +195,7 @@ pub(super) fn encode_entries(
 }
 
 /// Reads the entries of a write's payload into `out`, which is emptied first. `None`: malformed.
-pub(super) fn decode_entries<'a>(
+pub(crate) fn decode_entries<'a>(
     payload: &'a [u8],
     count: u16,
     out: &mut Vec<WriteEntry<'a>>,

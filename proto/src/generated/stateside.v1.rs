@@ -241,6 +241,48 @@ pub struct UpdateResponse {
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<UpdateResult>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ScanRequest {
+    /// Scans the partition that this routing key belongs to. Which of its records were written with the
+    /// routing key is for the application to tell, by a prefix of their keys. At most 4096 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub routing_key: ::prost::alloc::vec::Vec<u8>,
+    /// Scans the partition of this id; not together with routing_key.
+    #[prost(uint32, optional, tag = "2")]
+    pub partition: ::core::option::Option<u32>,
+    /// Only keys that begin with this. At most 4096 bytes, as start and end.
+    #[prost(bytes = "vec", tag = "3")]
+    pub prefix: ::prost::alloc::vec::Vec<u8>,
+    /// Only keys from this one on. Empty: from the first.
+    #[prost(bytes = "vec", tag = "4")]
+    pub start: ::prost::alloc::vec::Vec<u8>,
+    /// Only keys below this one. Empty: to the last.
+    #[prost(bytes = "vec", tag = "5")]
+    pub end: ::prost::alloc::vec::Vec<u8>,
+    /// Most records of the page: 1 to 4096; 0 is 1000. A page ends after 1 MiB, too.
+    #[prost(uint32, tag = "6")]
+    pub limit: u32,
+    /// Of the page before, with all else as it was. Empty: the first page.
+    #[prost(bytes = "vec", tag = "7")]
+    pub continuation: ::prost::alloc::vec::Vec<u8>,
+    #[prost(enumeration = "ScanConsistency", tag = "8")]
+    pub consistency: i32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ScanResponse {
+    /// In the order of their keys, all of them found. May be fewer than the limit, also none, before the end.
+    #[prost(message, repeated, tag = "1")]
+    pub records: ::prost::alloc::vec::Vec<Record>,
+    /// Asks for the next page. Empty: there are no more records.
+    #[prost(bytes = "vec", tag = "2")]
+    pub continuation: ::prost::alloc::vec::Vec<u8>,
+    /// The records are the state of the partition after this sequence.
+    #[prost(uint64, tag = "3")]
+    pub sequence: u64,
+    /// The partition.
+    #[prost(uint32, tag = "4")]
+    pub partition: u32,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TopologyRequest {}
 /// Where one partition lives.
@@ -305,6 +347,36 @@ impl Ack {
             "ACK_DEFAULT" => Some(Self::Default),
             "ACK_MEMORY" => Some(Self::Memory),
             "ACK_DURABLE" => Some(Self::Durable),
+            _ => None,
+        }
+    }
+}
+/// What the pages of a scan show together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ScanConsistency {
+    /// The state after one sequence, or SCAN_MOVED.
+    ScanOneSequence = 0,
+    /// Each page the state of its own time: a record that moves or changes between pages may be missed or
+    /// seen changed, and no scan is refused for it.
+    ScanEachPage = 1,
+}
+impl ScanConsistency {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::ScanOneSequence => "SCAN_ONE_SEQUENCE",
+            Self::ScanEachPage => "SCAN_EACH_PAGE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SCAN_ONE_SEQUENCE" => Some(Self::ScanOneSequence),
+            "SCAN_EACH_PAGE" => Some(Self::ScanEachPage),
             _ => None,
         }
     }
@@ -493,6 +565,36 @@ pub mod data_plane_client {
                 .insert(GrpcMethod::new("stateside.v1.DataPlane", "Update"));
             self.inner.unary(req, path, codec).await
         }
+        /// Reads the records of one partition in the order of their keys (bytewise), page by page. Only
+        /// partitions whose store orders its keys: memory-ordered, lsm, sled.
+        ///
+        /// All pages show the state after one sequence, that of the first page, or the scan is refused with
+        /// SCAN_MOVED: a record that it had still to show was written, or any record of the partition was
+        /// removed (or the node restarted after one was) since the first page. One page is always consistent in itself.
+        /// Visibility is as for Get.
+        /// Errors: INVALID_ARGUMENT, KEY_TOO_LARGE, STORE_NOT_ORDERED, SCAN_MOVED, BAD_NODE, OVERLOADED and the
+        /// partition states.
+        pub async fn scan(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ScanRequest>,
+        ) -> std::result::Result<tonic::Response<super::ScanResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/stateside.v1.DataPlane/Scan",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("stateside.v1.DataPlane", "Scan"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Where each partition lives, for clients that route for themselves. Ask again after BAD_NODE.
         pub async fn topology(
             &mut self,
@@ -566,6 +668,19 @@ pub mod data_plane_server {
             &self,
             request: tonic::Request<super::UpdateRequest>,
         ) -> std::result::Result<tonic::Response<super::UpdateResponse>, tonic::Status>;
+        /// Reads the records of one partition in the order of their keys (bytewise), page by page. Only
+        /// partitions whose store orders its keys: memory-ordered, lsm, sled.
+        ///
+        /// All pages show the state after one sequence, that of the first page, or the scan is refused with
+        /// SCAN_MOVED: a record that it had still to show was written, or any record of the partition was
+        /// removed (or the node restarted after one was) since the first page. One page is always consistent in itself.
+        /// Visibility is as for Get.
+        /// Errors: INVALID_ARGUMENT, KEY_TOO_LARGE, STORE_NOT_ORDERED, SCAN_MOVED, BAD_NODE, OVERLOADED and the
+        /// partition states.
+        async fn scan(
+            &self,
+            request: tonic::Request<super::ScanRequest>,
+        ) -> std::result::Result<tonic::Response<super::ScanResponse>, tonic::Status>;
         /// Where each partition lives, for clients that route for themselves. Ask again after BAD_NODE.
         async fn topology(
             &self,
@@ -826,6 +941,49 @@ pub mod data_plane_server {
                     };
                     Box::pin(fut)
                 }
+                "/stateside.v1.DataPlane/Scan" => {
+                    #[allow(non_camel_case_types)]
+                    struct ScanSvc<T: DataPlane>(pub Arc<T>);
+                    impl<T: DataPlane> tonic::server::UnaryService<super::ScanRequest>
+                    for ScanSvc<T> {
+                        type Response = super::ScanResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ScanRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as DataPlane>::scan(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ScanSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/stateside.v1.DataPlane/Topology" => {
                     #[allow(non_camel_case_types)]
                     struct TopologySvc<T: DataPlane>(pub Arc<T>);
@@ -911,6 +1069,19 @@ pub mod data_plane_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// A partition's log in Kafka.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KafkaLog {
+    /// Epoch of this node's claim; 0 while it has none. The epoch of Partition is this node's own affair.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// Offset of the last message that counts; while the log is replayed, the one that is read next.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// Writes that the brokers have not acknowledged; while the log is replayed, messages still to be read.
+    #[prost(uint64, tag = "3")]
+    pub lag: u64,
+}
 /// A partition as its node sees it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Partition {
@@ -925,7 +1096,7 @@ pub struct Partition {
     /// The core that owns it, counted from 0.
     #[prost(uint32, tag = "5")]
     pub core: u32,
-    /// State store: "memory" or "sled".
+    /// State store: "memory", "memory-ordered", "sled" or "lsm".
     #[prost(string, tag = "6")]
     pub store: ::prost::alloc::string::String,
     /// Default acknowledgement of writes.
@@ -957,6 +1128,9 @@ pub struct Partition {
     /// Stages of its pipeline, in order.
     #[prost(string, repeated, tag = "16")]
     pub stages: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Set when its log is in Kafka.
+    #[prost(message, optional, tag = "20")]
+    pub kafka: ::core::option::Option<KafkaLog>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AddPartitionRequest {
@@ -966,7 +1140,7 @@ pub struct AddPartitionRequest {
     /// Required; must not overlap the range of another partition.
     #[prost(message, optional, tag = "2")]
     pub range: ::core::option::Option<HashRange>,
-    /// "memory", "sled", or empty for the node's default.
+    /// "memory", "memory-ordered", "sled", "lsm", or empty for the node's default.
     #[prost(string, tag = "3")]
     pub store: ::prost::alloc::string::String,
     /// ACK_DEFAULT: the node's default.

@@ -34,8 +34,8 @@ const CALLS_OPEN: usize = 1_024;
 ///
 /// The workloads are YCSB's: a half reads, half updates; b 95 % reads, 5 % updates; c reads only;
 /// d 95 % reads of the latest records, 5 % inserts; f half reads, half read-modify-writes (a read and
-/// a write of the same records, without a condition). e needs scans, which the data plane does not
-/// have yet.
+/// a write of the same records, without a condition). e is made of scans, which this generator
+/// does not make.
 ///
 /// With --rate, calls begin by a schedule that waits for nobody, and a latency counts from when its
 /// call was due: a stall counts for every call that it delays. With --rate max, the default, as many
@@ -204,7 +204,7 @@ impl BenchArgs {
         let mix = match self.mix {
             Some(mix) => mix,
             None => self.workload.mix().ok_or_else(|| {
-                usage("workload e is made of scans, and the data plane has none yet; there are a, b, c, d and f")
+                usage("workload e is made of scans, which this generator does not make; there are a, b, c, d and f")
             })?,
         };
         if self.batch > self.records {

@@ -101,6 +101,11 @@ fn partition_json(partition: &v1::Partition) -> Value {
         "snapshot_unix_ms": partition.snapshot_unix_ms,
         "detail": partition.detail,
         "stages": partition.stages,
+        "kafka": partition.kafka.map(|kafka| json!({
+            "epoch": kafka.epoch,
+            "offset": kafka.offset,
+            "lag": kafka.lag,
+        })),
     })
 }
 

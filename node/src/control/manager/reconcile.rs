@@ -4,9 +4,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use stateside_partition_mgr::{HoldReason, Holding, Manifest, Plan, Removal, Step, plan};
 use stateside_router::RoutingTable;
-use stateside_types::{
-    CoreId, HashRange, PartitionId, PartitionState, Reason, Refusal, StoreKind, limits,
-};
+use stateside_types::{CoreId, HashRange, PartitionId, PartitionState, Reason, Refusal, limits};
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -53,6 +51,7 @@ impl Manager {
                 HoldReason::RemovalUnconfirmed { .. }
                     | HoldReason::RangeChange { .. }
                     | HoldReason::StoreChange { .. }
+                    | HoldReason::LogChange { .. }
             )
         };
         if !blind.held.iter().any(|held| depends_on_records(&held.reason)) {
@@ -329,11 +328,9 @@ impl Manager {
 
 /// What a partition's description says of its records.
 pub(super) fn holding_of(partition: &PartitionReport) -> Holding {
-    let is_flushed = match partition.spec.store {
-        StoreKind::Memory => true,
-        // Its count of records is as of its last write to disk.
-        StoreKind::Sled => partition.snapshot_sequence >= partition.sequence,
-    };
+    // A store on disk counts its records as of its last write to it.
+    let is_flushed =
+        !partition.spec.store.is_on_disk() || partition.snapshot_sequence >= partition.sequence;
     let writes_pending = partition.sequence > partition.durable_sequence;
     if partition.state != PartitionState::Primary {
         Holding::Unknown

@@ -8,8 +8,8 @@
 //!     02 key piece u32─► a piece of a long value
 //!     03 moment u64 key ─► nothing: the records that expire, in the order in which they do
 //! ```
-//! Integers in keys are big-endian, in values little-endian. Every change to a tree is one sled
-//! batch, meta included: so whatever sled recovers is the state at the sequence that meta says.
+//! Integers in keys are big-endian, in values little-endian. Every change to a tree is one
+//! batch, meta included: so whatever the engine recovers is the state at the sequence that meta says.
 
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
@@ -19,7 +19,7 @@ use stateside_types::{
 };
 
 use super::{
-    engine::{Stamp, TreeSession},
+    engine::{Change, Database, EngineError, Entry, Stamp, TreeSession},
     overlay::OverlayBatch,
 };
 use crate::StoreError;
@@ -37,7 +37,7 @@ const EXPIRES: u32 = 1 << 31;
 const _: () = assert!(BATCH_BYTES_MAX < EXPIRES as usize);
 /// Longest value kept with its record, and length of the pieces of longer ones.
 const PIECE_BYTES: usize = 16 << 10;
-/// Records deleted by one sled batch while a tree is emptied.
+/// Records deleted by one batch while a tree is emptied.
 const CLEAR_BATCH: usize = 1_024;
 /// What a tree says about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,24 +90,25 @@ pub(super) struct Scanned {
     pub(super) cursor: Option<Box<[u8]>>,
 }
 
-impl TreeSession<'_> {
+impl<D: Database> TreeSession<'_, D> {
     /// What the tree holds after a start.
     pub(super) fn recover(&self) -> Result<Meta, StoreError> {
         let meta = self.meta()?;
         if meta.loading {
             return Err(self.damaged("a load was interrupted"));
         }
-        let records = self.read(|tree| tree.range([RECORD_TAG]..).next().transpose())?;
-        if records.is_some() != (meta.records > 0) {
+        let first =
+            self.next(&mut self.range(Bound::Included(vec![RECORD_TAG]), Bound::Unbounded)?)?;
+        if first.is_some() != (meta.records > 0) {
             return Err(self.damaged("there are records and the count says none, or the reverse"));
         }
         Ok(meta)
     }
 
     fn meta(&self) -> Result<Meta, StoreError> {
-        match self.read(|tree| tree.get(META_KEY))? {
+        match self.get(&META_KEY)? {
             None => Ok(Meta::default()),
-            Some(bytes) => match Meta::decode(&bytes) {
+            Some(bytes) => match Meta::decode(bytes.as_ref()) {
                 Ok(meta) => Ok(meta),
                 Err(Some(version)) => Err(self.damaged(&format!(
                     "it has format {version} and this release reads format {META_VERSION}: \
@@ -120,8 +121,8 @@ impl TreeSession<'_> {
 
     /// Reads one record; its value only while `budget` lasts.
     fn record(&self, key: &[u8], with_value: bool) -> Result<Option<StoredRecord>, StoreError> {
-        let Some(stored) = self.read(|tree| tree.get(record_key(key)))? else { return Ok(None) };
-        self.complete(key, &stored, with_value).map(Some)
+        let Some(stored) = self.get(&record_key(key))? else { return Ok(None) };
+        self.complete(key, stored.as_ref(), with_value).map(Some)
     }
 
     /// A record from what its record key holds.
@@ -142,8 +143,8 @@ impl TreeSession<'_> {
         }
         let mut value = Vec::with_capacity(record.value_len);
         for piece in 0..pieces(record.value_len) {
-            match self.read(|tree| tree.get(piece_key(key, piece)))? {
-                Some(bytes) => value.extend_from_slice(&bytes),
+            match self.get(&piece_key(key, piece))? {
+                Some(bytes) => value.extend_from_slice(bytes.as_ref()),
                 None => return Err(self.damaged("a piece of a value is missing")),
             }
         }
@@ -152,6 +153,30 @@ impl TreeSession<'_> {
         }
         record.value = Some(value.into());
         Ok(record)
+    }
+
+    /// Entries of the records between two keys, to be advanced with `next` and read with
+    /// [`Self::record_of`].
+    pub(super) fn records(
+        &self,
+        (from, to): (Bound<&[u8]>, Bound<&[u8]>),
+    ) -> Result<impl Iterator<Item = Result<Entry<D>, EngineError>>, StoreError> {
+        let from = match from {
+            Bound::Unbounded => Bound::Included(vec![RECORD_TAG]),
+            bound => bound.map(record_key_of_bound),
+        };
+        let to = match to {
+            Bound::Unbounded => Bound::Excluded(vec![RECORD_TAG + 1]),
+            bound => bound.map(record_key_of_bound),
+        };
+        self.range(from, to)
+    }
+
+    /// The record that an entry of [`Self::records`] holds, with its key.
+    pub(super) fn record_of(&self, key: &[u8], stored: &[u8]) -> Result<KeyedRecord, StoreError> {
+        let key: Box<[u8]> = key[1..].into();
+        let record = self.complete(&key, stored, true)?;
+        Ok((key, record))
     }
 
     /// Looks up keys; values as long as they stay below `budget_bytes` together.
@@ -189,14 +214,14 @@ impl TreeSession<'_> {
         let before = meta.applied;
         for batch in batches.iter().filter(|batch| batch.sequence > before) {
             if batch.sequence != meta.applied.next() {
-                // After reopening sled it may hold less than it did: start from there.
+                // After a reopening the engine may hold less than it did: start from there.
                 break;
             }
             meta.applied = batch.sequence;
             meta.timestamp = batch.timestamp;
             changes.extend(batch.changes());
         }
-        let mut sled_batch = sled::Batch::default();
+        let mut engine_batch = Vec::new();
         let mut kept = Vec::new();
         for (key, record) in changes {
             let old = self.record(key, false)?;
@@ -204,7 +229,7 @@ impl TreeSession<'_> {
                 meta.records -= 1;
                 meta.payload_bytes -= (key.len() + old.value_len) as u64;
                 if let Some(moment) = old.expire_at {
-                    sled_batch.remove(moment_key(moment, key));
+                    engine_batch.push(Change::Remove(moment_key(moment, key)));
                 }
                 let needed = keep.is_some_and(|keep| {
                     old.version <= keep.sequence && keep.after.as_deref().is_none_or(|a| key > a)
@@ -216,17 +241,17 @@ impl TreeSession<'_> {
             let old_len = old.map_or(0, |old| old.value_len);
             if let Some(record) = record {
                 meta.count(key, record);
-                insert(&mut sled_batch, key, record);
+                insert(&mut engine_batch, key, record);
             } else {
-                sled_batch.remove(record_key(key));
+                engine_batch.push(Change::Remove(record_key(key)));
             }
             for piece in pieces(record.map_or(0, |record| record.value.len()))..pieces(old_len) {
-                sled_batch.remove(piece_key(key, piece));
+                engine_batch.push(Change::Remove(piece_key(key, piece)));
             }
         }
         if meta.applied > before {
-            sled_batch.insert(&META_KEY, &meta.encode()[..]);
-            self.apply(sled_batch)?;
+            engine_batch.push(meta.change());
+            self.apply(engine_batch)?;
         }
         Ok(Written { meta, kept, stamp: self.stamp() })
     }
@@ -241,12 +266,14 @@ impl TreeSession<'_> {
         if meta.loading {
             return Err(self.damaged("a load was interrupted"));
         }
-        let mut batch = sled::Batch::default();
+        let mut batch = Vec::new();
         let mut reclaimed = 0;
         meta.next_moment = None;
-        let mut moments = self.read(|tree| Ok(tree.range([MOMENT_TAG]..[MOMENT_TAG + 1])))?;
-        while let Some((moment_key, _)) = self.read(|_| moments.next().transpose())? {
-            let (moment, key) = split_moment_key(&moment_key)
+        let (from, to) = (vec![MOMENT_TAG], vec![MOMENT_TAG + 1]);
+        let mut moments = self.range(Bound::Included(from), Bound::Excluded(to))?;
+        while let Some((moment_key, _)) = self.next(&mut moments)? {
+            let moment_key = moment_key.as_ref();
+            let (moment, key) = split_moment_key(moment_key)
                 .ok_or_else(|| self.damaged("a moment does not read"))?;
             if !moment.has_come(now) || reclaimed == records_max as u64 {
                 meta.next_moment = Some(moment);
@@ -256,15 +283,16 @@ impl TreeSession<'_> {
             let record =
                 record.ok_or_else(|| self.damaged("a moment is not that of its record"))?;
             for piece in 0..pieces(record.value_len) {
-                batch.remove(piece_key(key, piece));
+                batch.push(Change::Remove(piece_key(key, piece)));
             }
-            batch.remove(record_key(key));
-            batch.remove(&moment_key);
+            batch.push(Change::Remove(record_key(key)));
+            batch.push(Change::Remove(moment_key.to_vec()));
             meta.records -= 1;
             meta.payload_bytes -= (key.len() + record.value_len) as u64;
             reclaimed += 1;
         }
-        batch.insert(&META_KEY, &meta.encode()[..]);
+        drop(moments);
+        batch.push(meta.change());
         self.apply(batch)?;
         Ok((meta, reclaimed))
     }
@@ -281,17 +309,17 @@ impl TreeSession<'_> {
             None => Bound::Included(vec![RECORD_TAG]),
         };
         let to = Bound::Excluded(vec![RECORD_TAG + 1]);
-        let mut entries = self.read(|tree| Ok(tree.range::<Vec<u8>, _>((from, to))))?;
+        let mut entries = self.range(from, to)?;
         let (mut records, mut bytes) = (Vec::new(), 0);
         while bytes < budget_bytes.max(1) {
-            let Some((key, stored)) = self.read(|_| entries.next().transpose())? else {
+            let Some((key, stored)) = self.next(&mut entries)? else {
                 return Ok(Scanned { records, cursor: None });
             };
-            let key: Box<[u8]> = key[1..].into();
-            let record = self.complete(&key, &stored, false)?;
+            let (key, stored) = (Box::<[u8]>::from(&key.as_ref()[1..]), stored.as_ref());
+            let record = self.complete(&key, stored, false)?;
             bytes += key.len() + RECORD_HEADER_BYTES;
             if record.version <= sequence {
-                let record = self.complete(&key, &stored, true)?;
+                let record = self.complete(&key, stored, true)?;
                 bytes += record.value_len;
                 records.push((key, record));
             } else if bytes >= budget_bytes {
@@ -306,18 +334,19 @@ impl TreeSession<'_> {
     /// Empties the tree ahead of a load; from here to [`Self::load_end`] a crash leaves it unusable.
     pub(super) fn load_start(&self) -> Result<(), StoreError> {
         let loading = Meta { loading: true, ..Meta::default() };
-        let mut batch = sled::Batch::default();
-        batch.insert(&META_KEY, &loading.encode()[..]);
-        self.apply(batch)?;
+        self.apply(vec![loading.change()])?;
         loop {
-            let keys: Vec<sled::IVec> = self.read(|tree| {
-                tree.range([RECORD_TAG]..).keys().take(CLEAR_BATCH).collect::<sled::Result<_>>()
-            })?;
-            if keys.is_empty() {
+            let mut entries = self.range(Bound::Included(vec![RECORD_TAG]), Bound::Unbounded)?;
+            let mut batch = Vec::new();
+            while batch.len() < CLEAR_BATCH
+                && let Some((key, _)) = self.next(&mut entries)?
+            {
+                batch.push(Change::Remove(key.as_ref().to_vec()));
+            }
+            drop(entries);
+            if batch.is_empty() {
                 return Ok(());
             }
-            let mut batch = sled::Batch::default();
-            keys.into_iter().for_each(|key| batch.remove(key));
             self.apply(batch)?;
         }
     }
@@ -336,14 +365,14 @@ impl TreeSession<'_> {
             // Handed out again after an error that came too late to prevent it.
             return Ok(meta);
         }
-        let mut batch = sled::Batch::default();
+        let mut batch = Vec::new();
         for (key, record) in records {
             let record = record.as_record();
             meta.count(key, record);
             insert(&mut batch, key, record);
         }
         meta.applied = meta.applied.next();
-        batch.insert(&META_KEY, &meta.encode()[..]);
+        batch.push(meta.change());
         self.apply(batch)?;
         Ok(meta)
     }
@@ -361,9 +390,7 @@ impl TreeSession<'_> {
                 return Err(self.damaged("a load lost what it had written"));
             }
             meta = Meta { loading: false, applied, timestamp, ..meta };
-            let mut batch = sled::Batch::default();
-            batch.insert(&META_KEY, &meta.encode()[..]);
-            self.apply(batch)?;
+            self.apply(vec![meta.change()])?;
         }
         Ok(Written { meta, kept: Vec::new(), stamp: self.stamp() })
     }
@@ -411,6 +438,10 @@ impl Meta {
         out
     }
 
+    fn change(self) -> Change {
+        Change::Put(META_KEY.to_vec(), self.encode().to_vec())
+    }
+
     /// # Errors
     /// The version, where that is what does not fit.
     fn decode(bytes: &[u8]) -> Result<Self, Option<u8>> {
@@ -437,7 +468,7 @@ impl Meta {
     }
 }
 
-fn insert(batch: &mut sled::Batch, key: &[u8], record: Record<'_>) {
+fn insert(batch: &mut Vec<Change>, key: &[u8], record: Record<'_>) {
     let Record { value, version, timestamp, expire_at } = record;
     let inline = if value.len() <= PIECE_BYTES { value } else { &[] };
     let flags = if expire_at.is_some() { EXPIRES } else { 0 };
@@ -447,13 +478,13 @@ fn insert(batch: &mut sled::Batch, key: &[u8], record: Record<'_>) {
     stored.extend_from_slice(&(value.len() as u32 | flags).to_le_bytes());
     if let Some(moment) = expire_at {
         stored.extend_from_slice(&moment.millis().to_le_bytes());
-        batch.insert(moment_key(moment, key), &[]);
+        batch.push(Change::Put(moment_key(moment, key), Vec::new()));
     }
     stored.extend_from_slice(inline);
-    batch.insert(record_key(key), stored);
+    batch.push(Change::Put(record_key(key), stored));
     if inline.len() < value.len() {
         for (number, piece) in value.chunks(PIECE_BYTES).enumerate() {
-            batch.insert(piece_key(key, number as u32), piece);
+            batch.push(Change::Put(piece_key(key, number as u32), piece.to_vec()));
         }
     }
 }
@@ -484,6 +515,14 @@ fn decode_record(stored: &[u8]) -> Option<(StoredRecord, &[u8])> {
 /// How many pieces a value is cut to: none if it is short.
 fn pieces(value_len: usize) -> u32 {
     if value_len <= PIECE_BYTES { 0 } else { value_len.div_ceil(PIECE_BYTES) as u32 }
+}
+
+/// As [`record_key`], for what is compared with keys and need not be one.
+fn record_key_of_bound(bound: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 + bound.len());
+    out.push(RECORD_TAG);
+    out.extend_from_slice(bound);
+    out
 }
 
 fn record_key(key: &[u8]) -> Vec<u8> {
@@ -518,8 +557,9 @@ fn split_moment_key(bytes: &[u8]) -> Option<(ExpireAt, &[u8])> {
 }
 
 #[cfg(test)]
+#[cfg(feature = "sled")]
 mod tests {
-    use stateside_types::{Change, Epoch, PartitionId, WriteEntry};
+    use stateside_types::{self as types, Epoch, PartitionId, WriteEntry};
 
     use super::*;
     use crate::{SledEngine, SledOptions, SledStore, StateStore};
@@ -527,10 +567,12 @@ mod tests {
     /// Number of pieces in the store's tree.
     fn stored_pieces(store: &SledStore) -> usize {
         let session = store.tree.reading().unwrap();
-        session.read(|tree| Ok(tree.scan_prefix([PIECE_TAG]).count())).unwrap()
+        let from = Bound::Included(vec![PIECE_TAG]);
+        let mut entries = session.range(from, Bound::Unbounded).unwrap();
+        std::iter::from_fn(|| session.next(&mut entries).unwrap()).count()
     }
 
-    fn write(store: &mut SledStore, change: Change<'_>) {
+    fn write(store: &mut SledStore, change: types::Change<'_>) {
         let entry = WriteEntry::new(b"key", change);
         let sequence = store.applied().next();
         store.apply(sequence, Timestamp(1), &[entry]);
@@ -551,11 +593,11 @@ mod tests {
             (3, 3 * PIECE_BYTES),
             (0, 7),
         ] {
-            write(&mut store, Change::Put(&vec![1; length]));
+            write(&mut store, types::Change::Put(&vec![1; length]));
             assert_eq!(stored_pieces(&store), pieces, "of a value of {length} bytes");
         }
-        write(&mut store, Change::Put(&vec![1; 2 * PIECE_BYTES]));
-        write(&mut store, Change::Remove);
+        write(&mut store, types::Change::Put(&vec![1; 2 * PIECE_BYTES]));
+        write(&mut store, types::Change::Remove);
         assert_eq!(stored_pieces(&store), 0);
         assert_eq!(store.stats().records, 0);
     }

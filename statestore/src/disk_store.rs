@@ -1,4 +1,8 @@
-//! The store on disk, on sled: a core half that answers from memory, and work that calls sled.
+//! Stores on disk: a core half that answers from memory, and work that calls an engine.
+//!
+//! What is here is the same for every engine: the overlay of batches that are not on disk yet, what a
+//! partition's tree holds, snapshots, loads, and getting over a full disk. An engine
+//! implements [`Database`] and [`Tree`], in one file: `sled_database.rs`, `lsm_database.rs`.
 //!
 //! ```text
 //!            ┌ core's thread ──────────────────────────┐          ┌ blocking pool ────────────┐
@@ -7,12 +11,12 @@
 //!            │ Unknown                                 │◄─ scan ──┤ snapshot chunks           │
 //!            │ covered ◄───────────────────────────────┼─ flush ──┤ fdatasync, for all at once│
 //!            └─────────────────────────────────────────┘          └───────────────────────────┘
-//!   applied ≥ written ≥ covered           accepted ≥ sled has it ≥ sled has it on disk
+//!   applied ≥ written ≥ covered           accepted ≥ engine has it ≥ engine has it on disk
 //! ```
-//! A batch stays in the overlay until it is covered, so that nothing is lost when sled must be
+//! A batch stays in the overlay until it is covered, so that nothing is lost when the engine must be
 //! reopened (see `engine.rs`).
 //!
-//! A snapshot begins when sled stands exactly at its sequence: writes beyond wait until then.
+//! A snapshot begins when the tree stands exactly at its sequence: writes beyond wait until then.
 //! From there on the tree is scanned in key order, and a write that overwrites a record ahead of the
 //! scan brings the old one back to be handed out from memory.
 //!
@@ -21,6 +25,7 @@
 
 mod engine;
 mod overlay;
+mod page;
 mod tree;
 
 use std::{
@@ -34,18 +39,19 @@ use stateside_types::{
     limits::{STORE_FETCH_BYTES_MAX, STORE_LOAD_BYTES_MAX, STORE_OVERLAY_BYTES_MAX},
 };
 
-pub use self::engine::{SledEngine, SledOptions};
+pub use self::engine::{Change as TreeChange, Database, DiskEngine, DiskLimits, EngineError, Tree};
 use self::{
-    engine::{Stamp, TreeAccess, WriteFate},
+    engine::{Stamp, TreeAccess, TreeSession, WriteFate},
     overlay::{Overlay, OverlayBatch},
+    page::Page,
     tree::{KeepRule, KeyedLookup, KeyedRecord, Meta, Scanned, StoredRecord, Written},
 };
 use crate::{
-    Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
-    WorkDone,
+    Lookup, PageRequest, PageStep, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError,
+    StoreStats, Work, WorkDone,
 };
 
-/// Batches of one write: enough to make sled's batch worthwhile, few enough to end soon.
+/// Batches of one write: enough to make the engine's batch worthwhile, few enough to end soon.
 const WRITE_BYTES: usize = 1 << 20;
 /// Uncovered batches above which a write is followed by a flush.
 const FLUSH_BYTES: usize = STORE_OVERLAY_BYTES_MAX / 8;
@@ -56,10 +62,10 @@ const SCAN_BYTES: std::ops::RangeInclusive<usize> = 4 << 10..=1 << 20;
 /// What a record held in memory on its way costs beside its bytes, roughly.
 const HELD_RECORD_BYTES: usize = size_of::<KeyedRecord>() + 16;
 
-/// Records of one partition in sled. Owned by the partition, used on its core's thread; work taken
-/// from it runs elsewhere.
-pub struct SledStore {
-    tree: Arc<TreeAccess>,
+/// Records of one partition in an engine. Owned by the partition, used on its core's thread; work
+/// taken from it runs elsewhere.
+pub struct DiskStore<D: Database> {
+    tree: Arc<TreeAccess<D>>,
     overlay: Overlay,
     applied: Sequence,
     applied_timestamp: Timestamp,
@@ -77,6 +83,9 @@ pub struct SledStore {
     fetch_queue: Vec<Box<[u8]>>,
     fetched: BTreeMap<Box<[u8]>, Option<StoredRecord>>,
     fetched_bytes: usize,
+    page_wanted: Option<PageRequest>,
+    /// The page that the last fetch brought, as the tree had it.
+    page: Option<(PageRequest, Page)>,
     load: Option<Load>,
     scan: Option<Scan>,
     /// Counts scans and loads: tells the outcome of an abandoned one from the present one's.
@@ -114,7 +123,7 @@ enum LoadStep {
 struct Scan {
     number: u64,
     sequence: Sequence,
-    /// sled was reopened meanwhile: what was kept may be kept twice.
+    /// The engine was reopened meanwhile: what was kept may be kept twice.
     disturbed: bool,
     cursor: Option<Box<[u8]>>,
     reached_end: bool,
@@ -130,6 +139,7 @@ struct Scan {
 struct Task {
     fetch: Vec<Box<[u8]>>,
     fetch_bytes: usize,
+    page: Option<PageRequest>,
     action: Action,
 }
 
@@ -147,6 +157,7 @@ struct TaskDone {
     fetched: Vec<KeyedLookup>,
     /// Keys to fetch again.
     unfetched: Vec<Box<[u8]>>,
+    page: Option<(PageRequest, Page)>,
     outcome: Outcome,
     error: Option<StoreError>,
 }
@@ -160,8 +171,8 @@ enum Outcome {
     Reclaimed { meta: Meta, records: u64 },
 }
 
-impl SledStore {
-    fn new(tree: TreeAccess, meta: Meta) -> Self {
+impl<D: Database> DiskStore<D> {
+    fn new(tree: TreeAccess<D>, meta: Meta) -> Self {
         Self {
             tree: Arc::new(tree),
             overlay: Overlay::default(),
@@ -179,6 +190,8 @@ impl SledStore {
             fetch_queue: Vec::new(),
             fetched: BTreeMap::new(),
             fetched_bytes: 0,
+            page_wanted: None,
+            page: None,
             load: None,
             scan: None,
             attempts: 0,
@@ -196,7 +209,7 @@ impl SledStore {
                     self.uncovered.pop_front();
                 }
                 WriteFate::Uncertain => {
-                    // Write again what sled may have lost; it tells which batches it still has.
+                    // Write again what the engine may have lost; it tells which batches it still has.
                     self.uncovered.clear();
                     self.written = self.covered;
                     if let Some(scan) = &mut self.scan {
@@ -294,7 +307,7 @@ impl SledStore {
             Outcome::Written { .. } if self.load.is_some() => {}
             Outcome::Written { scan: number, written } => {
                 if written.meta.applied < self.covered {
-                    return Err(self.tree.damaged("sled lost what it had on disk"));
+                    return Err(self.tree.damaged("the engine lost what it had on disk"));
                 }
                 if let Some(scan) = &mut self.scan
                     && scan.number == number
@@ -374,10 +387,11 @@ impl Scan {
 }
 
 impl Task {
-    fn run(self, tree: &TreeAccess) -> TaskDone {
+    fn run(self, tree: &TreeAccess<impl Database>) -> TaskDone {
         let mut done = TaskDone {
             fetched: Vec::new(),
             unfetched: Vec::new(),
+            page: None,
             outcome: Outcome::Nothing,
             error: None,
         };
@@ -392,12 +406,25 @@ impl Task {
                 }
             }
         }
+        if let Some(request) = self.page {
+            match tree.reading().and_then(|tree| tree.page(&request)) {
+                Ok(page) => done.page = Some((request, page)),
+                // Whoever asked asks again.
+                Err(error) => {
+                    done.error.get_or_insert(error);
+                }
+            }
+        }
         done
     }
 }
 
 impl Action {
-    fn run(self, tree: &TreeAccess, outcome: &mut Outcome) -> Result<(), StoreError> {
+    fn run(
+        self,
+        tree: &TreeAccess<impl Database>,
+        outcome: &mut Outcome,
+    ) -> Result<(), StoreError> {
         match self {
             Self::Nothing => {}
             Self::Load { number, step } => match step.run(tree) {
@@ -431,7 +458,7 @@ impl Action {
 }
 
 impl LoadStep {
-    fn run(&self, tree: &TreeAccess) -> Result<(Meta, Option<Stamp>), StoreError> {
+    fn run(&self, tree: &TreeAccess<impl Database>) -> Result<(Meta, Option<Stamp>), StoreError> {
         let session = tree.writing()?;
         match self {
             Self::Start => session.load_start().map(|()| (Meta::default(), None)),
@@ -448,9 +475,9 @@ impl LoadStep {
     }
 }
 
-impl StateStore for SledStore {
+impl<D: Database> StateStore for DiskStore<D> {
     fn kind(&self) -> &'static str {
-        "sled"
+        D::KIND
     }
 
     fn get(&self, key: &[u8]) -> Lookup<'_> {
@@ -504,6 +531,7 @@ impl StateStore for SledStore {
             + self.overlay.memory_bytes()
             + self.uncovered.capacity() * size_of::<(Sequence, Stamp)>()
             + self.fetched_bytes
+            + self.page.as_ref().map_or(0, |(_, page)| page.bytes)
             + scan
             + load;
         StoreStats {
@@ -599,6 +627,7 @@ impl StateStore for SledStore {
         (self.written, self.covered) = (Sequence::ZERO, Sequence::ZERO);
         self.scan = None;
         self.fetch_queue.clear();
+        self.page_wanted = None;
         self.forget_fetched();
         self.attempts += 1;
         self.load = Some(Load::new(self.attempts));
@@ -633,6 +662,21 @@ impl StateStore for SledStore {
     fn forget_fetched(&mut self) {
         self.fetched.clear();
         self.fetched_bytes = 0;
+        self.page = None;
+    }
+
+    fn page(&self, request: &PageRequest, emit: &mut dyn FnMut(SnapshotRecord<'_>)) -> PageStep {
+        if request.is_empty() {
+            return PageStep::End;
+        }
+        match &self.page {
+            Some((known, page)) if known == request => page.merge(request, &self.overlay, emit),
+            _ => PageStep::Unknown,
+        }
+    }
+
+    fn fetch_page(&mut self, request: &PageRequest) {
+        self.page_wanted = Some(request.clone());
     }
 
     fn cover(&mut self) {
@@ -643,21 +687,26 @@ impl StateStore for SledStore {
         if self.busy {
             return None;
         }
+        // A page is what the tree was when the last work ended: from here batches may leave the
+        // overlay that it does not have.
+        self.page = None;
         self.note_covered();
         let fetch = std::mem::take(&mut self.fetch_queue);
         // Somebody waits for a fetch: it does not wait for a write as well. But every other time
         // it does, so that reads cannot hold writes back for good.
-        let action = if !fetch.is_empty() && self.last != LastWork::FetchAlone {
+        let page = self.page_wanted.take();
+        let reads = !fetch.is_empty() || page.is_some();
+        let action = if reads && self.last != LastWork::FetchAlone {
             self.last = LastWork::FetchAlone;
             Action::Nothing
         } else {
             self.next_action(durable)
         };
-        if fetch.is_empty() && matches!(action, Action::Nothing) {
+        if !reads && matches!(action, Action::Nothing) {
             return None;
         }
         let fetch_bytes = STORE_FETCH_BYTES_MAX.saturating_sub(self.fetched_bytes);
-        let task = Task { fetch, fetch_bytes, action };
+        let task = Task { fetch, fetch_bytes, page, action };
         let tree = Arc::clone(&self.tree);
         self.busy = true;
         Some(Box::new(move || WorkDone(Box::new(task.run(&tree)))))
@@ -674,6 +723,7 @@ impl StateStore for SledStore {
             }
         }
         self.fetch_queue.splice(..0, done.unfetched);
+        self.page = done.page;
         self.finish_outcome(done.outcome)?;
         self.note_covered();
         done.error.map_or(Ok(()), Err)

@@ -1,4 +1,4 @@
-//! Batches that were accepted and that sled does not hold safely yet, with an index of their keys.
+//! Batches that were accepted and that the engine does not hold safely yet, with an index of their keys.
 //!
 //! ```text
 //!   batches  ┌─────┬─────┬─────┬─────┬─────┐    one for each sequence, without gaps
@@ -7,10 +7,15 @@
 //!              │ written, not yet covered │ accepted
 //!   index    key ─► (sequence, entry) of its newest change
 //! ```
-//! A batch leaves when the store covers it: then sled has it on disk, whatever happens to
+//! A batch leaves when the store covers it: then the engine has it on disk, whatever happens to
 //! the process. Batches are shared with the work that writes them, never copied.
 
-use std::{collections::VecDeque, mem::size_of, sync::Arc};
+use std::{
+    collections::VecDeque,
+    mem::size_of,
+    ops::{Bound, RangeBounds},
+    sync::Arc,
+};
 
 use hashbrown::HashTable;
 use stateside_types::{Change, ExpireAt, Expiry, Record, Sequence, Timestamp, WriteEntry};
@@ -178,6 +183,25 @@ impl Overlay {
         Some(batch.record(change.entry as usize))
     }
 
+    /// What the batches here make of the keys between two bounds, in the order of keys. Looks at every
+    /// key here: there are few, and no other question needs them in order.
+    pub(super) fn between(
+        &self,
+        bounds: (Bound<&[u8]>, Bound<&[u8]>),
+    ) -> Vec<(&[u8], Option<Record<'_>>)> {
+        let mut found: Vec<_> = self
+            .newest
+            .iter()
+            .filter_map(|change| {
+                let batch = batch_of(&self.batches, change.sequence);
+                let (entry, key) = (change.entry as usize, batch.key(change.entry as usize));
+                bounds.contains(key).then(|| (key, batch.record(entry)))
+            })
+            .collect();
+        found.sort_unstable_by_key(|(key, _)| *key);
+        found
+    }
+
     /// The batches after `after` up to `last`, as many as make up `bytes`; one at least.
     pub(super) fn range(
         &self,
@@ -201,7 +225,7 @@ impl Overlay {
     }
 
     /// Drops the batches up to `last`. `newest` is told of every key whose last change was among
-    /// them: from here on only sled knows it.
+    /// them: from here on only the engine knows it.
     pub(super) fn drop_up_to(
         &mut self,
         last: Sequence,

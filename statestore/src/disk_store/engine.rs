@@ -1,33 +1,27 @@
-//! sled itself: opening, failures, flushes, and whose tree is open. What is in a tree is `tree.rs`'s
-//! business; together they are the only files that call sled. Blocking, all of it: never on an
-//! executor's thread. One [`SledEngine`] per disk holds one tree for each partition.
+//! What every engine on disk shares: opening, failures, flushes, and whose tree is open. What is in
+//! a tree is `tree.rs`'s business. Blocking, all of it: never on an executor's thread. One
+//! [`DiskEngine`] per disk holds one tree for each partition.
 //!
-//! **Why a crash leaves a prefix.** A write batch changes records and meta of one tree by one sled
-//! batch. sled writes it into its one log between a manifest that names the batch's end and that end;
-//! recovery reads the log in order and stops at the first torn message, and at a manifest whose end
-//! it does not find (`LogRead::BatchManifest` in sled's `pagecache/iterator.rs`). So every tree is
-//! recovered at the end of some batch, and its meta says which. Only batches that our own log holds
-//! durably are handed to sled, so it is never ahead of that log.
+//! An engine is asked for little: atomic batches on a tree, of which a crash leaves a prefix; and one
+//! sync for all trees. Only batches that our own log holds durably are handed to it, so it is never ahead
+//! of that log.
 //!
-//! **What sled does not do itself**, and this file does:
-//! - `Db::flush` ends in `sync_file_range`, which neither flushes the disk's cache nor the file's
-//!   size. The data file gets an `fdatasync` of its own before anything counts as covered.
-//! - A killed process may leave `snap.*.generating` behind, half written; sled then takes it for
-//!   the newest snapshot of its page table and refuses to open. It is removed first: sled renames
-//!   the file when it is complete.
-//! - `conf` is not written atomically. A new directory is made under another name and renamed.
-//! - Pages over a quarter of a segment go to files of their own that sled never syncs, and whose
-//!   loss its recovery passes over in silence. Segments of 8 MiB and values cut to pieces of 16 KiB
-//!   keep the largest page (an inner node of 256 keys of 4 KiB) below that.
-//! - After any failed write sled fails everything until it is opened anew. A full disk is
-//!   therefore refused before sled meets it; if it does, it is reopened once there is room.
-//! - Panics on damaged files: caught, and reported as damage.
+//! ```text
+//!   write ─► in the engine's memory ─ sync n ─► on disk        Stamp { generation, covered_by: n }
+//!                  │ a failed write
+//!                  ▼
+//!            engine refuses everything ─ room again ─► opened anew: next generation; what was not
+//!                                                      synced may be lost, and is written again
+//! ```
+//! After a failed write an engine fails everything until it is opened anew. A full disk is therefore
+//! refused before the engine meets it; if it does, it is reopened once there is room.
 
 use std::{
     any::Any,
     collections::BTreeSet,
     fs::{self, File},
     io,
+    ops::Bound,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{
@@ -39,50 +33,136 @@ use std::{
 
 use stateside_types::{Epoch, PartitionId};
 
-use super::SledStore;
+use super::DiskStore;
 use crate::StoreError;
 
-/// How long a reopening waits for sled's own threads to let go of the file.
+/// How long a reopening waits for the engine's own threads to let go of its files.
 const REOPEN_WAIT: Duration = Duration::from_secs(5);
 
-/// How an engine is run.
+/// An engine: one database in one directory, with a tree of its own for each partition.
+pub trait Database: Sized + Send + Sync + 'static {
+    /// How it is run.
+    type Options: Copy + Send + Sync;
+    /// One partition's tree.
+    type Tree: Tree;
+    /// The name that configuration uses for stores on this engine.
+    const KIND: &'static str;
+
+    /// When to refuse and when to sync.
+    fn limits(options: &Self::Options) -> DiskLimits;
+
+    /// Opens the database, making it if there is none.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn open(path: &Path, options: &Self::Options) -> Result<Self, EngineError>;
+
+    /// The names of its trees, possibly with others that are none of ours.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn tree_names(&self) -> Result<Vec<Vec<u8>>, EngineError>;
+
+    /// Opens a tree, making it if there is none.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn tree(&self, name: &str) -> Result<Self::Tree, EngineError>;
+
+    /// Drops a tree that nobody has open. False when there was none.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn drop_tree(&self, name: &str) -> Result<bool, EngineError>;
+
+    /// Returns when everything written before survives a crash of the machine.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn sync(&self) -> Result<(), EngineError>;
+
+    /// Bytes that the database takes on the disk.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn disk_bytes(&self) -> Result<u64, EngineError>;
+}
+
+/// An ordered map of byte strings. Used by one thread at a time.
+pub trait Tree {
+    /// What a read brings.
+    type Bytes: AsRef<[u8]>;
+
+    /// The value of `key`.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn get(&self, key: &[u8]) -> Result<Option<Self::Bytes>, EngineError>;
+
+    /// Entries between two keys, in the order of keys; what is written meanwhile may show or not.
+    fn range(
+        &self,
+        from: Bound<Vec<u8>>,
+        to: Bound<Vec<u8>>,
+    ) -> impl Iterator<Item = Result<(Self::Bytes, Self::Bytes), EngineError>>;
+
+    /// Applies changes in their order: all or none, also across a crash.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn apply(&self, batch: Vec<Change>) -> Result<(), EngineError>;
+}
+
+/// A change of one entry.
+#[derive(Debug)]
+pub enum Change {
+    /// Key, value.
+    Put(Vec<u8>, Vec<u8>),
+    /// Key.
+    Remove(Vec<u8>),
+}
+
+/// Why an engine did not do what it was asked for.
+#[derive(Debug)]
+pub enum EngineError {
+    /// The system refused; a full disk too.
+    Io(io::Error),
+    /// The engine refuses everything since an earlier failure: it may go on when it is opened anew.
+    Stopped,
+    /// It will not go on, not even when it is opened anew.
+    Failed(String),
+    /// Its files are not what it wrote.
+    Damaged(String),
+}
+
+/// When an engine refuses and when it syncs.
 #[derive(Clone, Copy, Debug)]
-pub struct SledOptions {
-    /// Size of sled's page cache, bytes. sled uses several times that at its worst.
-    pub cache_bytes: u64,
+pub struct DiskLimits {
     /// Writes are refused as `DiskFull` while the disk has less room than this, bytes.
     pub free_bytes_min: u64,
     /// Longest time between two writes that only the first of them is covered by.
     pub cover_interval: Duration,
-    /// Size of sled's segments: a power of two. Fixed when the directory is made.
-    pub segment_bytes: usize,
 }
 
-impl Default for SledOptions {
-    fn default() -> Self {
-        Self {
-            cache_bytes: 64 << 20,
-            free_bytes_min: 32 << 20,
-            cover_interval: Duration::from_secs(1),
-            segment_bytes: 8 << 20,
-        }
+/// One database, shared by all partitions whose stores are on its disk. Cheap to clone.
+pub struct DiskEngine<D: Database> {
+    shared: Arc<Shared<D>>,
+}
+
+impl<D: Database> Clone for DiskEngine<D> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
     }
 }
 
-/// One sled database, shared by all partitions whose stores are on its disk. Cheap to clone.
-#[derive(Clone)]
-pub struct SledEngine {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
+struct Shared<D: Database> {
     path: PathBuf,
-    options: SledOptions,
+    options: D::Options,
+    limits: DiskLimits,
     /// None after a failed reopening.
-    database: RwLock<Option<sled::Db>>,
-    /// The first failure that sled itself will not get over.
+    database: RwLock<Option<D>>,
+    /// The first failure that the engine itself will not get over.
     failure: Mutex<Option<Failure>>,
-    data_file: File,
     /// When the last flush ended; held during one.
     flush: Mutex<Instant>,
     /// How often the database was reopened. What was written to an earlier one and not flushed is
@@ -91,12 +171,16 @@ struct Shared {
     flushes_started: AtomicU64,
     /// Number of the last flush that succeeded.
     flushes_done: AtomicU64,
+    /// `flushes_done` when the database was last reopened because it had stopped.
+    reopened_at: Mutex<Option<u64>>,
     open_trees: Mutex<BTreeSet<(PartitionId, Epoch)>>,
 }
 
 #[derive(Clone)]
 enum Failure {
     DiskFull,
+    /// It does not say why: a thread of its own failed.
+    Stopped,
     Other(String),
 }
 
@@ -112,42 +196,41 @@ pub(super) struct Stamp {
 /// What became of a write since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WriteFate {
-    /// sled has it in memory, at least.
+    /// The engine has it in memory, at least.
     Open,
     /// It survives a crash.
     Covered,
-    /// sled was reopened since: it may be lost.
+    /// The engine was reopened since: it may be lost.
     Uncertain,
 }
 
-impl SledEngine {
-    /// Opens the database in the directory `path`, making it if there is none. Blocks: sled reads
-    /// what its log holds beyond its last page table.
+impl<D: Database> DiskEngine<D> {
+    /// Opens the database in the directory `path`, making it if there is none. Blocks: the engine
+    /// reads what it needs to.
     ///
     /// # Errors
     /// [`StoreError`]; `Io` also when another process has it open.
-    pub fn open(path: &Path, options: SledOptions) -> Result<Self, StoreError> {
+    pub fn open(path: &Path, options: D::Options) -> Result<Self, StoreError> {
         if !path.exists() {
-            make_directory(path, &options)?;
+            make_directory::<D>(path, &options)?;
         }
-        let database = open_database(path, &options)?;
-        let data_file = File::open(path.join("db")).map_err(|error| io_error(path, &error))?;
+        let database = open_database::<D>(path, &options)?;
         let shared = Shared {
             path: path.to_owned(),
             options,
+            limits: D::limits(&options),
             database: RwLock::new(Some(database)),
             failure: Mutex::new(None),
-            data_file,
             flush: Mutex::new(Instant::now()),
             generation: AtomicU64::new(0),
             flushes_started: AtomicU64::new(0),
             flushes_done: AtomicU64::new(0),
+            reopened_at: Mutex::new(None),
             open_trees: Mutex::default(),
         };
         // What was recovered may be in the page cache only, and a store tells on opening what it
         // covers. Not by `flush`: a full disk is no reason not to read.
-        shared.read(|database| database.flush())?;
-        shared.data_file.sync_data().map_err(|error| io_error(path, &error))?;
+        shared.read(D::sync)?;
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -156,22 +239,21 @@ impl SledEngine {
     /// # Errors
     /// [`StoreError::Damaged`] when a load of it was interrupted: [`Self::remove`] it and
     /// load again. [`StoreError::Io`] when it is open already.
-    pub fn partition(&self, id: PartitionId, epoch: Epoch) -> Result<SledStore, StoreError> {
+    pub fn partition(&self, id: PartitionId, epoch: Epoch) -> Result<DiskStore<D>, StoreError> {
         let open = OpenTree::claim(&self.shared, id, epoch)?;
         let tree = TreeAccess { open, name: tree_name(id, epoch) };
         let name = tree.name.as_bytes();
         let exists =
-            self.shared.read(|db| Ok(db.tree_names().iter().any(|other| other == name)))?;
+            self.shared.read(|db| Ok(db.tree_names()?.iter().any(|other| other == name)))?;
         // Only making a tree needs room on the disk.
         let session = if exists { tree.reading()? } else { tree.writing()? };
         let meta = session.recover()?;
         drop(session);
-        Ok(SledStore::new(tree, meta))
+        Ok(DiskStore::new(tree, meta))
     }
 
-    /// Drops a partition's store; sled frees its space as it goes on writing. False when there was
-    /// none. Blocks for as long as reading the tree's pages takes. A crash meanwhile may leave some
-    /// of its space taken.
+    /// Drops a partition's store; its space is free again at once or as the engine goes on writing.
+    /// False when there was none. Blocks. A crash meanwhile may leave some of its space taken.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the store is open or its work is under way.
@@ -188,7 +270,7 @@ impl SledEngine {
     /// # Errors
     /// [`StoreError`] when the database could not be opened again after a full disk.
     pub fn partitions(&self) -> Result<Vec<(PartitionId, Epoch)>, StoreError> {
-        let names = self.shared.read(|database| Ok(database.tree_names()))?;
+        let names = self.shared.read(D::tree_names)?;
         Ok(names.iter().filter_map(|name| parse_tree_name(name)).collect())
     }
 
@@ -197,29 +279,34 @@ impl SledEngine {
     /// # Errors
     /// [`StoreError`] when the files cannot be looked at.
     pub fn disk_bytes(&self) -> Result<u64, StoreError> {
-        self.shared.read(|database| database.size_on_disk())
+        self.shared.read(D::disk_bytes)
     }
 }
 
-impl Shared {
-    /// Calls sled, turning its errors and panics into ours.
-    fn call<T>(&self, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
+impl<D: Database> Shared<D> {
+    /// Calls the engine, turning its errors and panics into ours.
+    fn call<T>(&self, call: impl FnOnce() -> Result<T, EngineError>) -> Result<T, StoreError> {
         match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(EngineError::Stopped)) => {
+                lock(&self.failure).get_or_insert(Failure::Stopped);
+                // Transient until a reopening has shown otherwise.
+                Err(self.disk_full())
+            }
             Ok(Err(error)) => {
                 let error = store_error(&self.path, error);
                 if matches!(error, StoreError::DiskFull { .. }) {
-                    // sled's own threads write too; a read may be the first to hear of it.
+                    // The engine's own threads write too; a read may be the first to hear of it.
                     self.note_failure(&error);
                 }
                 Err(error)
             }
-            Err(panic) => Err(self.damaged(panic_text(&*panic))),
+            Err(panic) => Err(self.damaged(panic_text::<D>(&*panic))),
         }
     }
 
-    /// Calls sled to read.
-    fn read<T>(&self, call: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
+    /// Calls the engine to read.
+    fn read<T>(&self, call: impl FnOnce(&D) -> Result<T, EngineError>) -> Result<T, StoreError> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = &*database else { return Err(self.disk_full()) };
         self.call(|| call(database))
@@ -231,8 +318,8 @@ impl Shared {
         self.get_over_failure()
     }
 
-    /// Calls sled to write: if there is room, and if it has not failed.
-    fn write<T>(&self, call: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
+    /// Calls the engine to write: if there is room, and if it has not failed.
+    fn write<T>(&self, call: impl FnOnce(&D) -> Result<T, EngineError>) -> Result<T, StoreError> {
         self.prepare_write()?;
         let answer = self.read(call);
         if let Err(error) = &answer {
@@ -241,7 +328,7 @@ impl Shared {
         answer
     }
 
-    /// Remembers an error that sled will answer every further write with.
+    /// Remembers an error that the engine will answer every further write with.
     fn note_failure(&self, error: &StoreError) {
         let failure = match error {
             StoreError::DiskFull { .. } => Failure::DiskFull,
@@ -255,38 +342,49 @@ impl Shared {
     fn check_room(&self) -> Result<(), StoreError> {
         let disk = rustix::fs::statvfs(&self.path)
             .map_err(|error| io_error(&self.path, &io::Error::from(error)))?;
-        if disk.f_bavail * disk.f_frsize < self.options.free_bytes_min {
+        if disk.f_bavail * disk.f_frsize < self.limits.free_bytes_min {
             return Err(self.disk_full());
         }
         Ok(())
     }
 
-    /// Opens sled anew if it met a full disk: nothing else ends its refusals.
+    /// Opens the engine anew if it met a full disk: nothing else ends its refusals.
     fn get_over_failure(&self) -> Result<(), StoreError> {
         let failure = lock(&self.failure).clone();
         match failure {
             None => return Ok(()),
             Some(Failure::Other(message)) => return Err(self.io(message)),
-            Some(Failure::DiskFull) => {}
+            Some(Failure::DiskFull | Failure::Stopped) => {}
         }
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        if lock(&self.failure).is_none() {
+        let failure = lock(&self.failure).clone();
+        if let Some(Failure::Stopped) = failure {
+            // It stopped although there was room, was opened anew, and stopped before it had
+            // synced anything: a third time would end the same way.
+            let done = self.flushes_done.load(Ordering::SeqCst);
+            if lock(&self.reopened_at).replace(done) == Some(done) {
+                let message = format!("{} stops again and again; its own log may say why", D::KIND);
+                *lock(&self.failure) = Some(Failure::Other(message.clone()));
+                return Err(self.io(message));
+            }
+        }
+        if failure.is_none() {
             return Ok(());
         }
         let old = database.take();
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(old))) {
-            return Err(self.damaged(panic_text(&*panic)));
+            return Err(self.damaged(panic_text::<D>(&*panic)));
         }
         let deadline = Instant::now() + REOPEN_WAIT;
         loop {
-            match open_database(&self.path, &self.options) {
+            match open_database::<D>(&self.path, &self.options) {
                 Ok(opened) => {
                     *database = Some(opened);
                     self.generation.fetch_add(1, Ordering::SeqCst);
                     *lock(&self.failure) = None;
                     return Ok(());
                 }
-                // sled's own threads may still hold the file that they wrote to.
+                // The engine's own threads may still hold the files that they wrote to.
                 Err(StoreError::Io { .. }) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -302,13 +400,7 @@ impl Shared {
             return Ok(());
         }
         let this = self.flushes_started.fetch_add(1, Ordering::SeqCst) + 1;
-        self.write(|database| database.flush())?;
-        if let Err(error) = self.data_file.sync_data() {
-            // The kernel may have marked the pages clean: a second try would prove nothing.
-            let error = io_error(&self.path, &error);
-            *lock(&self.failure) = Some(Failure::Other(error.to_string()));
-            return Err(error);
-        }
+        self.write(D::sync)?;
         self.flushes_done.store(this, Ordering::SeqCst);
         *last = Instant::now();
         Ok(())
@@ -316,7 +408,7 @@ impl Shared {
 
     fn flush_is_due(&self) -> bool {
         // A flush under way is none too few.
-        self.flush.try_lock().is_ok_and(|last| last.elapsed() >= self.options.cover_interval)
+        self.flush.try_lock().is_ok_and(|last| last.elapsed() >= self.limits.cover_interval)
     }
 
     fn disk_full(&self) -> StoreError {
@@ -333,14 +425,14 @@ impl Shared {
 }
 
 /// The right to use a tree: one at a time, given back on drop.
-struct OpenTree {
-    shared: Arc<Shared>,
+struct OpenTree<D: Database> {
+    shared: Arc<Shared<D>>,
     id: PartitionId,
     epoch: Epoch,
 }
 
-impl OpenTree {
-    fn claim(shared: &Arc<Shared>, id: PartitionId, epoch: Epoch) -> Result<Self, StoreError> {
+impl<D: Database> OpenTree<D> {
+    fn claim(shared: &Arc<Shared<D>>, id: PartitionId, epoch: Epoch) -> Result<Self, StoreError> {
         if !lock(&shared.open_trees).insert((id, epoch)) {
             return Err(shared.io(format!("the store of partition {id}, epoch {epoch}, is in use")));
         }
@@ -348,19 +440,19 @@ impl OpenTree {
     }
 }
 
-impl Drop for OpenTree {
+impl<D: Database> Drop for OpenTree<D> {
     fn drop(&mut self) {
         lock(&self.shared.open_trees).remove(&(self.id, self.epoch));
     }
 }
 
 /// A partition's tree. Shared by its store and the work under way.
-pub(super) struct TreeAccess {
-    open: OpenTree,
+pub(super) struct TreeAccess<D: Database> {
+    open: OpenTree<D>,
     name: String,
 }
 
-impl TreeAccess {
+impl<D: Database> TreeAccess<D> {
     /// What became of a write. Does not block.
     pub(super) fn fate(&self, stamp: Stamp) -> WriteFate {
         // In this order: a flush after a reopening is counted after the reopening is.
@@ -395,22 +487,22 @@ impl TreeAccess {
         self.shared().damaged(format!("{}: {message}", self.name))
     }
 
-    fn shared(&self) -> &Shared {
+    fn shared(&self) -> &Shared<D> {
         &self.open.shared
     }
 
     /// For reads only: goes on when writes have failed.
-    pub(super) fn reading(&self) -> Result<TreeSession<'_>, StoreError> {
+    pub(super) fn reading(&self) -> Result<TreeSession<'_, D>, StoreError> {
         let database = self.shared().database.read().unwrap_or_else(PoisonError::into_inner);
         let tree = match &*database {
-            Some(database) => self.shared().call(|| database.open_tree(&self.name))?,
+            Some(database) => self.shared().call(|| database.tree(&self.name))?,
             None => return Err(self.shared().disk_full()),
         };
         Ok(TreeSession { access: self, tree, _database: database })
     }
 
     /// For writes.
-    pub(super) fn writing(&self) -> Result<TreeSession<'_>, StoreError> {
+    pub(super) fn writing(&self) -> Result<TreeSession<'_, D>, StoreError> {
         self.shared().prepare_write()?;
         self.reading()
     }
@@ -418,24 +510,41 @@ impl TreeAccess {
 
 /// Calls on one tree during which the database is not reopened: what one call read still holds
 /// when the next writes.
-pub(super) struct TreeSession<'a> {
-    access: &'a TreeAccess,
-    tree: sled::Tree,
-    _database: RwLockReadGuard<'a, Option<sled::Db>>,
+pub(super) struct TreeSession<'a, D: Database> {
+    access: &'a TreeAccess<D>,
+    tree: D::Tree,
+    _database: RwLockReadGuard<'a, Option<D>>,
 }
 
-impl TreeSession<'_> {
-    /// Calls sled to read.
-    pub(super) fn read<T>(
+/// What an engine's tree reads are.
+type Bytes<D> = <<D as Database>::Tree as Tree>::Bytes;
+/// A key and its value.
+pub(super) type Entry<D> = (Bytes<D>, Bytes<D>);
+
+impl<D: Database> TreeSession<'_, D> {
+    pub(super) fn get(&self, key: &[u8]) -> Result<Option<Bytes<D>>, StoreError> {
+        self.access.shared().call(|| self.tree.get(key))
+    }
+
+    /// To be advanced with [`Self::next`] alone.
+    pub(super) fn range(
         &self,
-        call: impl FnOnce(&sled::Tree) -> sled::Result<T>,
-    ) -> Result<T, StoreError> {
-        self.access.shared().call(|| call(&self.tree))
+        from: Bound<Vec<u8>>,
+        to: Bound<Vec<u8>>,
+    ) -> Result<impl Iterator<Item = Result<Entry<D>, EngineError>>, StoreError> {
+        self.access.shared().call(|| Ok(self.tree.range(from, to)))
+    }
+
+    pub(super) fn next(
+        &self,
+        entries: &mut impl Iterator<Item = Result<Entry<D>, EngineError>>,
+    ) -> Result<Option<Entry<D>>, StoreError> {
+        self.access.shared().call(|| entries.next().transpose())
     }
 
     /// Applies a batch: whole or not at all, also across a crash.
-    pub(super) fn apply(&self, batch: sled::Batch) -> Result<(), StoreError> {
-        let answer = self.read(|tree| tree.apply_batch(batch));
+    pub(super) fn apply(&self, batch: Vec<Change>) -> Result<(), StoreError> {
+        let answer = self.access.shared().call(|| self.tree.apply(batch));
         if let Err(error) = &answer {
             self.access.shared().note_failure(error);
         }
@@ -468,8 +577,9 @@ fn parse_tree_name(name: &[u8]) -> Option<(PartitionId, Epoch)> {
     Some((PartitionId(id), Epoch(u64::from_str_radix(epoch, 16).ok()?)))
 }
 
-/// Makes an empty database beside `path` and moves it there: whole or not at all.
-fn make_directory(path: &Path, options: &SledOptions) -> Result<(), StoreError> {
+/// Makes an empty database beside `path` and moves it there: whole or not at all. Engines do not make
+/// theirs atomically.
+fn make_directory<D: Database>(path: &Path, options: &D::Options) -> Result<(), StoreError> {
     let fail = |error: io::Error| io_error(path, &error);
     let name = path.file_name().ok_or_else(|| fail(io::ErrorKind::InvalidInput.into()))?;
     let mut new_name = name.to_owned();
@@ -480,54 +590,45 @@ fn make_directory(path: &Path, options: &SledOptions) -> Result<(), StoreError> 
         _ => {}
     }
     fs::create_dir_all(&new).map_err(fail)?;
-    drop(open_database(&new, options)?);
-    for entry in fs::read_dir(&new).map_err(fail)? {
-        File::open(entry.map_err(fail)?.path()).and_then(|file| file.sync_all()).map_err(fail)?;
-    }
-    File::open(&new).and_then(|directory| directory.sync_all()).map_err(fail)?;
+    drop(open_database::<D>(&new, options)?);
+    sync_all(&new).map_err(fail)?;
     fs::rename(&new, path).map_err(fail)?;
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
     File::open(parent).and_then(|directory| directory.sync_all()).map_err(fail)
 }
 
-fn open_database(path: &Path, options: &SledOptions) -> Result<sled::Db, StoreError> {
-    let fail = |error: io::Error| io_error(path, &error);
-    for entry in fs::read_dir(path).map_err(fail)? {
-        let file = entry.map_err(fail)?.path();
-        if file.extension().is_some_and(|extension| extension == "generating") {
-            fs::remove_file(file).map_err(fail)?;
+/// Brings a directory and all below it to disk.
+fn sync_all(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            sync_all(&entry.path())?;
+        } else {
+            File::open(entry.path())?.sync_all()?;
         }
     }
-    let config = sled::Config::new()
-        .path(path)
-        .cache_capacity(options.cache_bytes)
-        .segment_size(options.segment_bytes);
-    match catch_unwind(AssertUnwindSafe(|| config.open())) {
+    File::open(directory)?.sync_all()
+}
+
+fn open_database<D: Database>(path: &Path, options: &D::Options) -> Result<D, StoreError> {
+    match catch_unwind(AssertUnwindSafe(|| D::open(path, options))) {
         Ok(Ok(database)) => Ok(database),
         Ok(Err(error)) => Err(store_error(path, error)),
         Err(panic) => Err(StoreError::Damaged {
             path: path.display().to_string(),
-            message: panic_text(&*panic),
+            message: panic_text::<D>(&*panic),
         }),
     }
 }
 
-fn store_error(path: &Path, error: sled::Error) -> StoreError {
+fn store_error(path: &Path, error: EngineError) -> StoreError {
     let path_text = path.display().to_string();
     match error {
-        sled::Error::Io(error) => io_error(path, &error),
-        sled::Error::Corruption { at, .. } => StoreError::Damaged {
-            path: path_text,
-            message: match at {
-                Some(at) => format!("sled found corruption at {at:?}"),
-                None => "sled found corruption".to_owned(),
-            },
-        },
-        sled::Error::CollectionNotFound(_) | sled::Error::ReportableBug(_) => {
-            StoreError::Damaged { path: path_text, message: error.to_string() }
-        }
-        other => StoreError::Io { path: path_text, message: other.to_string() },
+        EngineError::Io(error) => io_error(path, &error),
+        EngineError::Stopped => StoreError::DiskFull { path: path_text },
+        EngineError::Failed(message) => StoreError::Io { path: path_text, message },
+        EngineError::Damaged(message) => StoreError::Damaged { path: path_text, message },
     }
 }
 
@@ -542,12 +643,12 @@ fn io_error(path: &Path, error: &io::Error) -> StoreError {
     }
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> String {
+fn panic_text<D: Database>(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("sled panicked: {}", text.unwrap_or("without a message"))
+    format!("{} panicked: {}", D::KIND, text.unwrap_or("without a message"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,20 +1,20 @@
-//! The sled store and its disk: full, interrupted, damaged, in use.
+//! Stores on disk and their disk: full, interrupted, damaged, in use.
 
-#![cfg(feature = "sled")]
+#![cfg(all(feature = "sled", feature = "lsm"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeMap,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use stateside_statestore::{
-    Lookup, SledEngine, SledOptions, SledStore, SnapshotRecord, SnapshotStep, StateStore,
-    StoreError,
+    Database, DiskEngine, DiskStore, Lookup, Lsm, LsmEngine, LsmOptions, Sled, SledEngine,
+    SledOptions, SnapshotRecord, SnapshotStep, StateStore, StoreError,
 };
 use stateside_types::{Epoch, PartitionId, Record, Sequence, Timestamp, WriteEntry, limits};
 
@@ -25,24 +25,28 @@ fn options() -> SledOptions {
     SledOptions { cache_bytes: 4 << 20, ..SledOptions::default() }
 }
 
-fn put(store: &mut SledStore, key: &[u8], value: &[u8]) {
+fn lsm_options() -> LsmOptions {
+    LsmOptions { cache_bytes: 4 << 20, memtable_bytes: 256 << 10, ..LsmOptions::default() }
+}
+
+fn put(store: &mut impl StateStore, key: &[u8], value: &[u8]) {
     let entry = WriteEntry::put(key, value);
     store.apply(store.applied().next(), Timestamp(1), &[entry]);
 }
 
 /// One piece of work, if there is one.
-fn work(store: &mut SledStore) -> Result<bool, StoreError> {
+fn work(store: &mut impl StateStore) -> Result<bool, StoreError> {
     let Some(work) = store.take_work(store.applied()) else { return Ok(false) };
     store.finish_work(work()).map(|()| true)
 }
 
-fn cover(store: &mut SledStore) {
+fn cover(store: &mut impl StateStore) {
     store.cover();
     while work(store).unwrap() {}
     assert_eq!(store.covered(), store.applied());
 }
 
-fn read(store: &mut SledStore, key: &[u8]) -> Option<Vec<u8>> {
+fn read(store: &mut impl StateStore, key: &[u8]) -> Option<Vec<u8>> {
     if store.get(key) == Lookup::Unknown {
         store.fetch(&[key]);
         work(store).unwrap();
@@ -54,7 +58,7 @@ fn read(store: &mut SledStore, key: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-fn content(store: &mut SledStore) -> BTreeMap<Vec<u8>, Vec<u8>> {
+fn content(store: &mut impl StateStore) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut records = BTreeMap::new();
     store.snapshot_start();
     loop {
@@ -71,16 +75,22 @@ fn content(store: &mut SledStore) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 #[test]
 fn a_disk_without_room_refuses_writes_and_serves_reads() {
+    let full = SledOptions { free_bytes_min: u64::MAX, ..options() };
+    without_room::<Sled>(options(), full);
+    let full = LsmOptions { free_bytes_min: u64::MAX, ..lsm_options() };
+    without_room::<Lsm>(lsm_options(), full);
+}
+
+fn without_room<D: Database>(options: D::Options, full: D::Options) {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("sled");
-    let engine = SledEngine::open(&path, options()).unwrap();
+    let path = directory.path().join(D::KIND);
+    let engine = DiskEngine::<D>::open(&path, options).unwrap();
     let mut store = engine.partition(ID, EPOCH).unwrap();
     put(&mut store, b"before", b"1");
     cover(&mut store);
     drop((store, engine));
 
-    let full = SledOptions { free_bytes_min: u64::MAX, ..options() };
-    let engine = SledEngine::open(&path, full).unwrap();
+    let engine = DiskEngine::<D>::open(&path, full).unwrap();
     let mut store = engine.partition(ID, EPOCH).unwrap();
     assert_eq!(read(&mut store, b"before"), Some(b"1".to_vec()));
     put(&mut store, b"after", b"2");
@@ -92,19 +102,32 @@ fn a_disk_without_room_refuses_writes_and_serves_reads() {
     assert!(matches!(engine.partition(ID, Epoch(3)), Err(StoreError::DiskFull { .. })));
 }
 
-/// Runs in a child whose files may not grow beyond a limit: sled meets the error in the middle
+/// Runs in a child whose files may not grow beyond a limit: the engine meets the error in the middle
 /// of its own writing, which the free-space check is there to prevent.
 #[test]
 fn child_process_with_small_files() {
     let Ok(directory) = std::env::var("STATESIDE_DISK_DIRECTORY") else { return };
-    let path = Path::new(&directory).join("sled");
-    // Small segments, so that the file must grow soon.
-    let small = SledOptions { segment_bytes: 512 << 10, ..options() };
-    let engine = SledEngine::open(&path, small).unwrap();
+    let path = Path::new(&directory).join("engine");
+    match std::env::var("STATESIDE_DISK_STORE").unwrap().as_str() {
+        Sled::KIND => {
+            // Small segments, so that the file must grow soon.
+            let small = SledOptions { segment_bytes: 512 << 10, ..options() };
+            with_small_files::<Sled>(&path, small, |path| {
+                fs::metadata(path.join("db")).unwrap().len()
+            });
+        }
+        // Its journal has its full length from the beginning, so it is tables that cannot be written, by
+        // fjall's own thread.
+        _ => with_small_files::<Lsm>(&path, lsm_options(), |_| 64 << 10),
+    }
+}
+
+fn with_small_files<D: Database>(path: &Path, small: D::Options, limit_of: fn(&Path) -> u64) {
+    let engine = DiskEngine::<D>::open(path, small).unwrap();
     let mut store = engine.partition(ID, EPOCH).unwrap();
     let mut other = engine.partition(ID, Epoch(3)).unwrap();
     let mut model = BTreeMap::new();
-    let mut write = |store: &mut SledStore, number: u32| {
+    let mut write = |store: &mut DiskStore<D>, number: u32| {
         let (key, value) = (number.to_be_bytes(), vec![number as u8; 4_000]);
         put(store, &key, &value);
         model.insert(key.to_vec(), value);
@@ -119,11 +142,10 @@ fn child_process_with_small_files() {
     let covered = store.covered();
 
     let whole = getrlimit(Resource::Fsize);
-    let len = fs::metadata(path.join("db")).unwrap().len();
     let mut limit = whole;
-    limit.current = Some(len);
+    limit.current = Some(limit_of(path));
     setrlimit(Resource::Fsize, limit).unwrap();
-    let mut number = 50;
+    let mut number = 50u32;
     loop {
         write(&mut store, number);
         number += 1;
@@ -140,7 +162,7 @@ fn child_process_with_small_files() {
         number += 1;
         store.cover();
         match work(&mut store) {
-            // Reopened, sled may find room for a little more within the limit.
+            // Reopened, the engine may find room for a little more within the limit.
             Ok(_) | Err(StoreError::DiskFull { .. }) => {}
             Err(other) => panic!("{other:?}"),
         }
@@ -169,7 +191,7 @@ fn child_process_with_small_files() {
     assert!(content(&mut store) == model);
     assert_eq!(read(&mut other, b"other"), Some(b"once more".to_vec()));
     drop((store, other, engine));
-    let engine = SledEngine::open(&path, small).unwrap();
+    let engine = DiskEngine::<D>::open(path, small).unwrap();
     let mut store = engine.partition(ID, EPOCH).unwrap();
     assert!(content(&mut store) == model);
     assert_eq!(store.stats().records, model.len() as u64);
@@ -178,6 +200,15 @@ fn child_process_with_small_files() {
 
 #[test]
 fn sled_is_reopened_after_it_met_a_full_disk() {
+    meet_a_full_disk(Sled::KIND);
+}
+
+#[test]
+fn lsm_is_reopened_after_it_met_a_full_disk() {
+    meet_a_full_disk(Lsm::KIND);
+}
+
+fn meet_a_full_disk(kind: &str) {
     let directory = tempfile::tempdir().unwrap();
     // The shell's `trap` outlives `exec`: without it the signal for a file too large kills.
     let output = Command::new("sh")
@@ -187,6 +218,7 @@ fn sled_is_reopened_after_it_met_a_full_disk() {
         ])
         .arg(std::env::current_exe().unwrap())
         .env("STATESIDE_DISK_DIRECTORY", directory.path())
+        .env("STATESIDE_DISK_STORE", kind)
         .stdin(Stdio::null())
         .output()
         .unwrap();
@@ -197,8 +229,13 @@ fn sled_is_reopened_after_it_met_a_full_disk() {
 
 #[test]
 fn an_interrupted_load_is_not_served() {
+    interrupted_load::<Sled>(options());
+    interrupted_load::<Lsm>(lsm_options());
+}
+
+fn interrupted_load<D: Database>(options: D::Options) {
     let directory = tempfile::tempdir().unwrap();
-    let engine = SledEngine::open(&directory.path().join("sled"), options()).unwrap();
+    let engine = DiskEngine::<D>::open(&directory.path().join(D::KIND), options).unwrap();
     let mut store = engine.partition(ID, EPOCH).unwrap();
     put(&mut store, b"old", b"1");
     cover(&mut store);
@@ -238,13 +275,18 @@ fn an_interrupted_load_is_not_served() {
 
 #[test]
 fn a_store_is_open_once_and_not_removed_while_it_is() {
+    open_once::<Sled>(options());
+    open_once::<Lsm>(lsm_options());
+}
+
+fn open_once<D: Database>(options: D::Options) {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("sled");
-    let engine = SledEngine::open(&path, options()).unwrap();
+    let path = directory.path().join(D::KIND);
+    let engine = DiskEngine::<D>::open(&path, options).unwrap();
     let mut store = engine.partition(ID, EPOCH).unwrap();
     assert!(matches!(engine.partition(ID, EPOCH), Err(StoreError::Io { .. })));
     assert!(matches!(engine.remove(ID, EPOCH), Err(StoreError::Io { .. })));
-    assert!(matches!(SledEngine::open(&path, options()), Err(StoreError::Io { .. })));
+    assert!(matches!(DiskEngine::<D>::open(&path, options), Err(StoreError::Io { .. })));
     put(&mut store, b"key", b"value");
     let under_way = store.take_work(Sequence(1)).unwrap();
     drop(store);
@@ -256,8 +298,13 @@ fn a_store_is_open_once_and_not_removed_while_it_is() {
 
 #[test]
 fn values_beyond_what_a_fetch_brings_are_withheld() {
+    large_fetch::<Sled>(options());
+    large_fetch::<Lsm>(lsm_options());
+}
+
+fn large_fetch<D: Database>(options: D::Options) {
     let directory = tempfile::tempdir().unwrap();
-    let engine = SledEngine::open(&directory.path().join("sled"), options()).unwrap();
+    let engine = DiskEngine::<D>::open(&directory.path().join(D::KIND), options).unwrap();
     let mut store = engine.partition(ID, EPOCH).unwrap();
     let value = vec![5; 1 << 20];
     let count = limits::STORE_FETCH_BYTES_MAX / value.len() + 3;
@@ -282,7 +329,9 @@ fn values_beyond_what_a_fetch_brings_are_withheld() {
     assert_eq!(store.get(&keys[0]), Lookup::Unknown);
     // Alone it is brought.
     assert_eq!(read(&mut store, &keys[count - 1]), Some(value));
-    assert_eq!(fs::read_dir(directory.path().join("sled/blobs")).unwrap().count(), 0);
+    // sled puts what outgrows its log into files that it never syncs.
+    let blobs = fs::read_dir(directory.path().join("sled/blobs"));
+    assert_eq!(blobs.map_or(0, |blobs| blobs.count()), 0);
 }
 
 /// A node was killed while sled wrote a new snapshot of its page table, and never opened its
@@ -310,7 +359,7 @@ fn a_half_written_page_table_is_passed_over() {
 }
 
 #[test]
-fn damaged_files_are_errors() {
+fn damaged_sled_files_are_errors() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("sled");
     let small = SledOptions { segment_bytes: 64 << 10, ..options() };
@@ -348,4 +397,76 @@ fn damaged_files_are_errors() {
             assert!(expected.len() == 2_000);
         }
     }
+}
+
+#[test]
+fn damaged_lsm_files_are_errors() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("lsm");
+    let engine = LsmEngine::open(&path, lsm_options()).unwrap();
+    let mut store = engine.partition(ID, EPOCH).unwrap();
+    for number in 0..3_000u32 {
+        put(&mut store, &number.to_be_bytes(), &number.to_le_bytes().repeat(60));
+        if number % 100 == 0 {
+            cover(&mut store);
+        }
+    }
+    cover(&mut store);
+    let applied = store.applied();
+    let expected = content(&mut store);
+    drop((store, engine));
+    let mut refused = 0;
+    for (number, file) in files(&path).into_iter().enumerate() {
+        let whole = fs::read(path.join(&file)).unwrap();
+        // The journal is mostly not written yet.
+        let used = whole.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        for at in (0..used).step_by((used / 8).max(1)) {
+            let copy = directory.path().join(format!("copy-{number}-{at}"));
+            for file in files(&path) {
+                fs::create_dir_all(copy.join(&file).parent().unwrap()).unwrap();
+                fs::copy(path.join(&file), copy.join(&file)).unwrap();
+            }
+            let mut damaged = whole.clone();
+            damaged[at..(at + 500).min(used)].iter_mut().for_each(|byte| *byte ^= 0x5a);
+            fs::write(copy.join(&file), &damaged).unwrap();
+            // Either it is noticed, or the store says that it holds less and what it holds is right,
+            // or nothing that matters was hit. Nothing panics, nothing wrong is handed out.
+            let Ok(engine) = LsmEngine::open(&copy, lsm_options()) else {
+                refused += 1;
+                continue;
+            };
+            let Ok(mut store) = engine.partition(ID, EPOCH) else {
+                refused += 1;
+                continue;
+            };
+            assert!(store.applied() <= applied);
+            for (key, value) in &expected {
+                store.fetch(&[key]);
+                if work(&mut store).is_err() {
+                    refused += 1;
+                    break;
+                }
+                if let Lookup::Found(record) = store.get(key) {
+                    assert_eq!(record.value, value, "{} at {at}", file.display());
+                }
+                store.forget_fetched();
+            }
+            fs::remove_dir_all(&copy).unwrap();
+        }
+    }
+    assert!(refused > 0, "no damage was noticed");
+}
+
+/// Files below a directory, relative to it.
+fn files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
+        let name = PathBuf::from(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files(&entry.path()).into_iter().map(|inner| name.join(inner)));
+        } else {
+            found.push(name);
+        }
+    }
+    found
 }

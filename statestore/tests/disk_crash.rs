@@ -1,4 +1,4 @@
-//! A process that writes through sled stores is killed with SIGKILL again and again, also while it
+//! A process that writes through stores on disk is killed with SIGKILL again and again, also while it
 //! starts and recovers. What is there afterwards must be the state of exactly the batches
 //! that the store says it has applied, and no fewer than it said it covered.
 //!
@@ -6,19 +6,20 @@
 //! come from the seed, the log is durable up to a lag that the seed decides.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![cfg(feature = "sled")]
+#![cfg(all(feature = "sled", feature = "lsm"))]
 
 use std::{
     collections::BTreeMap,
     hash::{BuildHasher, RandomState},
     io::{BufRead, BufReader, Write},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use stateside_statestore::{
-    SledEngine, SledOptions, SledStore, SnapshotStep, StateStore, WorkDone,
+    Database, DiskEngine, DiskStore, Lsm, LsmOptions, Sled, SledOptions, SnapshotStep, StateStore,
+    WorkDone,
 };
 use stateside_types::{Change, Epoch, PartitionId, Sequence, Timestamp, WriteEntry, limits};
 
@@ -66,7 +67,7 @@ fn batch(seed: u64, partition: u32, sequence: u64) -> Batch {
         .collect()
 }
 
-fn apply(store: &mut SledStore, seed: u64, partition: u32) {
+fn apply(store: &mut impl StateStore, seed: u64, partition: u32) {
     let sequence = store.applied().next();
     let batch = batch(seed, partition, sequence.0);
     let entries: Vec<WriteEntry<'_>> = batch
@@ -78,7 +79,7 @@ fn apply(store: &mut SledStore, seed: u64, partition: u32) {
     store.apply(sequence, Timestamp(sequence.0 * 10), &entries);
 }
 
-fn options() -> SledOptions {
+fn sled_options() -> SledOptions {
     SledOptions {
         cache_bytes: 2 << 20,
         cover_interval: Duration::from_millis(30),
@@ -86,8 +87,18 @@ fn options() -> SledOptions {
     }
 }
 
-fn open(directory: &Path) -> (SledEngine, Vec<SledStore>) {
-    let engine = SledEngine::open(&directory.join("sled"), options()).unwrap();
+/// Memtables so small that they are written out, and tables merged, all the time.
+fn lsm_options() -> LsmOptions {
+    LsmOptions {
+        cache_bytes: 2 << 20,
+        memtable_bytes: 256 << 10,
+        cover_interval: Duration::from_millis(30),
+        ..LsmOptions::default()
+    }
+}
+
+fn open<D: Database>(directory: &Path, options: D::Options) -> (DiskEngine<D>, Vec<DiskStore<D>>) {
+    let engine = DiskEngine::open(&directory.join(D::KIND), options).unwrap();
     let stores = (0..PARTITIONS)
         .map(|partition| engine.partition(PartitionId(partition), Epoch(1)).unwrap())
         .collect();
@@ -95,7 +106,7 @@ fn open(directory: &Path) -> (SledEngine, Vec<SledStore>) {
 }
 
 /// What a store holds, by a snapshot.
-fn content(store: &mut SledStore) -> BTreeMap<Vec<u8>, (Vec<u8>, Sequence, Timestamp)> {
+fn content(store: &mut impl StateStore) -> BTreeMap<Vec<u8>, (Vec<u8>, Sequence, Timestamp)> {
     let mut records = BTreeMap::new();
     store.snapshot_start();
     loop {
@@ -123,7 +134,14 @@ fn content(store: &mut SledStore) -> BTreeMap<Vec<u8>, (Vec<u8>, Sequence, Times
 fn child_process() {
     let Ok(directory) = std::env::var("STATESIDE_CRASH_DIRECTORY") else { return };
     let seed: u64 = std::env::var("STATESIDE_CRASH_SEED").unwrap().parse().unwrap();
-    let (_engine, mut stores) = open(Path::new(&directory));
+    match std::env::var("STATESIDE_CRASH_STORE").unwrap().as_str() {
+        Sled::KIND => write_for_ever::<Sled>(Path::new(&directory), seed, sled_options()),
+        _ => write_for_ever::<Lsm>(Path::new(&directory), seed, lsm_options()),
+    }
+}
+
+fn write_for_ever<D: Database>(directory: &Path, seed: u64, options: D::Options) {
+    let (_engine, mut stores) = open::<D>(directory, options);
     let mut numbers = Numbers(seed ^ stores[0].applied().0);
     let mut told = vec![Sequence::ZERO; stores.len()];
     let mut out = std::io::stdout().lock();
@@ -157,10 +175,11 @@ struct Killed {
     stderr: String,
 }
 
-fn run_and_kill(directory: &Path, seed: u64, lifetime: Duration) -> Killed {
+fn run_and_kill(kind: &str, directory: &Path, seed: u64, lifetime: Duration) -> Killed {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "child_process", "--nocapture"])
         .env("STATESIDE_CRASH_DIRECTORY", directory)
+        .env("STATESIDE_CRASH_STORE", kind)
         .env("STATESIDE_CRASH_SEED", seed.to_string())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -194,7 +213,20 @@ fn run_and_kill(directory: &Path, seed: u64, lifetime: Duration) -> Killed {
 }
 
 #[test]
-fn after_a_kill_the_store_is_the_state_at_its_applied_sequence() {
+fn after_a_kill_a_sled_store_is_the_state_at_its_applied_sequence() {
+    let directory = tempfile::tempdir().unwrap();
+    kill_again_and_again::<Sled>(directory.path(), sled_options());
+    let blobs = std::fs::read_dir(directory.path().join("sled/blobs")).unwrap().count();
+    assert_eq!(blobs, 0, "no page may outgrow sled's log");
+}
+
+#[test]
+fn after_a_kill_an_lsm_store_is_the_state_at_its_applied_sequence() {
+    let directory = tempfile::tempdir().unwrap();
+    kill_again_and_again::<Lsm>(directory.path(), lsm_options());
+}
+
+fn kill_again_and_again<D: Database>(path: &Path, options: D::Options) {
     let seed = match std::env::var("STATESIDE_TEST_SEED") {
         Ok(text) => text.parse().unwrap(),
         Err(_) => RandomState::new().hash_one(1),
@@ -205,8 +237,6 @@ fn after_a_kill_the_store_is_the_state_at_its_applied_sequence() {
     };
     println!("replay with STATESIDE_TEST_SEED={seed}");
     let mut numbers = Numbers(seed);
-    let directory = tempfile::tempdir().unwrap();
-    let path: PathBuf = directory.path().to_owned();
     let mut models = vec![(Sequence::ZERO, BTreeMap::new()); PARTITIONS as usize];
     for round in 0..rounds {
         let mut least = vec![Sequence::ZERO; PARTITIONS as usize];
@@ -217,13 +247,13 @@ fn after_a_kill_the_store_is_the_state_at_its_applied_sequence() {
                 0 => numbers.below(60),
                 _ => 50 + numbers.below(500),
             };
-            let killed = run_and_kill(&path, seed, Duration::from_millis(lifetime));
+            let killed = run_and_kill(D::KIND, path, seed, Duration::from_millis(lifetime));
             for (least, covered) in least.iter_mut().zip(killed.covered) {
                 *least = (*least).max(covered);
             }
             stderr = killed.stderr;
         }
-        let (engine, mut stores) = open(&path);
+        let (engine, mut stores) = open::<D>(path, options);
         for (partition, store) in stores.iter_mut().enumerate() {
             let context = format!("seed {seed}, round {round}, partition {partition}: {stderr}");
             let (reached, model) = &mut models[partition];
@@ -252,6 +282,4 @@ fn after_a_kill_the_store_is_the_state_at_its_applied_sequence() {
     let reached: Vec<u64> = models.iter().map(|(reached, _)| reached.0).collect();
     println!("{rounds} rounds, batches that survived: {reached:?}");
     assert!(reached.iter().sum::<u64>() > 0);
-    let blobs = std::fs::read_dir(path.join("sled/blobs")).unwrap().count();
-    assert_eq!(blobs, 0, "no page may outgrow sled's log");
 }
