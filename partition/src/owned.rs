@@ -10,7 +10,7 @@ pub(crate) enum Owned {
     Read { ticket: Ticket, keys: Vec<Vec<u8>> },
     Scan { ticket: Ticket, scan: Scan },
     Write { ticket: Ticket, ack: Option<Ack>, entries: Vec<OwnedEntry> },
-    Update { ticket: Ticket, ack: Option<Ack>, entries: Vec<OwnedUpdate> },
+    Update { ticket: Ticket, ack: Option<Ack>, return_values: bool, entries: Vec<OwnedUpdate> },
 }
 
 #[derive(Debug)]
@@ -43,8 +43,14 @@ impl Owned {
         Self::Write { ticket, ack, entries }
     }
 
-    pub(crate) fn update(ticket: Ticket, ack: Option<Ack>, entries: &[UpdateEntry<'_>]) -> Self {
-        Self::Update { ticket, ack, entries: entries.iter().map(OwnedUpdate::new).collect() }
+    pub(crate) fn update(
+        ticket: Ticket,
+        ack: Option<Ack>,
+        return_values: bool,
+        entries: &[UpdateEntry<'_>],
+    ) -> Self {
+        let entries = entries.iter().map(OwnedUpdate::new).collect();
+        Self::Update { ticket, ack, return_values, entries }
     }
 }
 

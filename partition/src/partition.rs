@@ -50,8 +50,7 @@ pub enum Input<'a> {
         /// None: the partition's default. Never lowers it.
         ack: Option<Ack>,
     },
-    /// Compute new values from the present ones and write them, atomically. Answered by one
-    /// `value` per entry, in order, then `written`; refused, by `written` alone.
+    /// Compute new values from the present ones and write them, atomically. Answered by `written`.
     Update {
         /// Names the request.
         ticket: Ticket,
@@ -59,6 +58,8 @@ pub enum Input<'a> {
         entries: &'a [UpdateEntry<'a>],
         /// None: the partition's default. Never lowers it.
         ack: Option<Ack>,
+        /// One `value` per entry, in order, comes before `written` when that is no refusal.
+        return_values: bool,
     },
     /// The log is durable up to and including this sequence of the partition.
     LogDurable(Sequence),
@@ -86,7 +87,7 @@ pub trait Effects: Outlet {
     /// A read's answer may leave.
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>);
 
-    /// The value that one entry of an update was given.
+    /// The value that one entry of an update left in the store.
     fn value(&mut self, ticket: Ticket, value: &[u8]);
 
     /// A write's answer may leave.
@@ -293,11 +294,12 @@ impl Partition {
                     self.queue.push_back(Owned::write(ticket, ack, entries));
                 }
             }
-            Input::Update { ticket, entries, ack } => {
-                if !self.must_queue(|| Owned::update(ticket, ack, entries), effects)
-                    && !self.update_values(ticket, entries, ack, effects)
+            Input::Update { ticket, entries, ack, return_values } => {
+                let owned = || Owned::update(ticket, ack, return_values, entries);
+                if !self.must_queue(owned, effects)
+                    && !self.update_values(ticket, entries, ack, return_values, effects)
                 {
-                    self.queue.push_back(Owned::update(ticket, ack, entries));
+                    self.queue.push_back(owned());
                 }
             }
             Input::LogDurable(sequence) => {
@@ -541,6 +543,7 @@ impl Partition {
         ticket: Ticket,
         entries: &[UpdateEntry<'_>],
         ack: Option<Ack>,
+        return_values: bool,
         effects: &mut impl Effects,
     ) -> bool {
         let unknown = |key: &&[u8]| self.store.get(key) == Lookup::Unknown;
@@ -551,8 +554,14 @@ impl Partition {
         }
         match self.execute_update(entries, ack, effects) {
             Err(refusal) => effects.written(ticket, Err(refusal)),
-            Ok((values, executed)) => {
-                values.iter().for_each(|value| effects.value(ticket, value));
+            Ok(executed) => {
+                // From the store, not as computed: stages may have changed it on its way there.
+                for entry in entries.iter().filter(|_| return_values) {
+                    let Lookup::Found(record) = self.store.get(entry.key) else {
+                        unreachable!("a store knows what it was given last");
+                    };
+                    effects.value(ticket, record.value);
+                }
                 self.acknowledge(ticket, executed, effects);
             }
         }
@@ -565,7 +574,8 @@ impl Partition {
         entries: &[UpdateEntry<'_>],
         ack: Option<Ack>,
         effects: &mut impl Effects,
-    ) -> Result<(NewValues, (Sequence, Timestamp, Ack)), Refusal> {
+    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+        self.check_serving(ack)?;
         let now = self.tell_time(effects);
         // Ahead of the values: a condition that fails is not to be masked by a value of the wrong type.
         let conditions = entries.iter().map(|e| WriteEntry::remove(e.key).under(e.condition));
@@ -593,21 +603,17 @@ impl Partition {
             .zip(values.iter().zip(expiries))
             .map(|(entry, (value, expiry))| WriteEntry::put(entry.key, value).expiring(expiry))
             .collect();
-        let executed = self.execute(&writes, ack, effects)?;
-        Ok((values, executed))
+        self.execute(&writes, ack, effects)
     }
 
-    fn execute(
-        &mut self,
-        entries: &[WriteEntry<'_>],
-        ack: Option<Ack>,
-        effects: &mut impl Effects,
-    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+    /// Whether writes are taken at present; the acknowledgement that this one gets.
+    #[inline]
+    fn check_serving(&self, asked: Option<Ack>) -> Result<Ack, Refusal> {
         if let Some(refusal) = self.failing.as_ref().or(self.frozen.as_ref()) {
             return Err(refusal.clone());
         }
         // A request may ask for more than the default, never for less.
-        let ack = ack.map_or(self.spec.ack, |asked| asked.max(self.spec.ack));
+        let ack = asked.map_or(self.spec.ack, |asked| asked.max(self.spec.ack));
         if ack == Ack::Durable && self.pipeline.log().is_none() {
             return Err(Refusal::new(
                 Reason::InvalidArgument,
@@ -619,6 +625,16 @@ impl Partition {
             let message = format!("the store of partition {} writes behind", self.spec.id);
             return Err(Refusal::new(what, message));
         }
+        Ok(ack)
+    }
+
+    fn execute(
+        &mut self,
+        entries: &[WriteEntry<'_>],
+        ack: Option<Ack>,
+        effects: &mut impl Effects,
+    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+        let ack = self.check_serving(ack)?;
         let now = self.tell_time(effects);
         self.check_expiries(entries)?;
         let write = Write {
@@ -783,9 +799,9 @@ impl Partition {
                     let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
                     self.read(*ticket, &keys, effects)
                 }
-                Owned::Update { ticket, ack, entries } => {
+                Owned::Update { ticket, ack, return_values, entries } => {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
-                    self.update_values(*ticket, &entries, *ack, effects)
+                    self.update_values(*ticket, &entries, *ack, *return_values, effects)
                 }
                 Owned::Scan { ticket, scan } => self.scan(*ticket, scan, effects),
                 Owned::Write { ticket, ack, entries } => {

@@ -11,15 +11,15 @@ use std::{
 
 use proptest::prelude::*;
 use stateside_partition::{Effects, Input, PageEnd, Partition, Ticket};
-use stateside_pipeline::{Outlet, Write};
+use stateside_pipeline::{Outlet, Write, read_stage};
 use stateside_statestore::{
     Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
     WorkDone,
 };
 use stateside_types::{
     Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, Operator,
-    PartitionId, PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StoreKind,
-    Timestamp, UpdateEntry, WallClock, WriteEntry,
+    OptionValue, PartitionId, PartitionSpec, PartitionState, PipelineSpec, Reason, Record, Refusal,
+    Sequence, StoreKind, Timestamp, UpdateEntry, WallClock, WriteEntry,
 };
 
 type Content = BTreeMap<Vec<u8>, Stored>;
@@ -290,6 +290,8 @@ fn replay(log: &[Logged], cold: bool) -> MapStore {
 #[derive(Clone, Debug)]
 enum Step {
     Write(Vec<Planned>, Option<Ack>),
+    /// Append these bytes, one to each of these keys.
+    Append(Vec<(u8, u8)>, Option<Ack>),
     Read(Vec<u8>),
     /// The log becomes durable up to this share of what is not yet.
     Log(u8),
@@ -329,7 +331,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         map.into_iter().map(plan).collect()
     });
     let ack = prop_oneof![Just(None), Just(Some(Ack::Memory)), Just(Some(Ack::Durable))];
+    let appends = prop::collection::btree_map(0..12_u8, any::<u8>(), 1..4);
     let step = prop_oneof![
+        3 => (appends, ack.clone()).prop_map(|(map, ack)| Step::Append(map.into_iter().collect(), ack)),
         6 => (entries, ack).prop_map(|(entries, ack)| Step::Write(entries, ack)),
         5 => prop::collection::vec(0..12_u8, 1..4).prop_map(Step::Read),
         4 => any::<u8>().prop_map(Step::Log),
@@ -354,6 +358,8 @@ struct Run {
     ack: Ack,
     reads: HashMap<u64, Vec<u8>>,
     writes: HashMap<u64, Option<Ack>>,
+    /// Updates under way: keys and what is appended to each.
+    appends: HashMap<u64, Vec<(u8, u8)>>,
 }
 
 impl Run {
@@ -368,6 +374,7 @@ impl Run {
             ack,
             reads: HashMap::new(),
             writes: HashMap::new(),
+            appends: HashMap::new(),
         }
     }
 
@@ -399,6 +406,23 @@ impl Run {
                     .collect();
                 self.writes.insert(ticket, ack);
                 self.feed(Input::Write { ticket: Ticket(ticket), entries: &entries, ack });
+            }
+            Step::Append(appends, ack) => {
+                let bytes: Vec<_> = appends.iter().map(|(key, byte)| ([*key], [*byte])).collect();
+                let entries: Vec<_> = bytes
+                    .iter()
+                    .map(|(key, byte)| UpdateEntry {
+                        key,
+                        operator: Operator::Append(byte),
+                        condition: Condition::None,
+                        expiry: Expiry::Never,
+                    })
+                    .collect();
+                self.writes.insert(ticket, ack);
+                self.appends.insert(ticket, appends);
+                let ticket = Ticket(ticket);
+                let input = Input::Update { ticket, entries: &entries, ack, return_values: true };
+                self.feed(input);
             }
             Step::Read(keys) => {
                 let bytes: Vec<_> = keys.iter().map(|key| vec![*key]).collect();
@@ -470,8 +494,10 @@ impl Run {
         self.failed = None;
         self.world.work.clear();
         self.world.records.clear();
+        self.world.values.clear();
         self.reads.clear();
         self.writes.clear();
+        self.appends.clear();
         let store = replay(&self.world.log, self.cold);
         self.world.told.set(store.timestamp.millis());
         self.partition = partition(self.ack, self.cold, store);
@@ -510,6 +536,9 @@ impl Run {
                         let durable = ack.map_or(self.ack, |ack| ack.max(self.ack)) == Ack::Durable;
                         assert!(!durable || sequence <= durable_to, "acknowledged too early");
                         assert!(sequence < self.states.len());
+                        if let Some(appends) = self.appends.remove(&ticket) {
+                            self.check_appended(ticket, sequence, &appends);
+                        }
                     }
                     Err(refusal) if refusal.reason == Reason::PartitionStopped => {
                         assert!(self.failed.is_some(), "nothing failed");
@@ -517,6 +546,21 @@ impl Run {
                     Err(refusal) => assert_eq!(refusal.reason, Reason::ConditionFailed),
                 }
             }
+        }
+    }
+
+    /// An update made its values of those that the write before it left, and nothing came between.
+    fn check_appended(&mut self, ticket: u64, sequence: usize, appends: &[(u8, u8)]) {
+        let told = self.world.values.remove(&ticket).expect("values come before the answer");
+        assert_eq!(told.len(), appends.len());
+        for ((key, byte), told) in appends.iter().zip(told) {
+            let value = |state: &Content| state.get(&vec![*key]).map(|stored| stored.value.clone());
+            let after = value(&self.states[sequence]).expect("the update wrote it");
+            // A record that had expired counts as none.
+            let before = value(&self.states[sequence - 1]).unwrap_or_default();
+            let appended = [&before[..], &[*byte]].concat();
+            assert!(after == appended || after == [*byte], "{after:?} after {before:?}");
+            assert_eq!(after, told);
         }
     }
 
@@ -648,8 +692,10 @@ fn an_update_writes_its_result_and_keeps_the_moment() {
     let mut run = Run::new(Ack::Memory, false);
     run.world.now = 1_000;
     let update = |run: &mut Run, ticket, entries: &[UpdateEntry<'_>]| {
-        run.partition
-            .step(Input::Update { ticket: Ticket(ticket), entries, ack: None }, &mut run.world);
+        run.partition.step(
+            Input::Update { ticket: Ticket(ticket), entries, ack: None, return_values: true },
+            &mut run.world,
+        );
         run.world.done.pop().expect("answered at once").1.map_err(|refusal| refusal.reason)
     };
     let (condition, expiry) = (Condition::None, Expiry::Never);
@@ -675,6 +721,38 @@ fn an_update_writes_its_result_and_keeps_the_moment() {
     assert_eq!(update(&mut run, 6, &[add]), Ok(Some(Sequence(4))));
     assert_eq!(run.world.values[&6], [b"5"]);
     assert_eq!(run.world.log[3].entries[0].1, Some((b"5".to_vec(), None)));
+}
+
+#[test]
+fn an_update_tells_what_the_stages_let_be_stored() {
+    let mut run = Run::new(Ack::Memory, false);
+    let sanitizer = vec![
+        ("drop".to_owned(), OptionValue::Texts(vec!["/secret".to_owned()])),
+        ("prefix".to_owned(), OptionValue::Texts(vec!["j".to_owned()])),
+    ];
+    let filter = vec![("value_bytes_max".to_owned(), OptionValue::Integer(9))];
+    let front = [("sanitizer", sanitizer), ("filter", filter)];
+    let mut stages: Vec<_> =
+        front.into_iter().map(|(name, options)| read_stage(name, options).unwrap()).collect();
+    stages.extend(PipelineSpec::from(DEFAULT_PIPELINE).iter().cloned());
+    let spec = PartitionSpec { pipeline: stages.into(), ..run.partition.spec().clone() };
+    run.partition = Partition::new(spec, Box::new(replay(&[], false))).unwrap();
+    let (condition, expiry) = (Condition::None, Expiry::Never);
+    let mut update = |ticket, key: &[u8], operator| {
+        let entries = [UpdateEntry { key, operator, condition, expiry }];
+        let ticket = Ticket(ticket);
+        let input = Input::Update { ticket, entries: &entries, ack: None, return_values: true };
+        run.partition.step(input, &mut run.world);
+        let outcome = run.world.done.pop().expect("answered at once").1;
+        outcome.map(|_| run.world.values.remove(&ticket.0).unwrap()).map_err(|e| e.reason)
+    };
+    let document = br#"{"secret":"0123456789","a":1}"#;
+    let stored = br#"{"a":1}"#;
+    assert_eq!(update(1, b"j", Operator::Merge(document)), Ok(vec![stored.to_vec()]));
+    // The filter judges the value that there would be, not what came with the request.
+    assert_eq!(update(2, b"t", Operator::Append(b"12345")), Ok(vec![b"12345".to_vec()]));
+    assert_eq!(update(3, b"t", Operator::Append(b"67890")), Err(Reason::Filtered));
+    assert_eq!(update(4, b"t", Operator::Append(b"6789")), Ok(vec![b"123456789".to_vec()]));
 }
 
 #[test]

@@ -181,6 +181,13 @@ pub fn recycle_entries<'b>(mut entries: Vec<WriteEntry<'_>>) -> Vec<WriteEntry<'
     entries.into_iter().map(|_| WriteEntry::remove(&[])).collect()
 }
 
+/// As [`recycle_entries`], for updates.
+pub fn recycle_updates<'b>(mut entries: Vec<UpdateEntry<'_>>) -> Vec<UpdateEntry<'b>> {
+    entries.clear();
+    let empty = |_| -> UpdateEntry<'b> { unreachable!("it is empty") };
+    entries.into_iter().map(empty).collect()
+}
+
 /// As [`recycle_entries`], for keys.
 pub fn recycle_keys<'b>(mut keys: Vec<&[u8]>) -> Vec<&'b [u8]> {
     keys.clear();

@@ -201,8 +201,8 @@ pub mod update_entry {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateRequest {
-    /// 1 to 16384 entries. The values that they change have at most 1 MiB together in a partition,
-    /// before and after.
+    /// 1 to 16384 entries. The values that they change have at most 1 MiB (less a key's 4 KiB) together in
+    /// a partition, before and after.
     #[prost(message, repeated, tag = "1")]
     pub entries: ::prost::alloc::vec::Vec<UpdateEntry>,
     /// The routing key that the records were written with, if any.
@@ -231,7 +231,7 @@ pub struct UpdateResult {
     #[prost(message, optional, tag = "3")]
     pub error: ::core::option::Option<EntryError>,
     /// The new value, where return_values asked for it. Missing when the values of an answer exceed
-    /// 16 MiB: the update took effect all the same.
+    /// 14 MiB: the update took effect all the same.
     #[prost(bytes = "vec", optional, tag = "4")]
     pub value: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
 }
@@ -541,9 +541,12 @@ pub mod data_plane_client {
             self.inner.unary(req, path, codec).await
         }
         /// Computes new values from the present ones where they are, and writes them: all entries of one
-        /// partition atomically and under one version. What is logged is the result. An expiry stays as it is
-        /// unless the entry sets one. Semantics and errors as for Upsert; and INVALID_OPERATOR, WRONG_TYPE,
-        /// OUT_OF_RANGE, MALFORMED_JSON: nothing of the partition's batch was written.
+        /// partition atomically and under one version. An update is the write of its result: the result is what
+        /// the stages of the pipeline see and may change, what is logged, and what return_values tells. The
+        /// version is a new one also where the value stays as it was. An expiry stays unless the entry sets one.
+        /// Sent again after an answer was lost, add and append count twice: use if_version, or read first.
+        /// Semantics and errors as for Upsert; and INVALID_OPERATOR, WRONG_TYPE, OUT_OF_RANGE, MALFORMED_JSON, by
+        /// which nothing of the partition's batch was written, as by any other.
         pub async fn update(
             &mut self,
             request: impl tonic::IntoRequest<super::UpdateRequest>,
@@ -661,9 +664,12 @@ pub mod data_plane_server {
             request: tonic::Request<super::RemoveRequest>,
         ) -> std::result::Result<tonic::Response<super::RemoveResponse>, tonic::Status>;
         /// Computes new values from the present ones where they are, and writes them: all entries of one
-        /// partition atomically and under one version. What is logged is the result. An expiry stays as it is
-        /// unless the entry sets one. Semantics and errors as for Upsert; and INVALID_OPERATOR, WRONG_TYPE,
-        /// OUT_OF_RANGE, MALFORMED_JSON: nothing of the partition's batch was written.
+        /// partition atomically and under one version. An update is the write of its result: the result is what
+        /// the stages of the pipeline see and may change, what is logged, and what return_values tells. The
+        /// version is a new one also where the value stays as it was. An expiry stays unless the entry sets one.
+        /// Sent again after an answer was lost, add and append count twice: use if_version, or read first.
+        /// Semantics and errors as for Upsert; and INVALID_OPERATOR, WRONG_TYPE, OUT_OF_RANGE, MALFORMED_JSON, by
+        /// which nothing of the partition's batch was written, as by any other.
         async fn update(
             &self,
             request: tonic::Request<super::UpdateRequest>,
