@@ -179,7 +179,8 @@ fn keys_of_partitions(prefix: &str, partitions: u64) -> Vec<String> {
     for number in 0.. {
         let key = format!("{prefix}/{number}");
         // Partitions that share the hashes evenly.
-        let partition = u128::from(key_hash(key.as_bytes()).0) * u128::from(partitions) >> 64;
+        let share = u128::from(key_hash(key.as_bytes()).0) * u128::from(partitions);
+        let partition = share >> 64;
         keys.entry(partition).or_insert(key);
         if keys.len() as u64 == partitions {
             break;
