@@ -1,4 +1,4 @@
-//! The three batches of the data plane: what callers hand in, how it is encoded, what comes back.
+//! The batches of the data plane: what callers hand in, how it is encoded, what comes back.
 //!
 //! Entries are borrowed and encoded straight into the request: prost's types own every key and value,
 //! and a retry would copy them all again.
@@ -58,10 +58,8 @@ impl<'a> Upsert<'a> {
         Self { ttl: Some(ttl), ..self }
     }
 
-    /// As a request has it: at least 1 where there is a time to live, for 0 stands for none.
     fn ttl_ms(&self) -> u64 {
-        let millis = |ttl: Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
-        self.ttl.map_or(0, millis)
+        ttl_ms(self.ttl)
     }
 }
 
@@ -154,6 +152,8 @@ pub(crate) struct Head<'a> {
     pub(crate) ack: Option<Ack>,
     /// Its requests get ids.
     pub(crate) has_id: bool,
+    /// Of an update: answer with the new values.
+    pub(crate) return_values: bool,
 }
 
 /// Most bytes of a request's id: field key and length; a name of 32 bytes and two numbers with theirs.
@@ -170,11 +170,15 @@ impl Head<'_> {
         if let Some(ack) = self.ack {
             put_varint(out, 4, v1::Ack::from(ack) as u64);
         }
+        if self.return_values {
+            put_varint(out, 5, 1);
+        }
     }
 
     /// Bytes at most: three field keys, one length, two one-byte values, and the id.
     fn length_max(&self) -> usize {
-        self.routing_key.len() + 12 + if self.has_id { REQUEST_ID_BYTES_MAX } else { 0 }
+        let id = if self.has_id { REQUEST_ID_BYTES_MAX } else { 0 };
+        self.routing_key.len() + 12 + 2 * usize::from(self.return_values) + id
     }
 }
 
@@ -355,7 +359,7 @@ impl Batch for UpsertBatch<'_> {
     }
 
     fn effect(&self, index: usize) -> Effect {
-        Effect::Write { conditional: self.entries[index].condition != Condition::None }
+        Effect::Write { only_once: self.entries[index].condition != Condition::None }
     }
 
     fn unpack(answer: Self::Answer) -> Vec<Result<Written, Error>> {
@@ -396,7 +400,7 @@ impl Batch for RemoveBatch<'_> {
     }
 
     fn effect(&self, index: usize) -> Effect {
-        Effect::Write { conditional: self.entries[index].if_version.is_some() }
+        Effect::Write { only_once: self.entries[index].if_version.is_some() }
     }
 
     fn unpack(answer: Self::Answer) -> Vec<Result<Written, Error>> {
@@ -457,18 +461,23 @@ fn written(result: v1::WriteResult) -> Result<Written, Error> {
     }
 }
 
+/// As a request has it: at least 1 where there is a time to live, for 0 stands for none.
+pub(crate) fn ttl_ms(ttl: Option<Duration>) -> u64 {
+    ttl.map_or(0, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1))
+}
+
 /// A bytes field, its field key (one byte: all numbers are below 16) and length included.
-fn bytes_length(bytes: &[u8]) -> usize {
+pub(crate) fn bytes_length(bytes: &[u8]) -> usize {
     1 + encoded_len_varint(bytes.len() as u64) + bytes.len()
 }
 
-fn put_bytes(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
     encode_key(field, WireType::LengthDelimited, out);
     encode_varint(bytes.len() as u64, out);
     out.extend_from_slice(bytes);
 }
 
-fn put_varint(out: &mut Vec<u8>, field: u32, value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, field: u32, value: u64) {
     encode_key(field, WireType::Varint, out);
     encode_varint(value, out);
 }
@@ -510,7 +519,8 @@ mod tests {
             routing_key in prop::collection::vec(any::<u8>(), 0..200), atomic in any::<bool>(), ack in ack(),
             id in prop::option::of((prop::collection::vec(any::<u8>(), 1..33), 1.., any::<u64>())),
         ) {
-            let head = Head { routing_key: &routing_key, atomic, ack, has_id: id.is_some() };
+            let has_id = id.is_some();
+            let head = Head { routing_key: &routing_key, atomic, ack, has_id, ..Head::default() };
             let id = id.map(|(client, number, settled)| RequestId { client, number, settled });
             let request_id = id.clone().map(|RequestId { client, number, settled }| {
                 v1::RequestId { client, number, settled }

@@ -22,7 +22,7 @@
 //! | refused: `RESPONSE_TOO_LARGE` | in smaller groups | – |
 //! | refused otherwise | no | no |
 //! | not sent: no connection, GOAWAY before its turn | yes | yes: nothing was applied |
-//! | sent, connection lost | yes | with a request id yes; else [`Error::OutcomeUnknown`], unless [`Options::retry_unknown_writes`] |
+//! | sent, connection lost | yes | with a request id yes; else [`Error::OutcomeUnknown`], unless [`Options::retry_unknown_writes`] and no entry has a condition, adds or appends |
 //! | refused: `LOG_UNAVAILABLE` | – | with a request id after the node's hint; else no |
 //! | sent, no answer within the deadline | [`Error::DeadlineExceeded`] | [`Error::OutcomeUnknown`] |
 //!
@@ -50,6 +50,7 @@ mod request_ids;
 mod retry;
 mod scan;
 mod topology;
+mod update;
 
 pub use batch::{Record, Removal, Results, Upsert, Written};
 pub use client::Client;
@@ -60,5 +61,6 @@ pub use options::{Options, ReadOptions, WriteOptions};
 pub use request_ids::RequestId;
 pub use scan::{Page, ScanPlace, ScanRange};
 pub use stateside_proto::v1;
-pub use stateside_types::{Ack, Condition, ExpireAt, Reason, Sequence, Timestamp};
+pub use stateside_types::{Ack, Condition, ExpireAt, Operator, Reason, Sequence, Timestamp};
 pub use topology::Topology;
+pub use update::{Update, Updated};

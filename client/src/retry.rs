@@ -57,8 +57,8 @@ pub(crate) fn decide(
         Error::Unreachable { .. } => SOON,
         Error::ConnectionLost { .. } => SOON,
         Error::OutcomeUnknown { .. } => {
-            let idempotent = effect == Effect::Write { conditional: false };
-            let retries = named || (idempotent && options.retry_unknown_writes);
+            let repeatable = effect == Effect::Write { only_once: false };
+            let retries = named || (repeatable && options.retry_unknown_writes);
             if retries { SOON } else { Verdict::GiveUp }
         }
         Error::DeadlineExceeded { .. } | Error::Protocol { .. } | Error::InvalidEndpoint { .. } => {
@@ -126,8 +126,8 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    const PLAIN: Effect = Effect::Write { conditional: false };
-    const CONDITIONAL: Effect = Effect::Write { conditional: true };
+    const PLAIN: Effect = Effect::Write { only_once: false };
+    const ONCE: Effect = Effect::Write { only_once: true };
 
     fn options() -> Options {
         Options { jitter_seed: 7, ..Options::default() }
@@ -146,15 +146,15 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_write_is_retried_only_on_request_and_never_with_a_condition() {
+    fn an_unknown_write_is_retried_only_on_request_and_never_what_may_be_done_only_once() {
         let mut options = options();
         assert!(!retries(decide(&unknown(), PLAIN, false, 0, &options)));
         options.retry_unknown_writes = true;
         assert!(retries(decide(&unknown(), PLAIN, false, 0, &options)));
-        assert!(!retries(decide(&unknown(), CONDITIONAL, false, 0, &options)));
+        assert!(!retries(decide(&unknown(), ONCE, false, 0, &options)));
         // Under an id it is executed once, whatever it is.
         options.retry_unknown_writes = false;
-        assert!(retries(decide(&unknown(), CONDITIONAL, true, 0, &options)));
+        assert!(retries(decide(&unknown(), ONCE, true, 0, &options)));
         let silent = Error::refused(Reason::LogUnavailable, "x");
         assert!(retries(decide(&silent, PLAIN, true, 0, &options)));
     }
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn what_was_never_sent_is_retried_for_reads_and_writes_up_to_the_limit() {
         let options = options();
-        for effect in [Effect::Read, PLAIN, CONDITIONAL] {
+        for effect in [Effect::Read, PLAIN, ONCE] {
             assert!(retries(decide(&unreachable(), effect, false, 0, &options)));
             assert!(retries(decide(&unreachable(), effect, false, options.retries - 1, &options)));
             assert!(!retries(decide(&unreachable(), effect, true, options.retries, &options)));
@@ -182,7 +182,7 @@ mod tests {
                 Reason::BadNode => Verdict::Reroute,
                 _ => Verdict::GiveUp,
             };
-            assert_eq!(decide(&error, CONDITIONAL, false, 0, &options), expected, "{reason:?}");
+            assert_eq!(decide(&error, ONCE, false, 0, &options), expected, "{reason:?}");
         }
         let too_large = Error::refused(Reason::ResponseTooLarge, "x");
         assert_eq!(decide(&too_large, Effect::Read, false, 0, &options), Verdict::Halve);

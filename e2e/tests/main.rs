@@ -18,3 +18,4 @@ mod retries;
 mod scan;
 mod stages;
 mod startup;
+mod update;

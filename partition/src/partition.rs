@@ -1,5 +1,7 @@
 //! The state machine. See the crate's header for when a write becomes visible.
 
+mod update;
+
 use std::{collections::VecDeque, mem};
 
 use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
@@ -9,7 +11,8 @@ use stateside_statestore::{
 };
 use stateside_types::{
     Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
-    Record, Refusal, RequestId, RequestMark, Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
+    Record, Refusal, RequestId, RequestMark, Sequence, StageKind, Timestamp, UpdateEntry,
+    WallClock, WriteEntry, check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
@@ -17,7 +20,7 @@ use crate::{
     PageEnd, Scan,
     held::{Held, HeldAnswers},
     owned::Owned,
-    retries::Accepted,
+    retries::{Accepted, payload_hash, with_values},
 };
 
 /// The node's name for a request under way; the partition only hands it back.
@@ -52,6 +55,19 @@ pub enum Input<'a> {
         /// Under its id a request is executed once, and answered alike as often as it comes.
         request: Option<RequestId<'a>>,
     },
+    /// Compute new values from the present ones and write them, atomically. Answered by `written`.
+    Update {
+        /// Names the request.
+        ticket: Ticket,
+        /// At least one entry, no key twice.
+        entries: &'a [UpdateEntry<'a>],
+        /// None: the partition's default. Never lowers it.
+        ack: Option<Ack>,
+        /// As for a write.
+        request: Option<RequestId<'a>>,
+        /// One `value` per entry, in order, comes before `written` when that is no refusal.
+        return_values: bool,
+    },
     /// The log is durable up to and including this sequence of the partition.
     LogDurable(Sequence),
     /// The log does not answer: answers that wait for a sequence up to this one leave with the
@@ -77,6 +93,9 @@ pub trait Effects: Outlet {
 
     /// A read's answer may leave.
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>);
+
+    /// The value that one entry of an update left in the store.
+    fn value(&mut self, ticket: Ticket, value: &[u8]);
 
     /// A write's answer may leave.
     fn written(&mut self, ticket: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>);
@@ -281,6 +300,15 @@ impl Partition {
                 let owned = || Owned::write(ticket, ack, request, entries);
                 if !self.must_queue(owned, effects)
                     && !self.write(ticket, entries, ack, request, effects)
+                {
+                    self.queue.push_back(owned());
+                }
+            }
+            Input::Update { ticket, entries, ack, request, return_values } => {
+                let owned = || Owned::update(ticket, ack, request, return_values, entries);
+                let terms = UpdateTerms { ack, request, return_values };
+                if !self.must_queue(owned, effects)
+                    && !self.update_values(ticket, entries, terms, effects)
                 {
                     self.queue.push_back(owned());
                 }
@@ -494,7 +522,7 @@ impl Partition {
         debug_assert!(!entries.is_empty());
         let mut mark = None;
         if let Some(id) = request {
-            mark = self.recall(ticket, id, entries, ack, effects);
+            mark = self.recall(ticket, id, payload_hash(entries), ack, effects);
             if mark.is_none() {
                 return true;
             }
@@ -520,17 +548,13 @@ impl Partition {
         asked.map_or(self.spec.ack, |asked| asked.max(self.spec.ack))
     }
 
-    fn execute(
-        &mut self,
-        entries: &[WriteEntry<'_>],
-        ack: Option<Ack>,
-        request: Option<&RequestMark<'_>>,
-        effects: &mut impl Effects,
-    ) -> Result<Accepted, Refusal> {
+    /// Whether writes are taken at present; the acknowledgement that this one gets.
+    #[inline]
+    fn check_serving(&self, asked: Option<Ack>) -> Result<Ack, Refusal> {
         if let Some(refusal) = self.failing.as_ref().or(self.frozen.as_ref()) {
             return Err(refusal.clone());
         }
-        let ack = self.effective_ack(ack);
+        let ack = self.effective_ack(asked);
         if ack == Ack::Durable && self.pipeline.log().is_none() {
             return Err(Refusal::new(
                 Reason::InvalidArgument,
@@ -542,19 +566,20 @@ impl Partition {
             let message = format!("the store of partition {} writes behind", self.spec.id);
             return Err(Refusal::new(what, message));
         }
+        Ok(ack)
+    }
+
+    fn execute(
+        &mut self,
+        entries: &[WriteEntry<'_>],
+        ack: Option<Ack>,
+        request: Option<&RequestMark<'_>>,
+        effects: &mut impl Effects,
+    ) -> Result<Accepted, Refusal> {
+        let ack = self.check_serving(ack)?;
         let now = self.tell_time(effects);
         self.check_expiries(entries)?;
-        let write = Write {
-            partition: self.spec.id,
-            epoch: self.spec.first_epoch,
-            entries,
-            request,
-            now,
-            ack,
-            sequence: self.store.applied().next(),
-            timestamp: Timestamp::ZERO,
-            pending: 0,
-        };
+        let write = self.next_write(entries, request, now, ack);
         if !self.pipeline.has_front() {
             return self.commit(write, effects);
         }
@@ -570,16 +595,39 @@ impl Partition {
         outcome
     }
 
+    /// A write as it begins.
+    fn next_write<'a>(
+        &self,
+        entries: &'a [WriteEntry<'a>],
+        request: Option<&'a RequestMark<'a>>,
+        now: WallClock,
+        ack: Ack,
+    ) -> Write<'a> {
+        Write {
+            partition: self.spec.id,
+            epoch: self.spec.first_epoch,
+            entries,
+            request,
+            now,
+            ack,
+            sequence: self.store.applied().next(),
+            timestamp: Timestamp::ZERO,
+            pending: 0,
+        }
+    }
+
     /// What follows when the stages before the clock have let a write through.
     fn commit(
         &mut self,
-        mut write: Write<'_>,
+        write: Write<'_>,
         effects: &mut impl Effects,
     ) -> Result<Accepted, Refusal> {
         let entries = write.entries;
         if let Err(refusal) = self.check_conditions(entries, write.now) {
             return self.refuse_for_good(&write, refusal, effects);
         }
+        let told = write.request.and_then(|mark| with_values(mark, entries));
+        let mut write = Write { request: told.as_ref().or(write.request), ..write };
         self.check_memory(&write, effects.memory_available())?;
         self.pipeline.admit(&write, effects)?;
         self.pipeline.accept(&mut write, effects);
@@ -730,6 +778,13 @@ impl Partition {
                     let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
                     self.read(*ticket, &keys, effects)
                 }
+                Owned::Update { ticket, ack, request, return_values, entries } => {
+                    let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
+                    let request = request.as_ref().map(|request| request.borrow());
+                    let (ack, return_values) = (*ack, *return_values);
+                    let terms = UpdateTerms { ack, request, return_values };
+                    self.update_values(*ticket, &entries, terms, effects)
+                }
                 Owned::Scan { ticket, scan } => self.scan(*ticket, scan, effects),
                 Owned::Write { ticket, ack, request, entries } => {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
@@ -767,7 +822,9 @@ fn refuse(owned: &Owned, refusal: Refusal, effects: &mut impl Effects) {
         Owned::Read { ticket, .. } | Owned::Scan { ticket, .. } => {
             effects.read_done(*ticket, Err(refusal))
         }
-        Owned::Write { ticket, .. } => effects.written(*ticket, Err(refusal)),
+        Owned::Write { ticket, .. } | Owned::Update { ticket, .. } => {
+            effects.written(*ticket, Err(refusal))
+        }
     }
 }
 

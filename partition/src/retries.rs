@@ -18,17 +18,14 @@
 use std::sync::Arc;
 
 use stateside_pipeline::Write;
-use stateside_statestore::{Known, RequestRow, RequestStats};
+use stateside_statestore::{Known, PastAnswer, RequestRow, RequestStats};
 use stateside_types::{
-    Ack, Change, Condition, Expiry, Reason, Refusal, RequestId, RequestMark, Sequence, StageKind,
-    Timestamp, WriteEntry,
+    Ack, Change, Condition, Expiry, Operator, Reason, Refusal, RequestId, RequestMark, Sequence,
+    StageKind, Timestamp, UpdateEntry, WriteEntry, decode_values, encode_values,
 };
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::{
-    Effects, Partition, Ticket,
-    held::Held,
-};
+use crate::{Effects, Partition, Ticket, held::Held};
 
 /// A request that has its place in the partition's order.
 #[derive(Debug)]
@@ -58,20 +55,22 @@ impl Partition {
         &mut self,
         ticket: Ticket,
         id: RequestId<'a>,
-        entries: &[WriteEntry<'_>],
+        payload_hash: u64,
         ack: Option<Ack>,
         effects: &mut impl Effects,
     ) -> Option<RequestMark<'a>> {
-        let payload_hash = payload_hash(entries);
         let refusal = match self.store.requests().look_up(id, payload_hash) {
-            Known::Answered(sequence, timestamp, refusal) => {
+            Known::Answered(PastAnswer { sequence, timestamp, refusal, values }) => {
                 self.retries_answered += 1;
+                if let Some(values) = &values {
+                    decode_values(values).for_each(|value| effects.value(ticket, value));
+                }
                 let ack = self.effective_ack(ack);
                 self.acknowledge(ticket, Accepted { sequence, timestamp, ack, refusal }, effects);
                 return None;
             }
             Known::New => match self.check_new(id, effects) {
-                Ok(()) => return Some(RequestMark { id, payload_hash, refusal: None }),
+                Ok(()) => return Some(RequestMark::new(id, payload_hash)),
                 Err(refusal) => refusal,
             },
             Known::Reused => {
@@ -119,7 +118,8 @@ impl Partition {
         }
     }
 
-    /// Refuses what the state does not allow. With an id the refusal gets a place in the order.
+    /// Refuses what the state does not allow. With an id the refusal gets a place in the order, if it
+    /// follows from the records.
     #[cold]
     pub(crate) fn refuse_for_good(
         &mut self,
@@ -127,9 +127,11 @@ impl Partition {
         refusal: Refusal,
         effects: &mut impl Effects,
     ) -> Result<Accepted, Refusal> {
-        let Some(mark) = write.request else { return Err(refusal) };
+        let Some(mark) = write.request.filter(|_| refusal.reason.is_verdict()) else {
+            return Err(refusal);
+        };
         let refusal = Some(Arc::new(refusal));
-        let mark = RequestMark { refusal: refusal.clone(), ..mark.clone() };
+        let mark = RequestMark { refusal: refusal.clone(), values: None, ..mark.clone() };
         let mut write = Write { request: Some(&mark), ..write.with(&[]) };
         self.check_memory(&write, effects.memory_available())?;
         self.pipeline.admit(&write, effects)?;
@@ -149,36 +151,84 @@ fn name(id: RequestId<'_>) -> String {
     format!("{} of client `{}`", id.number, id.client.escape_ascii())
 }
 
+/// The mark of an update that tells its values, with those that the stages let be written: None for any
+/// other mark. More values than a mark keeps are left out of it, and so of a retry's answer.
+pub(crate) fn with_values<'a>(
+    mark: &RequestMark<'a>,
+    entries: &[WriteEntry<'_>],
+) -> Option<RequestMark<'a>> {
+    mark.values.as_ref()?;
+    let values = entries.iter().map(|entry| match entry.change {
+        Change::Put(value) => value,
+        Change::Remove => &[],
+    });
+    Some(RequestMark { values: encode_values(values), ..mark.clone() })
+}
+
 /// Of everything that a retry must repeat, before any stage has touched it. Stands in logs and snapshots:
 /// to change it means that retries of an earlier release's requests are refused as reused.
-fn payload_hash(entries: &[WriteEntry<'_>]) -> u64 {
+pub(crate) fn payload_hash(entries: &[WriteEntry<'_>]) -> u64 {
     let mut hash = Xxh3::new();
     for entry in entries {
         let (change, value): (u8, &[u8]) = match entry.change {
             Change::Put(value) => (1, value),
             Change::Remove => (2, &[]),
         };
-        let (condition, version) = match entry.condition {
-            Condition::None => (0, 0),
-            Condition::IfAbsent => (1, 0),
-            Condition::IfVersion(version) => (2, version.0),
-        };
-        let (expiry, moment) = match entry.expiry {
-            Expiry::Never => (0, 0),
-            Expiry::After(ttl_ms) => (1, ttl_ms),
-            Expiry::At(moment) => (2, moment.millis()),
-        };
-        let mut head = [0; 27];
-        head[..3].copy_from_slice(&[change, condition, expiry]);
-        head[3..11].copy_from_slice(&version.to_le_bytes());
-        head[11..19].copy_from_slice(&moment.to_le_bytes());
-        head[19..23].copy_from_slice(&(entry.key.len() as u32).to_le_bytes());
-        head[23..27].copy_from_slice(&(value.len() as u32).to_le_bytes());
-        hash.update(&head);
-        hash.update(entry.key);
-        hash.update(value);
+        hash_entry(&mut hash, change, entry.condition, entry.expiry, [entry.key, value]);
     }
     hash.digest()
+}
+
+/// As [`payload_hash`], of an update.
+pub(crate) fn update_hash(entries: &[UpdateEntry<'_>], return_values: bool) -> u64 {
+    let mut hash = Xxh3::new();
+    for &UpdateEntry { key, operator, condition, expiry } in entries {
+        let number;
+        let (change, operand): (u8, &[u8]) = match operator {
+            Operator::Append(bytes) => (4, bytes),
+            Operator::Merge(patch) => (5, patch),
+            Operator::Add(operand) | Operator::Max(operand) | Operator::Min(operand) => {
+                let change = match operator {
+                    Operator::Add(_) => 3,
+                    Operator::Max(_) => 6,
+                    _ => 7,
+                };
+                number = operand.to_le_bytes();
+                (change, &number)
+            }
+        };
+        hash_entry(&mut hash, change, condition, expiry, [key, operand]);
+    }
+    hash.update(&[u8::from(return_values)]);
+    hash.digest()
+}
+
+fn hash_entry(
+    hash: &mut Xxh3,
+    change: u8,
+    condition: Condition,
+    expiry: Expiry,
+    [key, value]: [&[u8]; 2],
+) {
+    let (condition, version) = match condition {
+        Condition::None => (0, 0),
+        Condition::IfAbsent => (1, 0),
+        Condition::IfVersion(version) => (2, version.0),
+    };
+    let (expiry, moment) = match expiry {
+        Expiry::Never => (0, 0),
+        Expiry::After(ttl_ms) => (1, ttl_ms),
+        Expiry::At(moment) => (2, moment.millis()),
+    };
+    let mut head = [0; 27];
+    head[..3].copy_from_slice(&[change, condition, expiry]);
+    head[3..11].copy_from_slice(&version.to_le_bytes());
+    head[11..19].copy_from_slice(&moment.to_le_bytes());
+    head[19..23].copy_from_slice(&(key.len() as u32).to_le_bytes());
+    head[23..27].copy_from_slice(&(value.len() as u32).to_le_bytes());
+    hash.update(&head);
+    hash.update(key);
+    hash.update(value);
 }
 
 #[cfg(test)]
@@ -201,9 +251,23 @@ mod tests {
             vec![put, WriteEntry::put(b"l", b"")],
             vec![WriteEntry::put(b"l", b""), put],
         ];
-        let hashes: std::collections::BTreeSet<u64> =
+        let mut hashes: std::collections::BTreeSet<u64> =
             all.iter().map(|entries| payload_hash(entries)).collect();
         assert_eq!(hashes.len(), all.len());
+        let operators = [
+            Operator::Add(1),
+            Operator::Add(2),
+            Operator::Max(1),
+            Operator::Min(1),
+            Operator::Append(b"value"),
+            Operator::Merge(b"value"),
+        ];
+        for operator in operators {
+            let (condition, expiry) = (Condition::None, Expiry::Never);
+            let entry = UpdateEntry { key: b"key", operator, condition, expiry };
+            assert!(hashes.insert(update_hash(&[entry], false)), "{operator:?}");
+            assert!(hashes.insert(update_hash(&[entry], true)), "{operator:?}");
+        }
         // What stands in logs already.
         assert_eq!(payload_hash(&all[0]), 0);
     }

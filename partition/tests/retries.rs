@@ -32,6 +32,7 @@ struct World {
     now: u64,
     log: Vec<Logged>,
     log_is_full: bool,
+    values: Vec<(u64, Vec<u8>)>,
     done: Vec<(u64, Answer)>,
 }
 
@@ -69,6 +70,10 @@ impl Effects for World {
     fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {}
 
     fn read_done(&mut self, _: Ticket, _: Result<(), Refusal>) {}
+
+    fn value(&mut self, ticket: Ticket, value: &[u8]) {
+        self.values.push((ticket.0, value.to_vec()));
+    }
 
     fn written(&mut self, ticket: Ticket, outcome: Answer) {
         self.done.push((ticket.0, outcome));

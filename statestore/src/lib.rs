@@ -19,7 +19,7 @@ pub use lsm_database::{Lsm, LsmEngine, LsmOptions, LsmStore, LsmTree};
 pub use memory_store::MemoryStore;
 pub use page::{PageRequest, PageStep};
 pub use request_window::{
-    Known, RequestChange, RequestLimits, RequestRow, RequestStats, RequestWindow,
+    Known, PastAnswer, RequestChange, RequestLimits, RequestRow, RequestStats, RequestWindow,
 };
 #[cfg(feature = "sled")]
 pub use sled_database::{Sled, SledEngine, SledOptions, SledStore};

@@ -30,7 +30,7 @@ use stateside_types::{
     Reason, Refusal, RequestId, RequestMark, Sequence, Timestamp, WallClock,
     limits::{
         REQUEST_ANSWERS_DEFAULT, REQUEST_CLIENT_BYTES_MAX, REQUEST_CLIENT_KEEP_MS,
-        REQUEST_CLIENTS_DEFAULT, REQUESTS_FORGOTTEN_PER_WRITE,
+        REQUEST_CLIENTS_DEFAULT, REQUEST_VALUES_BYTES_MAX, REQUESTS_FORGOTTEN_PER_WRITE,
     },
 };
 
@@ -55,13 +55,26 @@ impl Default for RequestLimits {
     }
 }
 
+/// The answer to a request that was recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PastAnswer {
+    /// Its place.
+    pub sequence: Sequence,
+    /// When it was accepted.
+    pub timestamp: Timestamp,
+    /// None: it was written.
+    pub refusal: Option<Arc<Refusal>>,
+    /// Of an update that tells its values, see `types/src/request_id.rs`.
+    pub values: Option<Arc<[u8]>>,
+}
+
 /// What the window says of a request's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Known {
     /// It was not recorded.
     New,
-    /// It was; this was its place, and its refusal if it was one.
-    Answered(Sequence, Timestamp, Option<Arc<Refusal>>),
+    /// It was.
+    Answered(PastAnswer),
     /// It was recorded of another request.
     Reused,
     /// It may have been recorded; this and every lower number of the client is forgotten.
@@ -137,6 +150,15 @@ struct Answer {
     payload_hash: u64,
     timestamp: Timestamp,
     refusal: Option<Arc<Refusal>>,
+    values: Option<Arc<[u8]>>,
+}
+
+impl Answer {
+    /// Bytes of memory beside itself, roughly.
+    fn more_bytes(&self) -> u64 {
+        let refusal = if self.refusal.is_some() { REFUSAL_BYTES } else { 0 };
+        refusal + self.values.as_ref().map_or(0, |values| values.len() as u64 + 16)
+    }
 }
 
 /// See the module's header. Owned by a store.
@@ -147,7 +169,8 @@ pub struct RequestWindow {
     /// The client of each last write, the one that has not written for longest first.
     by_use: BTreeMap<Sequence, Arc<[u8]>>,
     answers: BTreeMap<Sequence, Answer>,
-    refusals: u64,
+    /// Of refusals and values.
+    more_bytes: u64,
 }
 
 const CLIENT_TAG: u8 = 1;
@@ -159,7 +182,7 @@ const REFUSAL_BYTES: u64 = 400;
 
 impl RequestWindow {
     /// Bytes of memory that one more record takes at most, roughly.
-    pub const GROWTH_MAX: u64 = ANSWER_BYTES + CLIENT_BYTES + REFUSAL_BYTES;
+    pub const GROWTH_MAX: u64 = ANSWER_BYTES + CLIENT_BYTES + REQUEST_VALUES_BYTES_MAX as u64;
 
     /// Keeps to these limits from the next record on.
     pub fn set_limits(&mut self, limits: RequestLimits) {
@@ -185,7 +208,7 @@ impl RequestWindow {
     pub fn memory_bytes(&self) -> u64 {
         self.answers.len() as u64 * ANSWER_BYTES
             + self.clients.len() as u64 * CLIENT_BYTES
-            + self.refusals * REFUSAL_BYTES
+            + self.more_bytes
     }
 
     /// What is known of a request's name.
@@ -196,7 +219,12 @@ impl RequestWindow {
             if answer.payload_hash != payload_hash {
                 return Known::Reused;
             }
-            return Known::Answered(*sequence, answer.timestamp, answer.refusal.clone());
+            return Known::Answered(PastAnswer {
+                sequence: *sequence,
+                timestamp: answer.timestamp,
+                refusal: answer.refusal.clone(),
+                values: answer.values.clone(),
+            });
         }
         match client.forgotten {
             forgotten if id.number <= forgotten => Known::Forgotten(forgotten),
@@ -246,7 +274,7 @@ impl RequestWindow {
             {
                 client.numbers.remove(&first);
                 let gone = self.answers.remove(&at);
-                self.refusals -= gone.map_or(0, |answer| u64::from(answer.refusal.is_some()));
+                self.more_bytes -= gone.map_or(0, |answer| answer.more_bytes());
                 changed(RequestChange::ForgetAnswer(at));
                 left -= 1;
             }
@@ -307,11 +335,19 @@ impl RequestWindow {
         let name = self.used(name, sequence, timestamp);
         let client = self.clients.get_mut(&name).expect("it was used just now");
         client.numbers.insert(number, sequence);
-        let refusal = mark.refusal.clone();
-        self.refusals += u64::from(refusal.is_some());
-        let payload_hash = mark.payload_hash;
-        let answer = Answer { client: name, number, settled, payload_hash, timestamp, refusal };
-        self.answers.insert(sequence, answer);
+        let answer = Answer {
+            client: name,
+            number,
+            settled,
+            payload_hash: mark.payload_hash,
+            timestamp,
+            refusal: mark.refusal.clone(),
+            values: mark.values.clone(),
+        };
+        self.more_bytes += answer.more_bytes();
+        if let Some(replaced) = self.answers.insert(sequence, answer) {
+            self.more_bytes -= replaced.more_bytes();
+        }
     }
 
     /// The client, known if it was not, as one that wrote at this sequence, unless it has since.
@@ -343,7 +379,7 @@ impl RequestWindow {
         changed: &mut dyn FnMut(RequestChange<'_>),
     ) {
         let Some(answer) = self.answers.remove(&at) else { return };
-        self.refusals -= u64::from(answer.refusal.is_some());
+        self.more_bytes -= answer.more_bytes();
         changed(RequestChange::ForgetAnswer(at));
         if let Some(client) = self.clients.get_mut(&answer.client) {
             if client.numbers.get(&answer.number) == Some(&at) {
@@ -380,10 +416,14 @@ impl Client {
 
 impl Answer {
     fn row(&self, sequence: Sequence) -> RequestRow<'_> {
-        let Self { client, number, settled, payload_hash, timestamp, refusal } = self;
-        let id = RequestId { client, number: *number, settled: *settled };
-        let mark = RequestMark { id, payload_hash: *payload_hash, refusal: refusal.clone() };
-        RequestRow::Answer { sequence, timestamp: *timestamp, mark }
+        let id =
+            RequestId { client: &self.client, number: self.number, settled: self.settled };
+        let mark = RequestMark {
+            refusal: self.refusal.clone(),
+            values: self.values.clone(),
+            ..RequestMark::new(id, self.payload_hash)
+        };
+        RequestRow::Answer { sequence, timestamp: self.timestamp, mark }
     }
 }
 

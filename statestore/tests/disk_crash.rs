@@ -99,7 +99,7 @@ fn with_mark(seed: u64, partition: u32, sequence: Sequence, then: impl FnOnce(&R
     let refusal = (numbers.below(5) == 0)
         .then(|| Refusal::new(Reason::ConditionFailed, "no").with("version", sequence).into());
     let id = RequestId { client: client.as_bytes(), number, settled };
-    then(&RequestMark { id, payload_hash: numbers.next(), refusal });
+    then(&RequestMark { refusal, ..RequestMark::new(id, numbers.next()) });
 }
 
 /// The rows of a window, as they are written.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use proptest::{collection::vec, prelude::*};
-use stateside_statestore::{Known, RequestChange, RequestLimits, RequestRow, RequestWindow};
+use stateside_statestore::{Known, PastAnswer, RequestChange, RequestLimits, RequestRow, RequestWindow};
 use stateside_types::{
     Reason, Refusal, RequestId, RequestMark, Sequence, Timestamp, WallClock,
     limits::REQUESTS_FORGOTTEN_PER_WRITE,
@@ -126,7 +126,7 @@ proptest! {
                     let id = id(&name, number, settled);
                     match window.look_up(id, number) {
                         Known::New => {}
-                        Known::Answered(at, timestamp, refusal) => {
+                        Known::Answered(PastAnswer { sequence: at, timestamp, refusal, .. }) => {
                             let original = model.answers.get(&(client, number));
                             prop_assert_eq!(original, Some(&(at, timestamp, refusal)));
                             prop_assert_eq!(window.look_up(id, number + 1), Known::Reused);
@@ -156,7 +156,7 @@ proptest! {
                     let timestamp = Timestamp::from_wall(WallClock(now));
                     let refusal = refused
                         .then(|| Arc::new(Refusal::new(Reason::ConditionFailed, "no").with("entry", 1)));
-                    let mark = RequestMark { id, payload_hash: number, refusal: refusal.clone() };
+                    let mark = RequestMark { refusal: refusal.clone(), ..RequestMark::new(id, number) };
                     window.record(sequence, timestamp, &mark, &mut |change| tree.change(&change));
                     // A client that was forgotten begins anew.
                     model.answers.insert((client, number), (sequence, timestamp, refusal));
@@ -196,7 +196,7 @@ proptest! {
 }
 
 fn record(window: &mut RequestWindow, at: u64, client: &[u8], number: u64, settled: u64) {
-    let mark = RequestMark { id: id(client, number, settled), payload_hash: 7, refusal: None };
+    let mark = RequestMark::new(id(client, number, settled), 7);
     let timestamp = Timestamp::from_wall(WallClock(at));
     window.record(Sequence(at), timestamp, &mark, &mut |_| {});
 }
@@ -210,7 +210,8 @@ fn what_a_client_calls_settled_makes_room_and_is_not_executed_again() {
     assert_eq!(window.stats().answers, 3);
     assert_eq!(window.look_up(id(b"one", 97, 0), 7), Known::Forgotten(97));
     let timestamp = Timestamp::from_wall(WallClock(98));
-    assert_eq!(window.look_up(id(b"one", 98, 0), 7), Known::Answered(Sequence(98), timestamp, None));
+    let answer = PastAnswer { sequence: Sequence(98), timestamp, refusal: None, values: None };
+    assert_eq!(window.look_up(id(b"one", 98, 0), 7), Known::Answered(answer));
     assert_eq!(window.look_up(id(b"one", 101, 0), 7), Known::New);
     assert_eq!(window.stats().oldest, timestamp);
 }

@@ -65,7 +65,7 @@ fn requests_come_back_beside_the_records_and_damage_to_them_is_noticed() {
             .then(|| Refusal::new(Reason::ConditionFailed, "no").with("entry", 1).into());
         let client = format!("client {}", number % 3);
         let id = RequestId { client: client.as_bytes(), number, settled: 0 };
-        let mark = RequestMark { id, payload_hash: number, refusal };
+        let mark = RequestMark { refusal, ..RequestMark::new(id, number) };
         window.record(Sequence(number), Timestamp(number), &mark, &mut |_| {});
     }
     let mut bytes = Vec::new();

@@ -7,10 +7,13 @@
 //! ```text
 //!  0           1           9           17             25        26
 //! ┌───────────┬───────────┬───────────┬──────────────┬─────────┬────────┬──────────────────────────┐
-//! │ client    │ number    │ settled   │ payload hash │ outcome │ client │ refusal, if outcome is 1 │
+//! │ client    │ number    │ settled   │ payload hash │ outcome │ client │ refusal or values, if any │
 //! │ length u8 │ u64       │ u64       │ u64          │ u8      │        │                          │
 //! └───────────┴───────────┴───────────┴──────────────┴─────────┴────────┴──────────────────────────┘
-//!                                                      0 written, 1 refused
+//!                                                      0 written, 1 refused, 2 written, with values
+//!  values   ┌────────────┐ ┌────────────┬───────┐
+//!           │ length u16 │=│ length u16 │ value │…
+//!           └────────────┘ └────────────┴───────┘
 //!  refusal  ┌────────────┬────────┬────────────────┬────────────┬─────────┬───────┐ ┌─────┬───────┐
 //!           │ reason len │ reason │ retry after ms │ message len│ message │ pairs │=│ key │ value │…
 //!           │ u8         │        │ u32, 0: none   │ u16        │         │ u8    │ │ u8… │ u16…  │
@@ -22,7 +25,7 @@ use std::sync::Arc;
 
 use crate::{
     Reason, Refusal,
-    limits::{REFUSAL_TEXT_BYTES_MAX, REQUEST_CLIENT_BYTES_MAX},
+    limits::{REFUSAL_TEXT_BYTES_MAX, REQUEST_CLIENT_BYTES_MAX, REQUEST_VALUES_BYTES_MAX},
 };
 
 /// The name of a write.
@@ -45,6 +48,8 @@ pub struct RequestMark<'a> {
     pub payload_hash: u64,
     /// None: it was written. Shared with whoever waits for the answer.
     pub refusal: Option<Arc<Refusal>>,
+    /// Of an update that tells its values: what [`encode_values`] makes of them.
+    pub values: Option<Arc<[u8]>>,
 }
 
 const FIXED_BYTES: usize = 26;
@@ -56,15 +61,18 @@ const PAIR_VALUE_BYTES_MAX: usize = 256;
 /// Largest encoding of a mark.
 pub const REQUEST_MARK_BYTES_MAX: usize = FIXED_BYTES
     + REQUEST_CLIENT_BYTES_MAX
+    + (2 + REQUEST_VALUES_BYTES_MAX)
     + (1 + REASON_BYTES_MAX + 4 + 2 + REFUSAL_TEXT_BYTES_MAX + 1)
     + PAIRS_MAX * (1 + PAIR_KEY_BYTES_MAX + 2 + PAIR_VALUE_BYTES_MAX);
 const _: () = assert!(REQUEST_CLIENT_BYTES_MAX <= u8::MAX as usize);
+const _: () = assert!(REQUEST_VALUES_BYTES_MAX <= u16::MAX as usize);
 
 impl RequestMark<'_> {
     /// Bytes of the encoding.
     pub fn encoded_bytes(&self) -> usize {
         let refusal = self.refusal.as_ref().map_or(0, |refusal| refusal_bytes(refusal));
-        FIXED_BYTES + self.id.client.len() + refusal
+        let values = self.values.as_ref().map_or(0, |values| 2 + values.len());
+        FIXED_BYTES + self.id.client.len() + refusal + values
     }
 
     /// Hands the encoding to `put`, piece by piece.
@@ -79,16 +87,54 @@ impl RequestMark<'_> {
         fixed[1..9].copy_from_slice(&number.to_le_bytes());
         fixed[9..17].copy_from_slice(&settled.to_le_bytes());
         fixed[17..25].copy_from_slice(&self.payload_hash.to_le_bytes());
-        fixed[25] = u8::from(self.refusal.is_some());
+        fixed[25] = match (&self.refusal, &self.values) {
+            (None, None) => 0,
+            (Some(_), None) => 1,
+            (None, Some(_)) => 2,
+            (Some(_), Some(_)) => unreachable!("what was refused has no values"),
+        };
         put(&fixed);
         put(client);
         if let Some(refusal) = &self.refusal {
             encode_refusal(refusal, put);
         }
+        if let Some(values) = &self.values {
+            assert!(values.len() <= REQUEST_VALUES_BYTES_MAX);
+            put(&(values.len() as u16).to_le_bytes());
+            put(values);
+        }
     }
 }
 
+/// Values of an update as a mark keeps them. None: they are more than it keeps.
+pub fn encode_values<'v>(values: impl Iterator<Item = &'v [u8]>) -> Option<Arc<[u8]>> {
+    let mut out = Vec::new();
+    for value in values {
+        if out.len() + 2 + value.len() > REQUEST_VALUES_BYTES_MAX {
+            return None;
+        }
+        out.extend_from_slice(&(value.len() as u16).to_le_bytes());
+        out.extend_from_slice(value);
+    }
+    Some(out.into())
+}
+
+/// The values that [`encode_values`] was given.
+pub fn decode_values(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (length, rest) = bytes.split_first_chunk()?;
+        let (value, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+        bytes = rest;
+        Some(value)
+    })
+}
+
 impl<'a> RequestMark<'a> {
+    /// Of a request that is written, and tells no values.
+    pub const fn new(id: RequestId<'a>, payload_hash: u64) -> Self {
+        Self { id, payload_hash, refusal: None, values: None }
+    }
+
     /// Reads a mark, and what stands behind it. None: malformed.
     pub fn decode(bytes: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let (fixed, rest) = bytes.split_first_chunk::<FIXED_BYTES>()?;
@@ -99,13 +145,29 @@ impl<'a> RequestMark<'a> {
             return None;
         }
         let (client, rest) = rest.split_at_checked(length)?;
-        let (refusal, rest) = match fixed[25] {
-            0 => (None, rest),
-            1 => decode_refusal(rest).map(|(refusal, rest)| (Some(Arc::new(refusal)), rest))?,
+        let id = RequestId { client, number, settled };
+        let mut mark = Self::new(id, payload_hash);
+        let rest = match fixed[25] {
+            0 => rest,
+            1 => {
+                let (refusal, rest) = decode_refusal(rest)?;
+                mark.refusal = Some(Arc::new(refusal));
+                rest
+            }
+            2 => {
+                let (length, rest) = rest.split_first_chunk()?;
+                let (values, rest) =
+                    rest.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+                let sound: usize = decode_values(values).map(|value| 2 + value.len()).sum();
+                if values.len() > REQUEST_VALUES_BYTES_MAX || sound != values.len() {
+                    return None;
+                }
+                mark.values = Some(values.into());
+                rest
+            }
             _ => return None,
         };
-        let id = RequestId { client, number, settled };
-        Some((Self { id, payload_hash, refusal }, rest))
+        Some((mark, rest))
     }
 }
 
@@ -185,7 +247,8 @@ mod tests {
 
     fn mark(refusal: Option<Refusal>) -> RequestMark<'static> {
         let id = RequestId { client: b"worker-7", number: 12, settled: 9 };
-        RequestMark { id, payload_hash: 0x0123_4567_89ab_cdef, refusal: refusal.map(Arc::new) }
+        let refusal = refusal.map(Arc::new);
+        RequestMark { refusal, ..RequestMark::new(id, 0x0123_4567_89ab_cdef) }
     }
 
     fn encoded(mark: &RequestMark<'_>) -> Vec<u8> {
@@ -203,7 +266,11 @@ mod tests {
     #[test]
     fn a_mark_reads_back_and_its_size_is_known_beforehand() {
         let delayed = Refusal { retry_after_ms: Some(5), ..refusal() };
-        for mark in [mark(None), mark(Some(refusal())), mark(Some(delayed))] {
+        let values = encode_values([&b"12"[..], b"", b"three"].into_iter());
+        let told: Vec<_> = decode_values(values.as_ref().unwrap()).collect();
+        assert_eq!(told, [&b"12"[..], b"", b"three"]);
+        let tells = RequestMark { values, ..mark(None) };
+        for mark in [mark(None), mark(Some(refusal())), mark(Some(delayed)), tells] {
             let mut bytes = encoded(&mark);
             assert_eq!(bytes.len(), mark.encoded_bytes());
             assert!(bytes.len() <= REQUEST_MARK_BYTES_MAX);
@@ -225,6 +292,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn values_are_kept_up_to_a_limit_all_or_none() {
+        let most = vec![7; REQUEST_VALUES_BYTES_MAX - 2];
+        assert!(encode_values(std::iter::once(&most[..])).is_some());
+        assert!(encode_values([&most[..], b""].into_iter()).is_none());
+        let mut bytes = encoded(&RequestMark { values: Some([9, 0, 1].into()), ..mark(None) });
+        assert_eq!(RequestMark::decode(&bytes), None, "a value longer than what is there");
+        bytes.truncate(bytes.len() - 1);
+        assert_eq!(RequestMark::decode(&bytes), None);
     }
 
     #[test]

@@ -305,7 +305,7 @@ mod tests {
         for refusal in [None, Some(Arc::new(Refusal::new(Reason::ConditionFailed, "no")))] {
             let all = entries();
             let written = if refusal.is_some() { &[] } else { &all[..] };
-            let mark = RequestMark { id, payload_hash: 5, refusal };
+            let mark = RequestMark { refusal, ..RequestMark::new(id, 5) };
             let bytes = encode_write(&mut head(), Some(&mark), written);
             assert_eq!(bytes.len(), kafka_record_bytes(written, Some(&mark)));
             assert_eq!(bytes[..2], [2, 3]);

@@ -230,7 +230,7 @@ fn the_mark_of_a_request_goes_through_the_log_with_entries_and_without() {
     writer.add_segment(Generation(1), segment_bytes);
     let id = RequestId { client: b"client", number: 7, settled: 3 };
     let refusal = Refusal::new(Reason::ConditionFailed, "no").with("entry", 0);
-    let written = RequestMark { id, payload_hash: 9, refusal: None };
+    let written = RequestMark::new(id, 9);
     let refused = RequestMark { refusal: Some(refusal.into()), ..written.clone() };
     let long = vec![7; 3 * BLOCK_BYTES];
     let entries = [put(b"k", &long)];

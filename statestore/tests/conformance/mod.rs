@@ -252,7 +252,7 @@ impl<S: StateStore> Harness<S> {
         let (sequence, timestamp) = (self.store.applied().next(), self.timestamp);
         let settled = if client.is_multiple_of(2) { sequence.0.saturating_sub(9) } else { 0 };
         let id = RequestId { client: &[client], number: sequence.0, settled };
-        let mark = RequestMark { id, payload_hash: !sequence.0, refusal };
+        let mark = RequestMark { refusal, ..RequestMark::new(id, !sequence.0) };
         self.requests.record(sequence, timestamp, &mark, &mut |_| {});
         self.store.remember(sequence, timestamp, &mark);
     }
