@@ -10,7 +10,8 @@ use stateside_proto::v1;
 use stateside_types::{
     Ack, Condition, ExpireAt, Reason, Sequence, Timestamp,
     limits::{
-        BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, KEY_BYTES_MAX, REQUEST_CLIENT_BYTES_MAX, ROUTING_KEY_BYTES_MAX, TTL_MS_MAX,
+        BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, KEY_BYTES_MAX, REQUEST_CLIENT_BYTES_MAX,
+        ROUTING_KEY_BYTES_MAX, TTL_MS_MAX,
     },
 };
 
@@ -238,7 +239,8 @@ pub(crate) trait Batch: Sync {
         }
         let bytes: usize = (0..self.len()).map(|index| self.entry_length(index)).sum();
         if bytes > self.entries_bytes_max() || self.len() > BATCH_ENTRIES_MAX {
-            let text = "a batch with a request id of its own is never split, and this one is too large";
+            let text =
+                "a batch with a request id of its own is never split, and this one is too large";
             return Err(Error::refused(Reason::BatchTooLarge, text));
         }
         Ok(())

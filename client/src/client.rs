@@ -384,7 +384,8 @@ impl Shared {
             if attempt == 0 && requests.len() > 1 && !batch.effect(0).is_read() {
                 refuse_duplicates(batch)?;
             }
-            let ended = self.round(batch, requests, &naming, &Call { topology, until, deadline }).await;
+            let ended =
+                self.round(batch, requests, &naming, &Call { topology, until, deadline }).await;
             let next = self.sort_out(ended, attempt, &mut progress);
             if next.pending.is_empty() {
                 break;

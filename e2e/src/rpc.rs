@@ -83,8 +83,7 @@ pub async fn put_all(
     data: &mut Data,
     entries: Vec<UpsertEntry>,
 ) -> Result<Vec<WriteResult>, Status> {
-    let request =
-        UpsertRequest { entries, ack: Ack::Default.into(), ..UpsertRequest::default() };
+    let request = UpsertRequest { entries, ack: Ack::Default.into(), ..UpsertRequest::default() };
     for _ in 0..OVERLOADED_RETRIES {
         match data.upsert(request.clone()).await {
             Err(status) if reason(&status) == OVERLOADED => {

@@ -58,8 +58,13 @@ impl Client {
         };
         let key = self.name.clone().into_bytes();
         let value = value.to_string().into_bytes();
-        let entry =
-            UpsertEntry { key, value, if_absent: value_is_first(if_version), if_version, ttl_ms: 0 };
+        let entry = UpsertEntry {
+            key,
+            value,
+            if_absent: value_is_first(if_version),
+            if_version,
+            ttl_ms: 0,
+        };
         UpsertRequest {
             entries: vec![entry],
             request_id: Some(request_id),

@@ -152,7 +152,8 @@ fn partition(world: &mut World) -> Partition {
 
 fn put(partition: &mut Partition, world: &mut World, key: &[u8], ack: Ack) {
     let entry = WriteEntry::put(key, &VALUE);
-    let input = Input::Write { ticket: Ticket(1), entries: &[entry], ack: Some(ack), request: None };
+    let input =
+        Input::Write { ticket: Ticket(1), entries: &[entry], ack: Some(ack), request: None };
     partition.step(input, world);
 }
 

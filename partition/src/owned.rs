@@ -9,8 +9,14 @@ use crate::{Scan, Ticket};
 /// A request in the partition's queue.
 #[derive(Debug)]
 pub(crate) enum Owned {
-    Read { ticket: Ticket, keys: Vec<Vec<u8>> },
-    Scan { ticket: Ticket, scan: Scan },
+    Read {
+        ticket: Ticket,
+        keys: Vec<Vec<u8>>,
+    },
+    Scan {
+        ticket: Ticket,
+        scan: Scan,
+    },
     Write {
         ticket: Ticket,
         ack: Option<Ack>,
@@ -86,7 +92,13 @@ impl Owned {
         entries: &[UpdateEntry<'_>],
     ) -> Self {
         let entries = entries.iter().map(OwnedUpdate::new).collect();
-        Self::Update { ticket, ack, request: request.map(OwnedRequestId::new), return_values, entries }
+        Self::Update {
+            ticket,
+            ack,
+            request: request.map(OwnedRequestId::new),
+            return_values,
+            entries,
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::{collections::VecDeque, mem};
 
 use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
 use stateside_statestore::{
-    Lookup, PageStep, RequestWindow, SnapshotRecord, SnapshotStep, StateStore,
-    StoreError, StoreStats, Work, WorkDone,
+    Lookup, PageStep, RequestWindow, SnapshotRecord, SnapshotStep, StateStore, StoreError,
+    StoreStats, Work, WorkDone,
 };
 use stateside_types::{
     Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
@@ -22,6 +22,7 @@ use crate::{
     owned::Owned,
     retries::{Accepted, payload_hash, with_values},
 };
+use update::UpdateTerms;
 
 /// The node's name for a request under way; the partition only hands it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -435,7 +435,12 @@ impl Run {
                     })
                     .collect();
                 self.writes.insert(ticket, ack);
-                self.feed(Input::Write { ticket: Ticket(ticket), entries: &entries, ack, request: None });
+                self.feed(Input::Write {
+                    ticket: Ticket(ticket),
+                    entries: &entries,
+                    ack,
+                    request: None,
+                });
             }
             Step::Append(appends, ack) => {
                 let bytes: Vec<_> = appends.iter().map(|(key, byte)| ([*key], [*byte])).collect();
@@ -451,7 +456,13 @@ impl Run {
                 self.writes.insert(ticket, ack);
                 self.appends.insert(ticket, appends);
                 let ticket = Ticket(ticket);
-                let input = Input::Update { ticket, entries: &entries, ack, request: None, return_values: true };
+                let input = Input::Update {
+                    ticket,
+                    entries: &entries,
+                    ack,
+                    request: None,
+                    return_values: true,
+                };
                 self.feed(input);
             }
             Step::Read(keys) => {
@@ -757,8 +768,10 @@ fn without_a_clock_stage_nothing_can_be_given_a_time_to_live() {
     let spec = PartitionSpec { pipeline: Vec::new().into(), ..run.partition.spec().clone() };
     run.partition = Partition::new(spec, Box::new(replay(&[], false))).unwrap();
     let entries = [WriteEntry::put(b"k", b"v").expiring(Expiry::After(500))];
-    run.partition
-        .step(Input::Write { ticket: Ticket(1), entries: &entries, ack: None, request: None }, &mut run.world);
+    run.partition.step(
+        Input::Write { ticket: Ticket(1), entries: &entries, ack: None, request: None },
+        &mut run.world,
+    );
     let (_, outcome) = run.world.done.pop().expect("answered at once");
     assert_eq!(outcome.unwrap_err().reason, Reason::InvalidTtl);
 }
@@ -769,7 +782,8 @@ fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
     for ticket in 1..=4_u64 {
         let key = [ticket as u8];
         let entry = WriteEntry::put(&key, b"v");
-        let input = Input::Write { ticket: Ticket(ticket), entries: &[entry], ack: None, request: None };
+        let input =
+            Input::Write { ticket: Ticket(ticket), entries: &[entry], ack: None, request: None };
         run.partition.step(input, &mut run.world);
     }
     run.partition.step(Input::Read { ticket: Ticket(5), keys: &[&[4]] }, &mut run.world);
@@ -793,8 +807,10 @@ fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
 fn a_halted_partition_answers_everything_with_the_reason() {
     let mut run = Run::new(Ack::Durable, false);
     let entries = [WriteEntry::put(b"k", b"v")];
-    run.partition
-        .step(Input::Write { ticket: Ticket(1), entries: &entries, ack: None, request: None }, &mut run.world);
+    run.partition.step(
+        Input::Write { ticket: Ticket(1), entries: &entries, ack: None, request: None },
+        &mut run.world,
+    );
     run.partition.step(Input::Read { ticket: Ticket(2), keys: &[b"k"] }, &mut run.world);
     assert!(run.world.done.is_empty(), "the write and the read that saw it wait for the log");
     run.partition.halt(Refusal::new(Reason::PartitionStopped, "disk gone"), &mut run.world);

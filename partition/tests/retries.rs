@@ -12,8 +12,9 @@ use stateside_statestore::{
     MemoryStore, RequestLimits, RequestRow, SnapshotRecord, SnapshotStep, StateStore, Work,
 };
 use stateside_types::{
-    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Reason,
-    Record, Refusal, RequestId, RequestMark, Sequence, StoreKind, Timestamp, WallClock, WriteEntry,
+    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, Expiry, HashRange, Operator, PartitionId,
+    PartitionSpec, Reason, Record, Refusal, RequestId, RequestMark, Sequence, StoreKind, Timestamp,
+    UpdateEntry, WallClock, WriteEntry, limits::REQUEST_VALUES_BYTES_MAX,
 };
 
 type Answer = Result<(Sequence, Timestamp), Refusal>;
@@ -123,7 +124,9 @@ fn store(limits: RequestLimits, from: &Snapshot, at: Sequence, log: &[Logged]) -
         }
         let entries: Vec<_> = entries
             .iter()
-            .map(|(key, value)| WriteEntry::new(key, value.as_deref().map_or(Change::Remove, Change::Put)))
+            .map(|(key, value)| {
+                WriteEntry::new(key, value.as_deref().map_or(Change::Remove, Change::Put))
+            })
             .collect();
         store.apply(*sequence, *timestamp, &entries);
     }
@@ -183,11 +186,8 @@ impl Node {
 
     fn snapshot(&mut self) -> Snapshot {
         let head = self.partition.snapshot_start().unwrap();
-        let mut snapshot = Snapshot {
-            sequence: head.sequence,
-            timestamp: head.timestamp,
-            ..Snapshot::default()
-        };
+        let mut snapshot =
+            Snapshot { sequence: head.sequence, timestamp: head.timestamp, ..Snapshot::default() };
         self.partition.request_rows(|row| {
             let mut bytes = Vec::new();
             row.encode(&mut bytes);
@@ -195,7 +195,8 @@ impl Node {
         });
         loop {
             let mut emit = |SnapshotRecord { key, record }: SnapshotRecord<'_>| {
-                let record = (key.to_vec(), record.value.to_vec(), record.version, record.timestamp);
+                let record =
+                    (key.to_vec(), record.value.to_vec(), record.version, record.timestamp);
                 snapshot.records.push(record);
             };
             let step = self.partition.snapshot_next(100, &mut emit, &mut self.world).unwrap();
@@ -226,7 +227,8 @@ fn a_retry_of_what_is_under_way_waits_for_the_same_write() {
     node.log_is_durable(Sequence(1));
     let tickets: Vec<u64> = node.world.done.iter().map(|(ticket, _)| *ticket).collect();
     assert_eq!(tickets, [first, second, hasty]);
-    let answers: Vec<_> = node.world.done.iter().map(|(_, answer)| answer.clone().unwrap()).collect();
+    let answers: Vec<_> =
+        node.world.done.iter().map(|(_, answer)| answer.clone().unwrap()).collect();
     assert!(answers.iter().all(|answer| *answer == answers[0]));
     assert_eq!((node.world.log.len(), node.partition.requests().1), (1, 2));
 }
@@ -251,6 +253,54 @@ fn a_refused_condition_stays_refused_when_it_would_hold_by_now() {
     node.partition = partition(replayed, true);
     assert_eq!(node.answer(id(b"c", 2), conditional), Err(refusal));
     assert_eq!(node.answer(id(b"c", 4), conditional).unwrap().0, Sequence(4));
+}
+
+#[test]
+fn a_retried_update_tells_its_own_values_and_refusals_though_the_record_has_moved_on() {
+    let mut node = Node::new(LIMITS);
+    let update = |node: &mut Node, number, operator, return_values| {
+        node.tickets += 1;
+        let (condition, expiry) = (Condition::None, Expiry::Never);
+        let entries = [UpdateEntry { key: b"n", operator, condition, expiry }];
+        let (ticket, request) = (Ticket(node.tickets), Some(id(b"c", number)));
+        let input = Input::Update { ticket, entries: &entries, ack: None, request, return_values };
+        node.partition.step(input, &mut node.world);
+        node.log_is_durable(node.partition.applied());
+        let (of, answer) = node.world.done.pop().expect("answered");
+        assert_eq!(of, ticket.0);
+        let values = std::mem::take(&mut node.world.values);
+        let told: Vec<_> = values.into_iter().filter(|(of, _)| *of == ticket.0).collect();
+        (answer, told.into_iter().map(|(_, value)| value).collect::<Vec<_>>())
+    };
+    let add = Operator::Add(5);
+    let (first, five) = update(&mut node, 1, add, true);
+    assert_eq!(five, [b"5"]);
+    let (second, ten) = update(&mut node, 2, add, true);
+    assert_eq!(ten, [b"10"]);
+    let (silent, none) = update(&mut node, 3, add, false);
+    assert!(none.is_empty());
+    update(&mut node, 4, Operator::Append(b" and text"), false).0.unwrap();
+    let (wrong, _) = update(&mut node, 5, add, true);
+    assert_eq!(wrong.as_ref().unwrap_err().reason, Reason::WrongType);
+    node.answer(id(b"d", 1), WriteEntry::remove(b"n")).unwrap();
+    let log = node.world.log.clone();
+    for _ in 0..2 {
+        assert_eq!(update(&mut node, 1, add, true), (first.clone(), vec![b"5".to_vec()]));
+        assert_eq!(update(&mut node, 2, add, true), (second.clone(), vec![b"10".to_vec()]));
+        assert_eq!(update(&mut node, 3, add, false), (silent.clone(), vec![]));
+        assert_eq!(update(&mut node, 5, add, true), (wrong.clone(), vec![]));
+        let (reused, _) = update(&mut node, 3, add, true);
+        assert_eq!(reused.unwrap_err().reason, Reason::RequestIdReused);
+        assert_eq!(node.world.log.len(), log.len());
+        // Once more, from the log.
+        let store = store(LIMITS, &Snapshot::default(), Sequence::ZERO, &log);
+        node.partition = partition(store, true);
+    }
+    // More values than are remembered: told once, the rest of the answer as often as it is asked for.
+    let long = vec![b'x'; REQUEST_VALUES_BYTES_MAX];
+    let (appended, told) = update(&mut node, 6, Operator::Append(&long), true);
+    assert_eq!(told, [&long[..]]);
+    assert_eq!(update(&mut node, 6, Operator::Append(&long), true), (appended, vec![]));
 }
 
 #[test]
@@ -451,7 +501,12 @@ impl Run {
                 let expected = [Reason::RequestIdReused, Reason::RequestForgotten];
                 // Unless the original is lost, and this came first.
                 if !reason.is_some_and(|reason| expected.contains(&reason)) {
-                    let place = self.node.world.log.iter().find(|r| Some(r.sequence) == answer.as_ref().ok().map(|a| a.0));
+                    let place = self
+                        .node
+                        .world
+                        .log
+                        .iter()
+                        .find(|r| Some(r.sequence) == answer.as_ref().ok().map(|a| a.0));
                     assert!(place.is_some_and(|r| r.entries[0].0 == b"elsewhere"), "{answer:?}");
                 }
                 continue;

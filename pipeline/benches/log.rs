@@ -100,9 +100,12 @@ fn append(criterion: &mut Criterion) {
                 covered: Sequence::ZERO,
             });
             let mut bytes = 0;
-            let mut replay = Replay::new(bases, |_: &RecordHead, _: Option<&RequestMark<'_>>, entries: &[WriteEntry<'_>]| {
-                bytes += entries.iter().map(|entry| entry.key.len()).sum::<usize>();
-            });
+            let mut replay = Replay::new(
+                bases,
+                |_: &RecordHead, _: Option<&RequestMark<'_>>, entries: &[WriteEntry<'_>]| {
+                    bytes += entries.iter().map(|entry| entry.key.len()).sum::<usize>();
+                },
+            );
             replay.begin_run(CoreId(0), Placement(1));
             let mut segments = [SegmentInput {
                 generation: Generation(1),

@@ -576,12 +576,8 @@ mod tests {
             0..3_i32,
             prop::option::of(request_id),
         )
-            .prop_map(|(entries, routing_key, atomic, ack, request_id)| v1::UpsertRequest {
-                entries,
-                routing_key,
-                atomic,
-                ack,
-                request_id,
+            .prop_map(|(entries, routing_key, atomic, ack, request_id)| {
+                v1::UpsertRequest { entries, routing_key, atomic, ack, request_id }
             })
     }
 

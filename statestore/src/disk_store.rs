@@ -49,8 +49,9 @@ use self::{
     tree::{KeepRule, KeyedLookup, KeyedRecord, Meta, Scanned, StoredRecord, Written},
 };
 use crate::{
-    Lookup, PageRequest, PageStep, Reclaimed, RequestChange, RequestLimits, RequestRow, RequestWindow,
-    SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work, WorkDone,
+    Lookup, PageRequest, PageStep, Reclaimed, RequestChange, RequestLimits, RequestRow,
+    RequestWindow, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
+    WorkDone,
 };
 
 /// Batches of one write: enough to make the engine's batch worthwhile, few enough to end soon.

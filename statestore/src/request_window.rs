@@ -416,8 +416,7 @@ impl Client {
 
 impl Answer {
     fn row(&self, sequence: Sequence) -> RequestRow<'_> {
-        let id =
-            RequestId { client: &self.client, number: self.number, settled: self.settled };
+        let id = RequestId { client: &self.client, number: self.number, settled: self.settled };
         let mark = RequestMark {
             refusal: self.refusal.clone(),
             values: self.values.clone(),

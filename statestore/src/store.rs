@@ -28,9 +28,7 @@
 
 use std::any::Any;
 
-use stateside_types::{
-    ExpireAt, Record, RequestMark, Sequence, Timestamp, WallClock, WriteEntry,
-};
+use stateside_types::{ExpireAt, Record, RequestMark, Sequence, Timestamp, WallClock, WriteEntry};
 
 use crate::{PageRequest, PageStep, RequestLimits, RequestRow, RequestWindow};
 

@@ -12,7 +12,9 @@ use std::{
 };
 
 use proptest::{collection::vec, prelude::*};
-use stateside_statestore::{Known, PastAnswer, RequestChange, RequestLimits, RequestRow, RequestWindow};
+use stateside_statestore::{
+    Known, PastAnswer, RequestChange, RequestLimits, RequestRow, RequestWindow,
+};
 use stateside_types::{
     Reason, Refusal, RequestId, RequestMark, Sequence, Timestamp, WallClock,
     limits::REQUESTS_FORGOTTEN_PER_WRITE,
@@ -36,7 +38,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let write = (0..7_u8, -4..4_i8, any::<bool>(), proptest::option::of(0..6_u8)).prop_map(
         |(client, number, refused, settled)| Step::Write { client, number, refused, settled },
     );
-    let step = prop_oneof![20 => write, 3 => (0..900_u16).prop_map(Step::Time), 1 => Just(Step::Reload)];
+    let step =
+        prop_oneof![20 => write, 3 => (0..900_u16).prop_map(Step::Time), 1 => Just(Step::Reload)];
     vec(step, 1..200)
 }
 

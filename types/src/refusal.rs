@@ -207,9 +207,7 @@ impl Refusal {
             Reason::DiskFull
             | Reason::MemoryFull
             | Reason::RegistryUnavailable
-            | Reason::RequestClientsFull => {
-                Some(limits::RETRY_FULL_MS)
-            }
+            | Reason::RequestClientsFull => Some(limits::RETRY_FULL_MS),
             Reason::LogUnavailable | Reason::PartitionStarting | Reason::ShuttingDown => {
                 Some(limits::RETRY_STARTING_MS)
             }

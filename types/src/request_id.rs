@@ -177,9 +177,11 @@ fn cut(text: &str, bytes_max: usize) -> &str {
 }
 
 fn pairs(refusal: &Refusal) -> impl Iterator<Item = (&str, &str)> {
-    refusal.metadata.iter().take(PAIRS_MAX).map(|(key, value)| {
-        (cut(key, PAIR_KEY_BYTES_MAX), cut(value, PAIR_VALUE_BYTES_MAX))
-    })
+    refusal
+        .metadata
+        .iter()
+        .take(PAIRS_MAX)
+        .map(|(key, value)| (cut(key, PAIR_KEY_BYTES_MAX), cut(value, PAIR_VALUE_BYTES_MAX)))
 }
 
 fn refusal_bytes(refusal: &Refusal) -> usize {

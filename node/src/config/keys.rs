@@ -65,7 +65,10 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("partition", "What a partition gets that its declaration in the registry leaves out."),
     ("log", "The write-ahead log of each core."),
     ("kafka", "The log in Kafka of partitions with the stage \"kafka-log\"; see docs/kafka.md."),
-    ("request_ids", "What each partition remembers of requests with an id, so that a retry gets the original answer."),
+    (
+        "request_ids",
+        "What each partition remembers of requests with an id, so that a retry gets the original answer.",
+    ),
     ("memory", "Memory of the state stores."),
     ("store.sled", "Partitions with store = \"sled\"."),
     ("store.lsm", "Partitions with store = \"lsm\"."),

@@ -6,8 +6,8 @@
 use std::{path::PathBuf, sync::Arc};
 
 use stateside_pipeline::StageCounts;
-use stateside_statestore::RequestStats;
 use stateside_router::RoutingTable;
+use stateside_statestore::RequestStats;
 use stateside_types::{PartitionId, PartitionSpec, PartitionState, Refusal, Sequence};
 
 pub use super::kafka::KafkaReport;

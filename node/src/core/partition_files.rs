@@ -15,8 +15,8 @@ use std::{
 
 use stateside_pipeline::kafka::{Position, PositionError};
 use stateside_statestore::{
-    MemoryStore, RequestLimits, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord, StateStore,
-    StoreError,
+    MemoryStore, RequestLimits, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord,
+    StateStore, StoreError,
 };
 use stateside_types::{Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, StoreKind};
 

@@ -17,9 +17,7 @@ use std::{
 };
 
 use stateside_partition::Partition;
-use stateside_pipeline::log::{
-    GroupNumber, PartitionBase, PartitionDamage, RecordHead, Retention,
-};
+use stateside_pipeline::log::{GroupNumber, PartitionBase, PartitionDamage, RecordHead, Retention};
 use stateside_statestore::StateStore;
 use stateside_types::{
     CoreId, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, RequestMark, WriteEntry,

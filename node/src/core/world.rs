@@ -5,9 +5,7 @@ use std::{sync::Arc, time::Instant};
 use stateside_partition::{Effects, PageEnd, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::Work;
-use stateside_types::{
-    PartitionId, Reason, Record, Refusal, Sequence, Timestamp, WallClock,
-};
+use stateside_types::{PartitionId, Reason, Record, Refusal, Sequence, Timestamp, WallClock};
 use stateside_wire::StreamId;
 
 use super::{

@@ -75,13 +75,14 @@ impl Node {
                 epoch: Epoch(1),
                 covered: Sequence(covered),
             });
-            let deliver = |head: &RecordHead, _: Option<&RequestMark<'_>>, entries: &[WriteEntry<'_>]| {
-                let (partition, sequence) = (head.partition.0, head.sequence.0);
-                assert_eq!(entries[0].change, Change::Put(&value(partition, sequence)));
-                let last = last.get_mut(&partition).unwrap();
-                assert_eq!(sequence, *last + 1);
-                *last = sequence;
-            };
+            let deliver =
+                |head: &RecordHead, _: Option<&RequestMark<'_>>, entries: &[WriteEntry<'_>]| {
+                    let (partition, sequence) = (head.partition.0, head.sequence.0);
+                    assert_eq!(entries[0].change, Change::Put(&value(partition, sequence)));
+                    let last = last.get_mut(&partition).unwrap();
+                    assert_eq!(sequence, *last + 1);
+                    *last = sequence;
+                };
             let mut seen = Progress::default();
             let recovery = recover(&catalog, who(core), bases, deliver, |now| {
                 assert!(now.bytes_done >= seen.bytes_done || now.bytes_done <= now.bytes_total);

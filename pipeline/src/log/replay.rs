@@ -370,9 +370,12 @@ mod tests {
             covered: Sequence(covered),
         };
         let mut delivered = Delivered::new();
-        let mut replay = Replay::new([(1, 10), (2, 20)].map(base), |head: &RecordHead, _: Option<&RequestMark<'_>>, _: &[_]| {
-            delivered.push((head.partition.0, head.sequence.0));
-        });
+        let mut replay = Replay::new(
+            [(1, 10), (2, 20)].map(base),
+            |head: &RecordHead, _: Option<&RequestMark<'_>>, _: &[_]| {
+                delivered.push((head.partition.0, head.sequence.0));
+            },
+        );
         let generation = Generation(4);
         for event in events {
             match *event {

@@ -57,7 +57,9 @@ pub struct SegmentHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// Written by another version of the format.
-    #[error("log format version {found}, this release reads versions {FORMAT_VERSION_MIN} to {FORMAT_VERSION}")]
+    #[error(
+        "log format version {found}, this release reads versions {FORMAT_VERSION_MIN} to {FORMAT_VERSION}"
+    )]
     Version {
         /// The version in the file.
         found: u32,

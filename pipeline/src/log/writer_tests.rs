@@ -235,8 +235,12 @@ fn the_mark_of_a_request_goes_through_the_log_with_entries_and_without() {
     let long = vec![7; 3 * BLOCK_BYTES];
     let entries = [put(b"k", &long)];
     let now = Instant::now();
-    let writes: [(Option<&RequestMark<'_>>, &[WriteEntry<'_>]); 4] =
-        [(Some(&written), &entries), (None, &entries), (Some(&refused), &[]), (Some(&written), &entries)];
+    let writes: [(Option<&RequestMark<'_>>, &[WriteEntry<'_>]); 4] = [
+        (Some(&written), &entries),
+        (None, &entries),
+        (Some(&refused), &[]),
+        (Some(&written), &entries),
+    ];
     for (at, (mark, entries)) in writes.iter().enumerate() {
         let reserved = writer.reserve(record_bytes(entries, *mark)).unwrap();
         writer.append_reserved(reserved, head(1, at as u64 + 1), *mark, entries, Ack::Durable, now);
@@ -293,10 +297,13 @@ fn the_largest_batch_that_a_request_may_hold_goes_through_the_log() {
     let base =
         PartitionBase { partition: PartitionId(1), epoch: Epoch(1), covered: Sequence::ZERO };
     let mut delivered = Vec::new();
-    let mut replay = Replay::new([base], |head: &RecordHead, _: Option<&RequestMark<'_>>, read: &[WriteEntry<'_>]| {
-        delivered.push(head.sequence.0);
-        assert!(head.sequence.0 == 1 || read == entries);
-    });
+    let mut replay = Replay::new(
+        [base],
+        |head: &RecordHead, _: Option<&RequestMark<'_>>, read: &[WriteEntry<'_>]| {
+            delivered.push(head.sequence.0);
+            assert!(head.sequence.0 == 1 || read == entries);
+        },
+    );
     replay.begin_run(CoreId(0), Placement(1));
     let mut segments = [SegmentInput {
         generation: Generation(1),

@@ -246,6 +246,10 @@ pub struct UpdateRequest {
     /// Answer with the new values.
     #[prost(bool, tag = "5")]
     pub return_values: bool,
+    /// Under its id a request is executed once and answered alike as often as it comes: see RequestId. Values
+    /// that take more than 1 KiB together are told once only.
+    #[prost(message, optional, tag = "6")]
+    pub request_id: ::core::option::Option<RequestId>,
 }
 /// What became of one entry of an update.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -34,9 +34,7 @@ impl RequestLine {
                 };
                 Self { key, row: Some(bytes.into()) }
             }
-            RequestChange::ForgetAnswer(sequence) => {
-                Self { key: answer_key(*sequence), row: None }
-            }
+            RequestChange::ForgetAnswer(sequence) => Self { key: answer_key(*sequence), row: None },
             RequestChange::ForgetClient(client) => Self { key: client_key(client), row: None },
         }
     }
@@ -81,7 +79,9 @@ impl<D: Database> TreeSession<'_, D> {
     /// Writes the lines of a load.
     pub(super) fn load_requests(&self, lines: &[RequestLine]) -> Result<(), StoreError> {
         lines.chunks(LOAD_BATCH).try_for_each(|lines| {
-            self.apply(lines.iter().map(|line| line_change(&line.key, line.row.as_deref())).collect())
+            self.apply(
+                lines.iter().map(|line| line_change(&line.key, line.row.as_deref())).collect(),
+            )
         })
     }
 }

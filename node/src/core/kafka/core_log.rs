@@ -124,11 +124,7 @@ impl CoreKafka {
     }
 
     /// Whether a write can go out now.
-    pub(crate) fn admit(
-        &self,
-        partition: PartitionId,
-        write: &Write<'_>,
-    ) -> Result<(), Refusal> {
+    pub(crate) fn admit(&self, partition: PartitionId, write: &Write<'_>) -> Result<(), Refusal> {
         let Some(log) = self.open.get(&partition) else {
             let text = format!("partition {partition} has not claimed its log in Kafka");
             return Err(Refusal::new(Reason::PartitionStarting, text));
