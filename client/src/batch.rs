@@ -519,7 +519,7 @@ mod tests {
                 1..20,
             ),
             routing_key in prop::collection::vec(any::<u8>(), 0..200), atomic in any::<bool>(), ack in ack(),
-            id in prop::option::of((prop::collection::vec(any::<u8>(), 1..33), 1.., any::<u64>())),
+            id in prop::option::of((prop::collection::vec(any::<u8>(), 1..33), 1_u64.., any::<u64>())),
         ) {
             let has_id = id.is_some();
             let head = Head { routing_key: &routing_key, atomic, ack, has_id, ..Head::default() };

@@ -174,6 +174,7 @@ fn update_request(request: &Value) -> UpdateRequest {
         atomic: request["atomic"] == json!(true),
         ack: ack(&request["ack"]),
         return_values: request["returnValues"] == json!(true),
+        request_id: request.get("requestId").map(request_id),
     }
 }
 

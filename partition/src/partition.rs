@@ -16,13 +16,13 @@ use stateside_types::{
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
+use self::update::UpdateTerms;
 use crate::{
     PageEnd, Scan,
     held::{Held, HeldAnswers},
     owned::Owned,
     retries::{Accepted, payload_hash, with_values},
 };
-use update::UpdateTerms;
 
 /// The node's name for a request under way; the partition only hands it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

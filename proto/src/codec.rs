@@ -567,7 +567,7 @@ mod tests {
                 if_version: if if_absent { None } else { if_version },
                 ttl_ms,
             });
-        let request_id = (prop::collection::vec(any::<u8>(), 1..33), 1.., any::<u64>())
+        let request_id = (prop::collection::vec(any::<u8>(), 1..33), 1_u64.., any::<u64>())
             .prop_map(|(client, number, settled)| v1::RequestId { client, number, settled });
         (
             prop::collection::vec(entry, 0..8),
