@@ -181,8 +181,11 @@ const CLIENT_BYTES: u64 = (size_of::<Client>() + 2 * size_of::<Arc<[u8]>>() + 20
 const REFUSAL_BYTES: u64 = 400;
 
 impl RequestWindow {
-    /// Bytes of memory that one more record takes at most, roughly.
-    pub const GROWTH_MAX: u64 = ANSWER_BYTES + CLIENT_BYTES + REQUEST_VALUES_BYTES_MAX as u64;
+    /// Bytes of memory that one more record takes at most, roughly; the changes that it tells of, until
+    /// a store on disk has written them, included.
+    pub const GROWTH_MAX: u64 = 2
+        * (ANSWER_BYTES + CLIENT_BYTES + REQUEST_VALUES_BYTES_MAX as u64)
+        + 128 * REQUESTS_FORGOTTEN_PER_WRITE as u64;
 
     /// Keeps to these limits from the next record on.
     pub fn set_limits(&mut self, limits: RequestLimits) {

@@ -25,7 +25,7 @@ const LIMITS: RequestLimits =
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A client writes this many numbers below (or above) its highest one; is it refused; which of
+    /// A client writes this many numbers above (or below) its highest one; is it refused; which of
     /// its numbers it calls settled, counted down from the new one.
     Write { client: u8, number: i8, refused: bool, settled: Option<u8> },
     /// Time passes, milliseconds.
@@ -35,7 +35,7 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let write = (0..7_u8, -4..4_i8, any::<bool>(), proptest::option::of(0..6_u8)).prop_map(
+    let write = (0..7_u8, -9..4_i8, any::<bool>(), proptest::option::of(0..6_u8)).prop_map(
         |(client, number, refused, settled)| Step::Write { client, number, refused, settled },
     );
     let step =
@@ -123,7 +123,7 @@ proptest! {
                 }
                 Step::Write { client, number, refused, settled } => {
                     let highest = model.highest.get(&client).copied().unwrap_or(0);
-                    let number = (highest + 4).saturating_add_signed(number.into()).max(1);
+                    let number = (highest + 1).saturating_add_signed(number.into()).max(1);
                     let settled = settled.map_or(0, |down| number.saturating_sub(down.into()));
                     let name = [b'c', client];
                     let id = id(&name, number, settled);
@@ -141,13 +141,10 @@ proptest! {
                         }
                         Known::Reused => prop_assert!(false, "every number has one hash here"),
                     }
-                    // Executing it is right only if it never was, or its client is forgotten.
-                    let idle = now - model.written_at.get(&client).copied().unwrap_or(0);
-                    if idle < LIMITS.client_keep_ms {
-                        prop_assert!(!model.answers.contains_key(&(client, number)));
-                        let settled = model.settled.get(&client).copied().unwrap_or(0);
-                        prop_assert!(number > settled, "{number} was settled, up to {settled}");
-                    }
+                    // Executing it is right only if it never was.
+                    prop_assert!(!model.answers.contains_key(&(client, number)));
+                    let done = model.settled.get(&client).copied().unwrap_or(0);
+                    prop_assert!(number > done, "{number} was settled, up to {done}");
                     if let Err(refusal) = window.check_room(id, WallClock(now)) {
                         prop_assert_eq!(refusal.reason, Reason::RequestClientsFull);
                         let known = model.written_at.values();
@@ -160,8 +157,20 @@ proptest! {
                     let refusal = refused
                         .then(|| Arc::new(Refusal::new(Reason::ConditionFailed, "no").with("entry", 1)));
                     let mark = RequestMark { refusal: refusal.clone(), ..RequestMark::new(id, number) };
-                    window.record(sequence, timestamp, &mark, &mut |change| tree.change(&change));
-                    // A client that was forgotten begins anew.
+                    let mut forgotten = Vec::new();
+                    window.record(sequence, timestamp, &mark, &mut |change| {
+                        if let RequestChange::ForgetClient(name) = change {
+                            forgotten.push(name[1]);
+                        }
+                        tree.change(&change);
+                    });
+                    for client in forgotten {
+                        let idle = now - model.written_at[&client];
+                        prop_assert!(idle >= LIMITS.client_keep_ms, "forgotten after {idle} ms");
+                        // It begins anew.
+                        model.answers.retain(|(of, _), _| *of != client);
+                        model.settled.remove(&client);
+                    }
                     model.answers.insert((client, number), (sequence, timestamp, refusal));
                     model.highest.insert(client, highest.max(number));
                     model.written_at.insert(client, now);

@@ -302,10 +302,13 @@ impl<S: StateStore> Harness<S> {
             self.remember(client, false);
         }
         let before = self.store.stats().memory_bytes as i64;
-        let (most, growth) = (self.store.growth_max(&borrowed), self.store.growth(&borrowed));
+        let (mut most, growth) = (self.store.growth_max(&borrowed), self.store.growth(&borrowed));
         assert!(growth <= most as i64, "growth {growth} is above its bound {most}");
         if borrowed.iter().all(|entry| entry.change == Change::Remove) {
             assert!(growth <= 0 || !self.is_in_memory(), "removing grew by {growth}");
+        }
+        if client.is_some() {
+            most += RequestWindow::GROWTH_MAX;
         }
         self.store.prefetch(&keys);
         self.store.apply(sequence, timestamp, &borrowed);
