@@ -191,7 +191,8 @@ fn keys_of_partitions(prefix: &str, partitions: u64) -> Vec<String> {
 
 #[test]
 fn partitions_succeed_and_fail_on_their_own_and_values_come_as_far_as_they_fit() {
-    let site = Site::new(Config { cores: 2, ..Config::default() });
+    // Segments that take all the large values at once: an update is not sent again when it is overloaded.
+    let site = Site::new(Config { cores: 2, log_segment_mb: 64, ..Config::default() });
     let node = site.start();
     let keys = keys_of_partitions("number", 16);
     Runtime::new().unwrap().block_on(async {
@@ -227,7 +228,7 @@ fn partitions_succeed_and_fail_on_their_own_and_values_come_as_far_as_they_fit()
         let told = results.iter().filter(|result| result.value.is_some()).count();
         assert!((8..16).contains(&told), "{told} values");
         for (key, result) in large.iter().zip(results) {
-            assert!(result.error.is_none() && result.version > 0);
+            assert!(result.error.is_none() && result.version > 0, "{:?}", result.error);
             let stored = rpc::get(&mut data, key).await.unwrap();
             assert_eq!((stored.value.len(), stored.version), (1_000_000, result.version));
             assert!(result.value.is_none_or(|value| value == stored.value));
