@@ -183,8 +183,7 @@ const REFUSAL_BYTES: u64 = 400;
 impl RequestWindow {
     /// Bytes of memory that one more record takes at most, roughly; the changes that it tells of, until
     /// a store on disk has written them, included.
-    pub const GROWTH_MAX: u64 = 2
-        * (ANSWER_BYTES + CLIENT_BYTES + REQUEST_VALUES_BYTES_MAX as u64)
+    pub const GROWTH_MAX: u64 = 2 * (ANSWER_BYTES + CLIENT_BYTES + REQUEST_VALUES_BYTES_MAX as u64)
         + 128 * REQUESTS_FORGOTTEN_PER_WRITE as u64;
 
     /// Keeps to these limits from the next record on.
