@@ -292,7 +292,7 @@ fn a_batch_over_partitions_and_cores_is_remembered_by_each_and_limits_are_told()
         assert_eq!(again, first);
         node.kill();
         drop(node);
-        node = site.start();
+        let _node = site.start();
         let mut data = rpc::data(&site.data_address()).await.unwrap();
         assert_eq!(data.upsert(batch(1, "a")).await.unwrap().into_inner(), first);
 
