@@ -17,7 +17,7 @@ use std::{
 use proptest::prelude::*;
 use stateside_partition::{Effects, Input, PageEnd, Partition, Ticket};
 use stateside_pipeline::{Outlet, Write};
-use stateside_statestore::{RequestWindow, StateStore, Work};
+use stateside_statestore::{RequestWindow, StateStore, Work, WorkDone};
 use stateside_types::{
     Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, Operator,
     PartitionId, PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StoreKind,

@@ -43,10 +43,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     vec(step, 1..200)
 }
 
+type Told = (Sequence, Timestamp, Option<Arc<Refusal>>);
+
 /// Everything that was ever recorded.
 #[derive(Default)]
 struct Model {
-    answers: BTreeMap<(u8, u64), (Sequence, Timestamp, Option<Arc<Refusal>>)>,
+    answers: BTreeMap<(u8, u64), Told>,
     highest: BTreeMap<u8, u64>,
     written_at: BTreeMap<u8, u64>,
     /// Numbers that the client said it is done with, this one and below.
