@@ -14,6 +14,8 @@ mod malformed_requests;
 mod metrics;
 mod partitions;
 mod quick_start;
+mod retries;
 mod scan;
 mod stages;
 mod startup;
+mod update;

@@ -15,8 +15,11 @@
 //! writes under way, and writes that ask for `memory` would wait behind durable ones.)
 
 mod held;
+mod json_merge;
+mod operators;
 mod owned;
 mod partition;
+mod retries;
 mod scan;
 
 pub use partition::{Effects, Input, Partition, SnapshotHead, Ticket};

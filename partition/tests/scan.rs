@@ -21,7 +21,7 @@ struct World {
 }
 
 impl Outlet for World {
-    fn log_admit(&mut self, _: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+    fn log_admit(&mut self, _: &Write<'_>) -> Result<(), Refusal> {
         Ok(())
     }
 
@@ -45,6 +45,10 @@ impl Effects for World {
 
     fn read_done(&mut self, _: Ticket, outcome: Result<(), Refusal>) {
         assert!(self.answer.replace(outcome).is_none(), "answered twice");
+    }
+
+    fn value(&mut self, _: Ticket, _: &[u8]) {
+        unreachable!("nothing is updated here");
     }
 
     fn written(&mut self, _: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>) {
@@ -84,7 +88,7 @@ fn ordered() -> Partition {
 
 fn write(partition: &mut Partition, key: &[u8], change: Change<'_>) {
     let entry = WriteEntry::new(key, change);
-    let input = Input::Write { ticket: Ticket(0), entries: &[entry], ack: None };
+    let input = Input::Write { ticket: Ticket(0), entries: &[entry], ack: None, request: None };
     partition.step(input, &mut World::default());
 }
 

@@ -10,9 +10,12 @@
 //!
 //! All requests of a message share one buffer: an allocation a turn, not one a request.
 
+mod update;
+
 use stateside_partition::Ticket;
 use stateside_types::{
-    Ack, Change, Condition, ExpireAt, Expiry, PartitionId, Refusal, Sequence, Timestamp, WriteEntry,
+    Ack, Change, Condition, ExpireAt, Expiry, PartitionId, Refusal, RequestId, Sequence, Timestamp,
+    WriteEntry,
 };
 
 /// Requests from one core to another, in the order in which they arrived.
@@ -42,7 +45,21 @@ pub enum HopKind {
     /// Read a page.
     Scan,
     /// Write entries.
-    Write(Option<Ack>),
+    Write {
+        /// None: the partition's default.
+        ack: Option<Ack>,
+        /// Its id stands before the entries.
+        has_id: bool,
+    },
+    /// Change records, and tell their values if that is wanted.
+    Update {
+        /// None: the partition's default.
+        ack: Option<Ack>,
+        /// Its id stands before the entries.
+        has_id: bool,
+        /// See [`Input::Update`](stateside_partition::Input::Update).
+        return_values: bool,
+    },
 }
 
 impl HopRequests {
@@ -78,34 +95,51 @@ impl HopRequests {
         ticket: Ticket,
         partition: PartitionId,
         ack: Option<Ack>,
+        request: Option<RequestId<'_>>,
         entries: impl Iterator<Item = WriteEntry<'k>>,
     ) {
         let start = self.bytes.len();
+        let has_id = self.put_id(request);
         for entry in entries {
-            let (condition, version) = match entry.condition {
-                Condition::None => (0, 0),
-                Condition::IfAbsent => (1, 0),
-                Condition::IfVersion(version) => (2, version.0),
-            };
-            let (expiry, moment) = match entry.expiry {
-                Expiry::Never => (0, 0),
-                Expiry::After(ttl_ms) => (1, ttl_ms),
-                Expiry::At(moment) => (2, moment.millis()),
-            };
             let put = matches!(entry.change, Change::Put(_));
-            self.bytes.push(expiry << 3 | condition << 1 | u8::from(put));
-            if condition == 2 {
-                self.bytes.extend_from_slice(&version.to_le_bytes());
-            }
-            if expiry != 0 {
-                self.bytes.extend_from_slice(&moment.to_le_bytes());
-            }
+            self.put_terms(entry.condition, entry.expiry, put);
             put_bytes(&mut self.bytes, entry.key);
             if let Change::Put(value) = entry.change {
                 put_bytes(&mut self.bytes, value);
             }
         }
-        self.finish(ticket, partition, HopKind::Write(ack), start);
+        self.finish(ticket, partition, HopKind::Write { ack, has_id }, start);
+    }
+
+    /// The id of a request, if it has one.
+    fn put_id(&mut self, request: Option<RequestId<'_>>) -> bool {
+        if let Some(RequestId { client, number, settled }) = request {
+            self.bytes.extend_from_slice(&number.to_le_bytes());
+            self.bytes.extend_from_slice(&settled.to_le_bytes());
+            put_bytes(&mut self.bytes, client);
+        }
+        request.is_some()
+    }
+
+    /// Condition, expiry and a flag: a byte, then the numbers that they have.
+    fn put_terms(&mut self, condition: Condition, expiry: Expiry, flag: bool) {
+        let (condition, version) = match condition {
+            Condition::None => (0, 0),
+            Condition::IfAbsent => (1, 0),
+            Condition::IfVersion(version) => (2, version.0),
+        };
+        let (expiry, moment) = match expiry {
+            Expiry::Never => (0, 0),
+            Expiry::After(ttl_ms) => (1, ttl_ms),
+            Expiry::At(moment) => (2, moment.millis()),
+        };
+        self.bytes.push(expiry << 3 | condition << 1 | u8::from(flag));
+        if condition == 2 {
+            self.bytes.extend_from_slice(&version.to_le_bytes());
+        }
+        if expiry != 0 {
+            self.bytes.extend_from_slice(&moment.to_le_bytes());
+        }
     }
 
     fn finish(&mut self, ticket: Ticket, partition: PartitionId, kind: HopKind, start: usize) {
@@ -132,27 +166,23 @@ impl HopRequests {
         &self.bytes[request.start..request.end]
     }
 
-    /// Fills `entries` with what a write asks for.
-    pub fn entries<'a>(&'a self, request: &HopRequest, entries: &mut Vec<WriteEntry<'a>>) {
+    /// Fills `entries` with what a write asks for; its id, if it has one.
+    pub fn entries<'a>(
+        &'a self,
+        request: &HopRequest,
+        entries: &mut Vec<WriteEntry<'a>>,
+    ) -> Option<RequestId<'a>> {
         entries.clear();
         let mut bytes = &self.bytes[request.start..request.end];
+        let has_id = matches!(request.kind, HopKind::Write { has_id: true, .. });
+        let id = take_id(&mut bytes, has_id);
         while !bytes.is_empty() {
-            let flags = take(&mut bytes, 1)[0];
-            let condition = match flags >> 1 & 3 {
-                0 => Condition::None,
-                1 => Condition::IfAbsent,
-                _ => Condition::IfVersion(Sequence(take_u64(&mut bytes))),
-            };
-            let expiry = match flags >> 3 {
-                0 => Expiry::Never,
-                1 => Expiry::After(take_u64(&mut bytes)),
-                _ => Expiry::from(ExpireAt::from_millis(take_u64(&mut bytes))),
-            };
+            let (condition, expiry, put) = take_terms(&mut bytes);
             let key = take_bytes(&mut bytes);
-            let change =
-                if flags & 1 == 1 { Change::Put(take_bytes(&mut bytes)) } else { Change::Remove };
+            let change = if put { Change::Put(take_bytes(&mut bytes)) } else { Change::Remove };
             entries.push(WriteEntry::new(key, change).under(condition).expiring(expiry));
         }
+        id
     }
 }
 
@@ -182,6 +212,17 @@ pub enum HopOutcome {
     },
     /// The batch was written.
     Written(Sequence, Timestamp),
+    /// The update was written; its values, and where each ends in `body`.
+    Updated {
+        /// The batch's sequence.
+        sequence: Sequence,
+        /// The batch's timestamp.
+        timestamp: Timestamp,
+        /// Values, one after the other.
+        body: Vec<u8>,
+        /// See [`Part::ends`](super::calls::Part::ends).
+        ends: Vec<u32>,
+    },
     /// It was not.
     Refused(Refusal),
 }
@@ -198,10 +239,33 @@ fn take<'a>(bytes: &mut &'a [u8], count: usize) -> &'a [u8] {
     taken
 }
 
+fn take_id<'a>(bytes: &mut &'a [u8], has_id: bool) -> Option<RequestId<'a>> {
+    has_id.then(|| {
+        let (number, settled) = (take_u64(bytes), take_u64(bytes));
+        RequestId { client: take_bytes(bytes), number, settled }
+    })
+}
+
 fn take_bytes<'a>(bytes: &mut &'a [u8]) -> &'a [u8] {
     let length = take(bytes, 4);
     let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
     take(bytes, length as usize)
+}
+
+/// What `put_terms` wrote.
+fn take_terms(bytes: &mut &[u8]) -> (Condition, Expiry, bool) {
+    let flags = take(bytes, 1)[0];
+    let condition = match flags >> 1 & 3 {
+        0 => Condition::None,
+        1 => Condition::IfAbsent,
+        _ => Condition::IfVersion(Sequence(take_u64(bytes))),
+    };
+    let expiry = match flags >> 3 {
+        0 => Expiry::Never,
+        1 => Expiry::After(take_u64(bytes)),
+        _ => Expiry::from(ExpireAt::from_millis(take_u64(bytes))),
+    };
+    (condition, expiry, flags & 1 == 1)
 }
 
 fn take_u64(bytes: &mut &[u8]) -> u64 {
@@ -228,14 +292,18 @@ mod tests {
         let keys: [&[u8]; 2] = [b"x", b"yyy"];
         let mut hop = HopRequests::default();
         let ack = Some(Ack::Memory);
-        hop.push_write(Ticket(1), PartitionId(4), ack, entries.iter().copied());
+        let id = Some(RequestId { client: b"client", number: 3, settled: u64::MAX });
+        hop.push_write(Ticket(1), PartitionId(4), ack, id, entries.iter().copied());
+        hop.push_write(Ticket(3), PartitionId(4), ack, None, entries.iter().copied());
         hop.push_read(Ticket(2), PartitionId(5), keys.iter().copied());
 
         let (mut got_entries, mut got_keys) = (Vec::new(), Vec::new());
-        let [write, read] = hop.requests() else { panic!("two requests") };
+        let [write, unnamed, read] = hop.requests() else { panic!("three requests") };
         assert_eq!((write.ticket, write.partition), (Ticket(1), PartitionId(4)));
-        assert_eq!((write.kind, read.kind), (HopKind::Write(ack), HopKind::Read));
-        hop.entries(write, &mut got_entries);
+        assert_eq!((write.kind, read.kind), (HopKind::Write { ack, has_id: true }, HopKind::Read));
+        assert_eq!(hop.entries(unnamed, &mut got_entries), None);
+        assert_eq!(got_entries, entries);
+        assert_eq!(hop.entries(write, &mut got_entries), id);
         hop.keys(read, &mut got_keys);
         assert_eq!(got_entries, entries);
         assert_eq!(got_keys, keys);
