@@ -122,7 +122,7 @@ fn every_result_is_there_once_whatever_was_killed() {
     let begun = Instant::now();
     let status = loop {
         let calm = node_kills >= KILLS && program_kills >= KILLS;
-        let pause = if calm { 50 } else { 20 + random.below(400) };
+        let pause = if calm { 50 } else { 50 + random.below(900) };
         std::thread::sleep(Duration::from_millis(pause));
         assert!(begun.elapsed() < LIMIT, "seed {seed}: not done after {LIMIT:?}");
         if let Some(status) = program.0.try_wait().unwrap() {

@@ -307,7 +307,10 @@ impl ClientContext for Deliveries {
     fn error(&self, error: ClientError, reason: &str) {
         // librdkafka tries again by itself; what it costs is told by whoever waits, with this.
         tracing::debug!(%error, reason, "Kafka");
-        *self.0.trouble() = Some(reason.to_owned());
+        // That all are away is known; why is what an operator asks.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *self.0.trouble() = Some(reason.to_owned());
+        }
     }
 }
 
