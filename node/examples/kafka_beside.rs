@@ -13,6 +13,7 @@
 //! which counts for nobody, but stands where the owner's next write would.
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     sync::{
         Arc, Mutex, OnceLock,
@@ -120,7 +121,7 @@ fn produce(brokers: &str, topic: &str, under_way: usize, time: Duration) -> Resu
         partitions: partitions(brokers, topic)?,
         begin: Instant::now() + WARM_UP,
         producer: OnceLock::new(),
-        latencies: Mutex::new(Histogram::new(3)?),
+        latencies: Mutex::new(Histogram::new_with_bounds(1, 60_000_000_000, 3)?),
         failed: AtomicBool::new(false),
         next: AtomicI32::new(0),
     });
@@ -169,14 +170,24 @@ fn disturb(brokers: &str, topic: &str, every: Duration, time: Duration) -> Resul
         .set("bootstrap.servers", brokers)
         .set("group.id", "kafka-beside")
         .create()?;
-    let mut firsts = Vec::new();
+    let mut list = TopicPartitionList::new();
     for partition in 0..count {
-        let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition, Offset::Beginning)?;
-        consumer.assign(&list)?;
-        let message = consumer.poll(ASKING).ok_or("a partition has no message")??;
-        firsts.push((partition, message.payload().unwrap_or_default().to_vec()));
+        list.add_partition_offset(topic, partition, Offset::Offset(0))?;
     }
+    consumer.assign(&list)?;
+    let mut firsts = BTreeMap::new();
+    let until = Instant::now() + ASKING;
+    while firsts.len() < usize::try_from(count)? {
+        if let Some(message) = consumer.poll(ASKING) {
+            let message = message?;
+            let payload = || message.payload().unwrap_or_default().to_vec();
+            firsts.entry(message.partition()).or_insert_with(payload);
+        }
+        if Instant::now() >= until {
+            return Err("a partition has no message".into());
+        }
+    }
+    consumer.unassign()?;
     let producer: BaseProducer = producer_settings(brokers).create()?;
     let until = Instant::now() + time;
     let mut sent = 0_u64;

@@ -180,7 +180,8 @@ fn client_settings(config: &KafkaConfig) -> Result<(ClientConfig, ClientConfig),
         .set("auto.offset.reset", "error")
         .set("isolation.level", "read_uncommitted")
         .set("max.poll.interval.ms", "86400000")
-        .set("fetch.wait.max.ms", "20")
+        // A read-back waits for the request that is out already: this long at most.
+        .set("fetch.wait.max.ms", "5")
         .set("queued.max.messages.kbytes", KAFKA_FETCH_QUEUE_KB.to_string());
     if !is_given(&["fetch.queue.backoff.ms"]) {
         // A replay fills the queue faster than it is read, again and again. librdkafka's own second, for
