@@ -67,7 +67,7 @@ const HOMES: &[(&str, &[&str], &str)] = &[
     ("io-uring", &["node"], "sockets and rings belong to node's reactor module"),
     (
         "tokio",
-        &["node", "client", "e2e", "benches"],
+        &["node", "client", "e2e", "benches", "example-stream-join"],
         "cores run no second runtime; it serves the control plane and clients",
     ),
     (
