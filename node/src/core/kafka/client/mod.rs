@@ -353,6 +353,8 @@ impl ClientContext for Quiet {
 
 impl ConsumerContext for Quiet {}
 
+/// How long after something was not to be had of the brokers it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 /// How long a thread waits before it looks whether it is to stop.
 const PAUSE: Duration = Duration::from_millis(100);
 

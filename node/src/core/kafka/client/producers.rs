@@ -10,18 +10,21 @@
 //! happen, and the exchange does, while the owners are locked: no write of a partition goes out
 //! behind one that went down with the producer before.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
 };
 
 use rdkafka::{
     config::ClientConfig,
-    error::{KafkaError as ClientError, RDKafkaErrorCode},
+    error::KafkaError as ClientError,
     producer::{BaseProducer, Producer as _},
 };
 
-use super::{Deliveries, PAUSE, Shared};
+use super::{Deliveries, PAUSE, RETRY, Shared};
 
 /// Lives with the three threads, which share it.
 pub(super) struct Producers {
@@ -49,17 +52,30 @@ impl Producers {
     /// The events thread: hears of deliveries until told to stop, and puts another producer in the
     /// place of one that has failed for good.
     pub(super) fn hear(&self, stop: &AtomicBool) {
+        let mut last: Option<(Instant, String)> = None;
         while !stop.load(Ordering::Acquire) {
             let present = self.present();
             // Returns after a moment, also when there is always something to hear.
             present.poll(PAUSE);
-            if let Some((error, reason)) = present.client().fatal_error() {
-                self.exchange(error, &reason);
+            let Some((error, reason)) = present.client().fatal_error() else { continue };
+            // A producer may fail before it has sent anything: without the right to write, say.
+            if last.as_ref().is_some_and(|(at, _)| at.elapsed() < RETRY) {
+                continue;
             }
+            *self.shared.trouble() = Some(reason.clone());
+            if last.as_ref().is_none_or(|(_, before)| *before != reason) {
+                tracing::error!(
+                    %error,
+                    reason,
+                    "the Kafka producer has failed for good: another one takes its place, and partitions with writes under way are opened anew"
+                );
+            }
+            self.exchange(&reason);
+            last = Some((Instant::now(), reason));
         }
     }
 
-    fn exchange(&self, error: RDKafkaErrorCode, reason: &str) {
+    fn exchange(&self, reason: &str) {
         let next = match make(&self.settings, &self.shared) {
             Ok(next) => Arc::new(next),
             Err(failed) => {
@@ -68,11 +84,6 @@ impl Producers {
                 return;
             }
         };
-        tracing::error!(
-            %error,
-            reason,
-            "the Kafka producer has failed for good: another one takes its place, and partitions with writes under way are opened anew"
-        );
         let mut all = self.shared.owned();
         let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = std::mem::replace(&mut *present, next);

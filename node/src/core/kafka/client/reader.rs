@@ -17,7 +17,7 @@ use stateside_pipeline::kafka::{Anchor, Next, Owner, Position};
 use stateside_types::{Epoch, PartitionId, Reason, Refusal, limits::KAFKA_OPENINGS_MAX};
 
 use super::{
-    Owned, Quiet, Sent, Shared, number,
+    Owned, Quiet, RETRY, Sent, Shared, number,
     pace::Pace,
     produce,
     producers::Producers,
@@ -31,8 +31,6 @@ use crate::core::{
     partition_files::PartitionFiles,
 };
 
-/// How long after brokers could not be reached they are tried again.
-const RETRY: Duration = Duration::from_secs(1);
 /// How often the ends of the owned partitions are asked for.
 const WATCH: Duration = Duration::from_secs(1);
 /// How often a core hears how far a replay is.
@@ -161,6 +159,11 @@ impl Reader {
     /// grants a right, say), so it is tried again; the partition's state tells why meanwhile.
     fn claim_failed(&mut self, id: PartitionId, error: String) {
         let Some(Task::Opening(opening)) = self.tasks.get_mut(&id) else { return };
+        // One that went down with its producer says that alone.
+        let error = match self.shared.trouble().as_deref() {
+            Some(trouble) => format!("{error}; last: {trouble}"),
+            None => error,
+        };
         if opening.trouble() != Some(&error) {
             tracing::warn!(
                 partition = id.0,

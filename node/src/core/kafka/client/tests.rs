@@ -302,6 +302,26 @@ fn a_claim_that_is_refused_is_tried_again_and_told() {
 }
 
 #[test]
+fn a_producer_that_may_not_even_begin_is_followed_by_another_until_one_may() {
+    let (cluster, folder) = (cluster(), tempfile::tempdir().unwrap());
+    // What a broker says to a user who may write to no topic at all.
+    let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+    cluster.request_errors(RDKafkaApiKey::InitProducerId, &[error, error]);
+    let mut a = Node::start(&cluster, &folder, "a");
+    a.kafka.open(spec(1), Box::new(MemoryStore::new(1)));
+    a.until("the refusal to be told", |node| {
+        node.events.iter().find(|event| {
+            matches!(event, FromKafka::Progress { detail, .. } if detail.contains("Cluster authorization failed"))
+        })?;
+        Some(())
+    });
+    a.until("the partition to be opened", |node| {
+        let opened = |event: &FromKafka| matches!(event, FromKafka::Opened { result: Ok(_), .. });
+        node.events.iter().any(opened).then_some(())
+    });
+}
+
+#[test]
 fn a_partition_that_the_topic_has_not_is_refused_with_what_to_do() {
     let (cluster, folder) = (cluster(), tempfile::tempdir().unwrap());
     let mut a = Node::start(&cluster, &folder, "a");
