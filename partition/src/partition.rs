@@ -1,5 +1,7 @@
 //! The state machine. See the crate's header for when a write becomes visible.
 
+mod update;
+
 use std::{collections::VecDeque, mem};
 
 use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
@@ -9,7 +11,7 @@ use stateside_statestore::{
 };
 use stateside_types::{
     Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
-    Record, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
+    Record, Refusal, Sequence, StageKind, Timestamp, UpdateEntry, WallClock, WriteEntry, check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
@@ -49,6 +51,17 @@ pub enum Input<'a> {
         /// None: the partition's default. Never lowers it.
         ack: Option<Ack>,
     },
+    /// Compute new values from the present ones and write them, atomically. Answered by `written`.
+    Update {
+        /// Names the request.
+        ticket: Ticket,
+        /// At least one entry, no key twice.
+        entries: &'a [UpdateEntry<'a>],
+        /// None: the partition's default. Never lowers it.
+        ack: Option<Ack>,
+        /// One `value` per entry, in order, comes before `written` when that is no refusal.
+        return_values: bool,
+    },
     /// The log is durable up to and including this sequence of the partition.
     LogDurable(Sequence),
     /// The log does not answer: answers that wait for a sequence up to this one leave with the
@@ -74,6 +87,9 @@ pub trait Effects: Outlet {
 
     /// A read's answer may leave.
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>);
+
+    /// The value that one entry of an update left in the store.
+    fn value(&mut self, ticket: Ticket, value: &[u8]);
 
     /// A write's answer may leave.
     fn written(&mut self, ticket: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>);
@@ -277,6 +293,14 @@ impl Partition {
                     && !self.write(ticket, entries, ack, effects)
                 {
                     self.queue.push_back(Owned::write(ticket, ack, entries));
+                }
+            }
+            Input::Update { ticket, entries, ack, return_values } => {
+                let owned = || Owned::update(ticket, ack, return_values, entries);
+                if !self.must_queue(owned, effects)
+                    && !self.update_values(ticket, entries, ack, return_values, effects)
+                {
+                    self.queue.push_back(owned());
                 }
             }
             Input::LogDurable(sequence) => {
@@ -496,28 +520,32 @@ impl Partition {
         }
         match self.execute(entries, ack, effects) {
             Err(refusal) => effects.written(ticket, Err(refusal)),
-            Ok((sequence, timestamp, ack)) => {
-                if ack == Ack::Memory || sequence <= self.passed() {
-                    effects.written(ticket, Ok((sequence, timestamp)));
-                } else {
-                    self.held.hold(sequence, Held::Write(ticket, sequence, timestamp));
-                }
-            }
+            Ok(executed) => self.acknowledge(ticket, executed, effects),
         }
         true
     }
 
-    fn execute(
+    fn acknowledge(
         &mut self,
-        entries: &[WriteEntry<'_>],
-        ack: Option<Ack>,
+        ticket: Ticket,
+        (sequence, timestamp, ack): (Sequence, Timestamp, Ack),
         effects: &mut impl Effects,
-    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+    ) {
+        if ack == Ack::Memory || sequence <= self.passed() {
+            effects.written(ticket, Ok((sequence, timestamp)));
+        } else {
+            self.held.hold(sequence, Held::Write(ticket, sequence, timestamp));
+        }
+    }
+
+    /// Whether writes are taken at present; the acknowledgement that this one gets.
+    #[inline]
+    fn check_serving(&self, asked: Option<Ack>) -> Result<Ack, Refusal> {
         if let Some(refusal) = self.failing.as_ref().or(self.frozen.as_ref()) {
             return Err(refusal.clone());
         }
         // A request may ask for more than the default, never for less.
-        let ack = ack.map_or(self.spec.ack, |asked| asked.max(self.spec.ack));
+        let ack = asked.map_or(self.spec.ack, |asked| asked.max(self.spec.ack));
         if ack == Ack::Durable && self.pipeline.log().is_none() {
             return Err(Refusal::new(
                 Reason::InvalidArgument,
@@ -529,6 +557,16 @@ impl Partition {
             let message = format!("the store of partition {} writes behind", self.spec.id);
             return Err(Refusal::new(what, message));
         }
+        Ok(ack)
+    }
+
+    fn execute(
+        &mut self,
+        entries: &[WriteEntry<'_>],
+        ack: Option<Ack>,
+        effects: &mut impl Effects,
+    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+        let ack = self.check_serving(ack)?;
         let now = self.tell_time(effects);
         self.check_expiries(entries)?;
         let write = Write {
@@ -703,6 +741,10 @@ impl Partition {
                     let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
                     self.read(*ticket, &keys, effects)
                 }
+                Owned::Update { ticket, ack, return_values, entries } => {
+                    let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
+                    self.update_values(*ticket, &entries, *ack, *return_values, effects)
+                }
                 Owned::Scan { ticket, scan } => self.scan(*ticket, scan, effects),
                 Owned::Write { ticket, ack, entries } => {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
@@ -739,7 +781,9 @@ fn refuse(owned: &Owned, refusal: Refusal, effects: &mut impl Effects) {
         Owned::Read { ticket, .. } | Owned::Scan { ticket, .. } => {
             effects.read_done(*ticket, Err(refusal))
         }
-        Owned::Write { ticket, .. } => effects.written(*ticket, Err(refusal)),
+        Owned::Write { ticket, .. } | Owned::Update { ticket, .. } => {
+            effects.written(*ticket, Err(refusal))
+        }
     }
 }
 
