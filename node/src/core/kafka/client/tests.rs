@@ -306,7 +306,7 @@ fn a_producer_that_may_not_even_begin_is_followed_by_another_until_one_may() {
     let (cluster, folder) = (cluster(), tempfile::tempdir().unwrap());
     // What a broker says to a user who may write to no topic at all.
     let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
-    cluster.request_errors(RDKafkaApiKey::InitProducerId, &[error, error]);
+    cluster.request_errors(RDKafkaApiKey::InitProducerId, &[error; 100]);
     let mut a = Node::start(&cluster, &folder, "a");
     a.kafka.open(spec(1), Box::new(MemoryStore::new(1)));
     a.until("the refusal to be told", |node| {
@@ -315,6 +315,7 @@ fn a_producer_that_may_not_even_begin_is_followed_by_another_until_one_may() {
         })?;
         Some(())
     });
+    cluster.clear_request_errors(RDKafkaApiKey::InitProducerId);
     a.until("the partition to be opened", |node| {
         let opened = |event: &FromKafka| matches!(event, FromKafka::Opened { result: Ok(_), .. });
         node.events.iter().any(opened).then_some(())
