@@ -160,6 +160,9 @@ impl Opening {
         }
         let mut entries = Vec::new();
         message.entries(&mut entries).map_err(|error| damaged(&error.to_string()))?;
+        if let Message::Write { request: Some(mark), .. } = message {
+            store.remember(head.sequence, head.timestamp, mark);
+        }
         store.apply(head.sequence, head.timestamp, &entries);
         self.replayed.records += entries.len() as u64;
         while store.is_saturated() {
