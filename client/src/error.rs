@@ -168,7 +168,8 @@ impl Effect {
 /// Turns what tonic reports into an error. The chain of sources tells the cases apart:
 ///
 /// ```text
-/// status from the node (ErrorInfo, or no source) ─► Refused, but DEADLINE_EXCEEDED of a write ─► OutcomeUnknown
+/// status from the node (ErrorInfo, or no source) ─► Refused, but DEADLINE_EXCEEDED of a write, and
+///                                   LOG_UNAVAILABLE that says so ─► OutcomeUnknown
 /// hyper: canceled                  the request never left the client's queue ─┐
 /// h2: GOAWAY from the node         its stream is above the last one handled   ├► Unreachable
 /// h2: REFUSED_STREAM from the node says that nothing was processed           ─┘
