@@ -1,5 +1,6 @@
 //! The state machine. See the crate's header for when a write becomes visible.
 
+mod counters;
 mod update;
 
 use std::{collections::VecDeque, mem};
@@ -11,7 +12,8 @@ use stateside_statestore::{
 };
 use stateside_types::{
     Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
-    Record, Refusal, Sequence, StageKind, Timestamp, UpdateEntry, WallClock, WriteEntry, check_ack,
+    Record, Refusal, Sequence, StageKind, StoreKind, Timestamp, UpdateEntry, WallClock, WriteEntry,
+    check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
@@ -601,6 +603,9 @@ impl Partition {
         effects: &mut impl Effects,
     ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
         let entries = write.entries;
+        if self.spec.store == StoreKind::Counters {
+            counters::check(entries)?;
+        }
         self.check_conditions(entries, write.now)?;
         self.check_memory(entries, effects.memory_available())?;
         self.pipeline.admit(&write, effects)?;

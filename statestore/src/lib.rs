@@ -1,6 +1,7 @@
 //! State stores: the trait and its implementations.
 
 #[cfg(any(feature = "sled", feature = "lsm"))]
+mod counters;
 mod disk_store;
 #[cfg(feature = "lsm")]
 mod lsm_database;
@@ -11,6 +12,7 @@ mod sled_database;
 mod snapshot_format;
 mod store;
 
+pub use counters::{CountersStore, is_counter};
 #[cfg(any(feature = "sled", feature = "lsm"))]
 pub use disk_store::{Database, DiskEngine, DiskLimits, DiskStore, EngineError, Tree, TreeChange};
 #[cfg(feature = "lsm")]
