@@ -1,7 +1,7 @@
 //! State stores: the trait and its implementations.
 
-#[cfg(any(feature = "sled", feature = "lsm"))]
 mod counters;
+#[cfg(any(feature = "sled", feature = "lsm"))]
 mod disk_store;
 #[cfg(feature = "lsm")]
 mod lsm_database;
