@@ -19,6 +19,7 @@ mod json_merge;
 mod operators;
 mod owned;
 mod partition;
+mod retries;
 mod scan;
 
 pub use partition::{Effects, Input, Partition, SnapshotHead, Ticket};

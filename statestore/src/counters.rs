@@ -21,12 +21,12 @@ use std::{
 };
 
 use stateside_types::{
-    Change, ExpireAt, Expiry, Record, Sequence, Timestamp, WallClock, WriteEntry,
+    Change, ExpireAt, Expiry, Record, RequestMark, Sequence, Timestamp, WallClock, WriteEntry,
 };
 
 use crate::{
-    Lookup, PageRequest, PageStep, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError,
-    StoreStats,
+    Lookup, PageRequest, PageStep, Reclaimed, RequestLimits, RequestRow, RequestWindow,
+    SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats,
 };
 
 /// Digits of the longest 64-bit integer, and its sign.
@@ -117,6 +117,7 @@ pub struct CountersStore {
     counters: Counters,
     /// Records that expire, by their moment.
     expirations: BTreeSet<(ExpireAt, Box<[u8]>)>,
+    requests: RequestWindow,
     walk: Option<Walk>,
     payload_bytes: u64,
     key_bytes: usize,
@@ -218,6 +219,18 @@ impl StateStore for CountersStore {
         self.applied_timestamp = timestamp;
     }
 
+    fn requests(&self) -> &RequestWindow {
+        &self.requests
+    }
+
+    fn remember(&mut self, sequence: Sequence, timestamp: Timestamp, mark: &RequestMark<'_>) {
+        self.requests.record(sequence, timestamp, mark, &mut |_| {});
+    }
+
+    fn limit_requests(&mut self, limits: RequestLimits) {
+        self.requests.set_limits(limits);
+    }
+
     fn applied(&self) -> Sequence {
         self.applied
     }
@@ -238,7 +251,8 @@ impl StateStore for CountersStore {
         StoreStats {
             records: self.counters.len() as u64,
             payload_bytes: self.payload_bytes,
-            memory_bytes: (size_of::<Self>() + counters + expirations + kept) as u64,
+            memory_bytes: (size_of::<Self>() + counters + expirations + kept) as u64
+                + self.requests.memory_bytes(),
             reclaimed: self.reclaimed,
         }
     }
@@ -326,7 +340,13 @@ impl StateStore for CountersStore {
     }
 
     fn load_start(&mut self) {
-        *self = Self::default();
+        let mut requests = mem::take(&mut self.requests);
+        requests.clear();
+        *self = Self { requests, ..Self::default() };
+    }
+
+    fn load_request(&mut self, row: &RequestRow<'_>) {
+        self.requests.load(row);
     }
 
     fn load(&mut self, records: &[SnapshotRecord<'_>]) -> bool {

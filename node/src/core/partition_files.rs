@@ -15,8 +15,8 @@ use std::{
 
 use stateside_pipeline::kafka::{Position, PositionError};
 use stateside_statestore::{
-    CountersStore, MemoryStore, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord,
-    StateStore, StoreError, is_counter,
+    CountersStore, MemoryStore, RequestLimits, SnapshotError, SnapshotHeader, SnapshotReader,
+    SnapshotRecord, StateStore, StoreError, is_counter,
 };
 use stateside_types::{Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, StoreKind};
 
@@ -43,12 +43,19 @@ pub struct PartitionFiles {
     data_dir: Arc<DataDir>,
     engines: StoreEngines,
     hash_seed: u64,
+    request_limits: RequestLimits,
 }
 
 impl PartitionFiles {
     /// Files below a data directory. `hash_seed`: any secret number, for the stores in memory.
-    pub fn new(data_dir: Arc<DataDir>, engines: StoreEngines, hash_seed: u64) -> Self {
-        Self { data_dir, engines, hash_seed }
+    /// `request_limits`: how many requests with an id each partition remembers.
+    pub fn new(
+        data_dir: Arc<DataDir>,
+        engines: StoreEngines,
+        hash_seed: u64,
+        request_limits: RequestLimits,
+    ) -> Self {
+        Self { data_dir, engines, hash_seed, request_limits }
     }
 
     /// Opens a partition's store: its engine, or its newest snapshot, or nothing yet.
@@ -65,6 +72,7 @@ impl PartitionFiles {
                 self.engines.open_store(spec.store, spec.id, spec.first_epoch)?
             }
         };
+        store.limit_requests(self.request_limits);
         let newest = self.newest_snapshot(spec)?;
         let mut info = None;
         if let Some((sequence, path)) = newest {
@@ -313,6 +321,7 @@ fn load(
                 let text = format!("{}: the value of `{key}` is no integer", path.display());
                 return Err(Refusal::new(Reason::PartitionDamaged, text));
             }
+            block.requests().for_each(|row| store.load_request(&row));
             while !store.load(&records) {
                 work(store)?;
             }
