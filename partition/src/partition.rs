@@ -1,6 +1,7 @@
 //! The state machine. See the crate's header for when a write becomes visible.
 
 mod checks;
+mod counters;
 mod update;
 
 use std::{collections::VecDeque, mem};
@@ -12,8 +13,8 @@ use stateside_statestore::{
 };
 use stateside_types::{
     Ack, Change, Condition, PartitionSpec, PartitionState, PipelineError, Reason, Record, Refusal,
-    RequestId, RequestMark, Sequence, StageKind, Timestamp, UpdateEntry, WallClock, WriteEntry,
-    check_ack,
+    RequestId, RequestMark, Sequence, StageKind, StoreKind, Timestamp, UpdateEntry, WallClock,
+    WriteEntry, check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
@@ -625,6 +626,9 @@ impl Partition {
         effects: &mut impl Effects,
     ) -> Result<Accepted, Refusal> {
         let entries = write.entries;
+        if self.spec.store == StoreKind::Counters {
+            counters::check(entries)?;
+        }
         if let Err(refusal) = self.check_conditions(entries, write.now) {
             return self.refuse_for_good(&write, refusal, effects);
         }
