@@ -12,7 +12,7 @@ use stateside_types::{
     limits::{BATCH_BYTES_MAX, KEY_BYTES_MAX, ROUTING_KEY_BYTES_MAX, TTL_MS_MAX},
 };
 
-use crate::{Error, error::Effect};
+use crate::{Error, error::Effect, session::InSession};
 
 /// One record to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +150,7 @@ pub(crate) struct Head<'a> {
     pub(crate) routing_key: &'a [u8],
     pub(crate) atomic: bool,
     pub(crate) ack: Option<Ack>,
+    pub(crate) session: Option<InSession<'a>>,
 }
 
 impl Head<'_> {
@@ -167,7 +168,7 @@ impl Head<'_> {
 
     /// Bytes at most: three field keys, one length, two one-byte values.
     fn length_max(&self) -> usize {
-        self.routing_key.len() + 12
+        self.routing_key.len() + 12 + self.session.map_or(0, |session| session.length_max())
     }
 }
 
@@ -177,6 +178,8 @@ pub(crate) trait Batch: Sync {
     type Answer: prost::Message + Default + 'static;
     /// Path of the method.
     const PATH: &'static str;
+    /// Field of the request's session.
+    const SESSION: u32;
 
     fn head(&self) -> Head<'_>;
     fn len(&self) -> usize;
@@ -186,6 +189,7 @@ pub(crate) trait Batch: Sync {
     /// Writes the entry as a field of the request.
     fn encode_entry(&self, index: usize, out: &mut Vec<u8>);
     fn effect(&self, index: usize) -> Effect;
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session>;
     fn unpack(answer: Self::Answer) -> Vec<Result<Self::Output, Error>>;
 
     /// What a node refuses of this kind of entry alone.
@@ -274,6 +278,7 @@ impl Batch for UpsertBatch<'_> {
     type Output = Written;
     type Answer = v1::UpsertResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Upsert";
+    const SESSION: u32 = 5;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -333,6 +338,10 @@ impl Batch for UpsertBatch<'_> {
         Effect::Write { conditional: self.entries[index].condition != Condition::None }
     }
 
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
+        answer.session.as_ref()
+    }
+
     fn unpack(answer: Self::Answer) -> Vec<Result<Written, Error>> {
         answer.results.into_iter().map(written).collect()
     }
@@ -342,6 +351,7 @@ impl Batch for RemoveBatch<'_> {
     type Output = Written;
     type Answer = v1::RemoveResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Remove";
+    const SESSION: u32 = 5;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -374,6 +384,10 @@ impl Batch for RemoveBatch<'_> {
         Effect::Write { conditional: self.entries[index].if_version.is_some() }
     }
 
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
+        answer.session.as_ref()
+    }
+
     fn unpack(answer: Self::Answer) -> Vec<Result<Written, Error>> {
         answer.results.into_iter().map(written).collect()
     }
@@ -383,6 +397,7 @@ impl<K: AsRef<[u8]> + Sync> Batch for GetBatch<'_, K> {
     type Output = Option<Record>;
     type Answer = v1::GetResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Get";
+    const SESSION: u32 = 3;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -406,6 +421,10 @@ impl<K: AsRef<[u8]> + Sync> Batch for GetBatch<'_, K> {
 
     fn effect(&self, _index: usize) -> Effect {
         Effect::Read
+    }
+
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
+        answer.session.as_ref()
     }
 
     fn unpack(answer: Self::Answer) -> Vec<Result<Option<Record>, Error>> {

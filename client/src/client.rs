@@ -21,14 +21,14 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use stateside_proto::v1;
 use stateside_router::key_hash;
-use stateside_types::{KeyHash, Reason, limits};
+use stateside_types::{KeyHash, PartitionId, Reason, limits};
 use tokio::{
     sync::{Mutex, Semaphore},
     time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
-    Endpoint, Error, Options, ReadOptions, Record, Removal, Results, Topology, Upsert,
+    Endpoint, Error, Options, ReadOptions, Record, Removal, Results, Session, Topology, Upsert,
     WriteOptions, Written,
     batch::{Batch, GetBatch, Head, RemoveBatch, UpsertBatch},
     error::Effect,
@@ -36,6 +36,7 @@ use crate::{
     links::{AtHome, Links, TOPOLOGY_PATH},
     plan::{Placed, Request, RequestLimits, Target, plan},
     retry::{Backoff, Verdict, decide},
+    session::InSession,
 };
 
 /// A client of one node's data plane. Cheap to clone; clones share connections and limits. Lives in
@@ -116,7 +117,9 @@ impl Client {
         options: &WriteOptions,
     ) -> Result<Results<Written>, Error> {
         let deadline = options.deadline.unwrap_or(self.shared.options.deadline);
-        self.shared.execute(&UpsertBatch { head: write_head(options), entries }, deadline).await
+        // The tokens of a write are learnt, not told: it waits for none.
+        let head = write_head(options);
+        self.shared.execute(&UpsertBatch { head, entries }, deadline).await
     }
 
     /// Writes one record.
@@ -167,8 +170,10 @@ impl Client {
         options: &ReadOptions,
     ) -> Result<Results<Option<Record>>, Error> {
         let deadline = options.deadline.unwrap_or(self.shared.options.deadline);
+        let tokens = options.session.as_ref().map(Session::snapshot).unwrap_or_default();
         let head = Head {
             routing_key: options.routing_key.as_deref().unwrap_or_default(),
+            session: options.session.as_ref().map(|session| InSession { session, tokens: &tokens }),
             ..Head::default()
         };
         self.shared.execute(&GetBatch { head, keys }, deadline).await
@@ -192,6 +197,7 @@ fn write_head(options: &WriteOptions) -> Head<'_> {
         routing_key: options.routing_key.as_deref().unwrap_or_default(),
         atomic: options.atomic,
         ack: options.ack,
+        session: options.session.as_ref().map(|session| InSession { session, tokens: &[] }),
     }
 }
 
@@ -365,9 +371,18 @@ impl Shared {
                 return Err(Error::DeadlineExceeded { deadline: call.deadline });
             };
             let _turn = turn.expect("the semaphore is never closed");
-            let message = Bytes::from(batch.encode(&request.picks, request.bytes));
+            let mut message = batch.encode(&request.picks, request.bytes);
+            let session = batch.head().session;
+            if let Some(session) = session {
+                let of = partitions(batch, &request.picks, call.topology.as_deref());
+                session.encode(B::SESSION, of.as_deref(), &mut message);
+            }
+            let message = Bytes::from(message);
             let answer: B::Answer =
                 self.call_path(B::PATH, request.target, message, effect, call).await?;
+            if let Some(session) = session {
+                session.learn(B::session_of(&answer));
+            }
             let results = B::unpack(answer);
             if results.len() == request.picks.len() {
                 return Ok(results);
@@ -520,6 +535,27 @@ fn requests<B: Batch>(
     let share = placed.iter().all(|entry| entry.partition == first.partition);
     let target = if share { first.target } else { Target::Shared };
     Ok(vec![Request { target, picks: pending.to_vec(), bytes }])
+}
+
+/// The partitions that a request is of, as far as they are known.
+fn partitions<B: Batch>(
+    batch: &B,
+    picks: &[u32],
+    topology: Option<&Topology>,
+) -> Option<Vec<PartitionId>> {
+    let topology = topology?;
+    let routing_key = batch.head().routing_key;
+    let place = |key: &[u8]| {
+        let route = topology.find_index(key_hash(key))?;
+        Some(topology.routes()[route].id)
+    };
+    let mut partitions: Vec<_> = match routing_key.is_empty() {
+        false => place(routing_key).into_iter().collect(),
+        true => picks.iter().filter_map(|&pick| place(batch.key(pick as usize))).collect(),
+    };
+    partitions.sort_unstable();
+    partitions.dedup();
+    Some(partitions)
 }
 
 /// What the next round has to do.

@@ -7,6 +7,8 @@ use std::{
 
 use stateside_types::{Ack, limits};
 
+use crate::Session;
+
 /// Settings of a client. `Options::default()` suits a sidecar on the same machine.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -67,6 +69,8 @@ pub struct WriteOptions {
     pub atomic: bool,
     /// Ask for more than the partition's default acknowledgement; never gives less.
     pub ack: Option<Ack>,
+    /// The session that learns of the write.
+    pub session: Option<Session>,
     /// Instead of [`Options::deadline`].
     pub deadline: Option<Duration>,
 }
@@ -76,6 +80,8 @@ pub struct WriteOptions {
 pub struct ReadOptions {
     /// The routing key that the records were written with, if any.
     pub routing_key: Option<Vec<u8>>,
+    /// The session whose writes and reads this one follows.
+    pub session: Option<Session>,
     /// Instead of [`Options::deadline`].
     pub deadline: Option<Duration>,
 }

@@ -64,6 +64,7 @@ fn decide_refused(refused: &Refused, attempt: u32) -> Verdict {
             Reason::Overloaded
             | Reason::PartitionStarting
             | Reason::PartitionBusy
+            | Reason::SessionBehind
             | Reason::ShuttingDown,
         ) => Verdict::Retry { not_before: refused.retry_after.unwrap_or_default() },
         Some(Reason::BadNode) if attempt < CLIENT_REROUTES_MAX => Verdict::Reroute,

@@ -81,8 +81,13 @@ pub async fn put_all(
     data: &mut Data,
     entries: Vec<UpsertEntry>,
 ) -> Result<Vec<WriteResult>, Status> {
-    let request =
-        UpsertRequest { entries, routing_key: Vec::new(), atomic: false, ack: Ack::Default.into() };
+    let request = UpsertRequest {
+        entries,
+        routing_key: Vec::new(),
+        atomic: false,
+        ack: Ack::Default.into(),
+        ..Default::default()
+    };
     for _ in 0..OVERLOADED_RETRIES {
         match data.upsert(request.clone()).await {
             Err(status) if reason(&status) == OVERLOADED => {
@@ -100,7 +105,8 @@ pub async fn put_all(
 /// # Errors
 /// The node's refusal.
 pub async fn get(data: &mut Data, key: &str) -> Result<Record, Status> {
-    let request = GetRequest { keys: vec![key.into()], routing_key: Vec::new() };
+    let request =
+        GetRequest { keys: vec![key.into()], routing_key: Vec::new(), ..Default::default() };
     Ok(data.get(request).await?.into_inner().records.remove(0))
 }
 
@@ -114,6 +120,7 @@ pub async fn remove(data: &mut Data, key: &str) -> Result<WriteResult, Status> {
         routing_key: Vec::new(),
         atomic: false,
         ack: Ack::Default.into(),
+        ..Default::default()
     };
     Ok(data.remove(request).await?.into_inner().results.remove(0))
 }

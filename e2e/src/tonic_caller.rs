@@ -50,6 +50,7 @@ impl TonicCaller {
                 let message = GetRequest {
                     keys: list(&request["keys"]).iter().map(bytes).collect(),
                     routing_key: bytes(&request["routingKey"]),
+                    ..Default::default()
                 };
                 let answer = data.get(with_deadline(message, call)).await?.into_inner();
                 Ok(json!({ "records": answer.records.iter().map(record).collect::<Value>() }))
@@ -124,6 +125,7 @@ fn upsert_request(request: &Value) -> UpsertRequest {
         routing_key: bytes(&request["routingKey"]),
         atomic: request["atomic"] == json!(true),
         ack: ack(&request["ack"]),
+        ..Default::default()
     }
 }
 
@@ -139,6 +141,7 @@ fn remove_request(request: &Value) -> RemoveRequest {
         routing_key: bytes(&request["routingKey"]),
         atomic: request["atomic"] == json!(true),
         ack: ack(&request["ack"]),
+        ..Default::default()
     }
 }
 

@@ -481,6 +481,7 @@ fn kafka_a_thousand_partitions_need_no_more_threads_and_connections_than_eight()
             routing_key: Vec::new(),
             atomic: false,
             ack: Ack::Default.into(),
+            ..Default::default()
         };
         let results = runtime.block_on(data.upsert(request)).unwrap().into_inner().results;
         assert!(results.iter().all(|result| result.error.is_none()));

@@ -45,7 +45,7 @@ impl Effects for World {
 
     fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {}
 
-    fn read_done(&mut self, _: Ticket, _: Result<(), Refusal>) {}
+    fn read_done(&mut self, _: Ticket, _: Result<Sequence, Refusal>) {}
 
     fn written(&mut self, _: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>) {
         outcome.expect("every write passes");

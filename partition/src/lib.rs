@@ -17,7 +17,10 @@
 mod held;
 mod owned;
 mod partition;
+mod replaced;
 mod scan;
+mod split;
+mod waiting;
 
 pub use partition::{Effects, Input, Partition, SnapshotHead, Ticket};
 pub use scan::{PageEnd, Scan};

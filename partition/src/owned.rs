@@ -43,6 +43,17 @@ impl Owned {
     }
 }
 
+impl Owned {
+    /// Whoever waits for it.
+    pub(crate) fn ticket(&self) -> Ticket {
+        match self {
+            Self::Read { ticket, .. } | Self::Scan { ticket, .. } | Self::Write { ticket, .. } => {
+                *ticket
+            }
+        }
+    }
+}
+
 impl OwnedEntry {
     pub(crate) fn borrow(&self) -> WriteEntry<'_> {
         WriteEntry {

@@ -18,6 +18,8 @@ use stateside_types::{
     },
 };
 
+use crate::session::SessionTokens;
+
 /// What a write request says besides its entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteHead<'a> {
@@ -27,7 +29,23 @@ pub struct WriteHead<'a> {
     pub atomic: bool,
     /// None: the partition's default.
     pub ack: Option<Ack>,
+    /// The answer is to have tokens.
+    pub has_session: bool,
 }
+
+/// What a read says besides its keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GetHead<'a> {
+    /// Places all keys when set.
+    pub routing_key: Option<&'a [u8]>,
+    /// There are tokens for [`decode_session`], or at least the answer is to have some.
+    pub has_session: bool,
+}
+
+/// The field of a `GetRequest` that has its session.
+pub const GET_SESSION: u32 = 3;
+/// The field of every answer but a scan's that has its session.
+pub const ANSWER_SESSION: u32 = 2;
 
 /// Decodes an `UpsertRequest`; `entries` is cleared and filled.
 ///
@@ -121,17 +139,15 @@ pub fn decode_remove<'a>(
     })
 }
 
-/// Decodes a `GetRequest`: `keys` is cleared and filled, the routing key is returned.
+/// Decodes a `GetRequest`: `keys` is cleared and filled.
 ///
 /// # Errors
 /// `MALFORMED_REQUEST`, `EMPTY_BATCH`, `BATCH_TOO_LARGE`, `EMPTY_KEY`, `KEY_TOO_LARGE`.
-pub fn decode_get<'a>(
-    message: &'a [u8],
-    keys: &mut Vec<&'a [u8]>,
-) -> Result<Option<&'a [u8]>, Refusal> {
+pub fn decode_get<'a>(message: &'a [u8], keys: &mut Vec<&'a [u8]>) -> Result<GetHead<'a>, Refusal> {
     check_size(message)?;
     keys.clear();
     let mut routing_key: &[u8] = &[];
+    let mut has_session = false;
     let mut reader = Reader(message);
     while let Some((field, wire)) = reader.key()? {
         match field {
@@ -142,13 +158,45 @@ pub fn decode_get<'a>(
                 keys.push(key);
             }
             2 => routing_key = reader.bytes(wire)?,
+            GET_SESSION => {
+                has_session = true;
+                each_token(reader.bytes(wire)?, |_| ())?;
+            }
             _ => reader.skip(wire, field)?,
         }
     }
     if keys.is_empty() {
         return Err(Refusal::new(Reason::EmptyBatch, "the request names no key"));
     }
-    check_routing_key(routing_key)
+    Ok(GetHead { routing_key: check_routing_key(routing_key)?, has_session })
+}
+
+/// The tokens of the session that a request has as this field. A pass of its own, for few requests have one.
+///
+/// # Errors
+/// `MALFORMED_REQUEST`, `INVALID_ARGUMENT`.
+pub fn decode_session(message: &[u8], session: u32) -> Result<SessionTokens, Refusal> {
+    let mut tokens = Vec::new();
+    let mut reader = Reader(message);
+    while let Some((field, wire)) = reader.key()? {
+        if field == session {
+            each_token(reader.bytes(wire)?, |token| tokens.push(token))?;
+        } else {
+            reader.skip(wire, field)?;
+        }
+    }
+    SessionTokens::read(tokens)
+}
+
+fn each_token<'a>(session: &'a [u8], mut take: impl FnMut(&'a [u8])) -> Result<(), Refusal> {
+    let mut reader = Reader(session);
+    while let Some((field, wire)) = reader.key()? {
+        match field {
+            1 => take(reader.bytes(wire)?),
+            _ => reader.skip(wire, field)?,
+        }
+    }
+    Ok(())
 }
 
 /// Hands an emptied vector on to entries of another lifetime, keeping its allocation: collecting
@@ -271,6 +319,10 @@ fn decode_write<'a>(
                         return Err(malformed(format!("ack {other} is not a known level")));
                     }
                 }
+            }
+            5 => {
+                head.has_session = true;
+                each_token(reader.bytes(wire)?, |_| ())?;
             }
             _ => reader.skip(wire, field)?,
         }
@@ -448,12 +500,14 @@ mod tests {
             prop::collection::vec(any::<u8>(), 0..30),
             any::<bool>(),
             0..3_i32,
+            prop::option::of(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 0..3)),
         )
-            .prop_map(|(entries, routing_key, atomic, ack)| v1::UpsertRequest {
+            .prop_map(|(entries, routing_key, atomic, ack, tokens)| v1::UpsertRequest {
                 entries,
                 routing_key,
                 atomic,
                 ack,
+                session: tokens.map(|tokens| v1::Session { tokens }),
             })
     }
 
@@ -472,6 +526,7 @@ mod tests {
                 let head = outcome.unwrap();
                 prop_assert_eq!(head.routing_key.unwrap_or_default(), &request.routing_key[..]);
                 prop_assert_eq!(head.atomic, request.atomic);
+                prop_assert_eq!(head.has_session, request.session.is_some());
                 prop_assert_eq!(head.ack, [None, Some(Ack::Memory), Some(Ack::Durable)][request.ack as usize]);
                 for (ours, theirs) in entries.iter().zip(&request.entries) {
                     prop_assert_eq!(ours.key, &theirs.key[..]);
@@ -512,14 +567,14 @@ mod tests {
             keys in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 1..9),
             routing_key in prop::collection::vec(any::<u8>(), 0..9), version in any::<Option<u64>>(),
         ) {
-            let bytes = v1::GetRequest { keys: keys.clone(), routing_key: routing_key.clone() }.encode_to_vec();
+            let bytes = v1::GetRequest { keys: keys.clone(), routing_key: routing_key.clone(), session: None }.encode_to_vec();
             let mut found = Vec::new();
             let routed = decode_get(&bytes, &mut found).unwrap();
             prop_assert_eq!(&found, &keys);
-            prop_assert_eq!(routed.unwrap_or_default(), &routing_key[..]);
+            prop_assert_eq!(routed.routing_key.unwrap_or_default(), &routing_key[..]);
 
             let entries = keys.iter().map(|key| v1::RemoveEntry { key: key.clone(), if_version: version }).collect();
-            let bytes = v1::RemoveRequest { entries, routing_key, atomic: true, ack: 0 }.encode_to_vec();
+            let bytes = v1::RemoveRequest { entries, routing_key, atomic: true, ack: 0, session: None }.encode_to_vec();
             let mut found = Vec::new();
             let head = decode_remove(&bytes, &mut found).unwrap();
             prop_assert!(head.atomic);
@@ -540,7 +595,7 @@ mod tests {
             let record = Record { value: &value, version: Sequence(version), timestamp: Timestamp(timestamp), expire_at };
             encode_record(&mut ours, &key, found.then_some(record));
             prop_assert!(ours.len() <= key.len() + value.len() + RECORD_OVERHEAD_MAX);
-            let theirs = v1::GetResponse { records: vec![if found {
+            let theirs = v1::GetResponse { session: None, records: vec![if found {
                 v1::Record { found, key, value, version, timestamp, error: None, expire_at_ms }
             } else {
                 v1::Record { key, ..Default::default() }
@@ -549,7 +604,7 @@ mod tests {
 
             let mut ours = Vec::new();
             encode_write_results(&mut ours, count, Sequence(version), Timestamp(timestamp));
-            let theirs = v1::UpsertResponse { results: vec![v1::WriteResult { version, timestamp, error: None }; count] };
+            let theirs = v1::UpsertResponse { results: vec![v1::WriteResult { version, timestamp, error: None }; count], session: None };
             prop_assert_eq!(ours, theirs.encode_to_vec());
         }
     }
@@ -558,7 +613,7 @@ mod tests {
     fn too_many_entries_both_conditions_endless_ttl_and_unknown_ack_are_refused() {
         let many = v1::GetRequest {
             keys: vec![b"k".to_vec(); BATCH_ENTRIES_MAX + 1],
-            routing_key: vec![],
+            ..Default::default()
         };
         assert_eq!(
             decode_get(&many.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
@@ -587,7 +642,7 @@ mod tests {
             decode_upsert(&ack.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
             Reason::MalformedRequest
         );
-        let long = v1::GetRequest { keys: vec![vec![b'k'; 4000]; 300], routing_key: vec![] };
+        let long = v1::GetRequest { keys: vec![vec![b'k'; 4000]; 300], ..Default::default() };
         assert_eq!(
             decode_get(&long.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
             Reason::BatchTooLarge

@@ -15,14 +15,16 @@ use stateside_pipeline::log::LogFailed;
 use stateside_proto::{
     codec,
     scan::{ScanPlace, ScanQuery, decode_scan},
+    session::SessionTokens,
 };
 use stateside_router::{BatchPlan, Placement, RoutingTable, UNOWNED};
 use stateside_statestore::PageRequest;
 use stateside_types::{
-    Ack, CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
-    WriteEntry,
-    limits::{EXPIRED_PER_TICK_MAX, HOPS_PER_CORE_PAIR_MAX, SCAN_PAGE_BYTES},
+    Ack, AtLeast, CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal,
+    Sequence, WriteEntry,
+    limits::{EXPIRED_PER_TICK_MAX, HOPS_PER_CORE_PAIR_MAX, SCAN_PAGE_BYTES, SESSION_WAIT_MS_MAX},
 };
+use stateside_wire::Millis;
 
 use super::{
     calls::{Origin, Outcome},
@@ -58,6 +60,18 @@ pub(crate) enum Verb {
     Get,
     Remove,
     Scan,
+}
+
+/// What a read of several partitions must not be older than.
+struct ReadSession {
+    tokens: SessionTokens,
+    wait_ms: u32,
+}
+
+impl ReadSession {
+    fn at_least(&self, partition: PartitionId) -> Option<AtLeast> {
+        self.tokens.at_least(partition, self.wait_ms)
+    }
 }
 
 /// See the module's header.
@@ -208,7 +222,8 @@ impl Executor {
     ) -> Option<(&mut Partition, PartitionEffects<'_>)> {
         match self.slots[*self.by_id.get(&id)? as usize].as_mut()? {
             Hosted::Here(partition) => {
-                Some((partition, PartitionEffects { world: &mut self.world, partition: id }))
+                let effects = PartitionEffects::new(&mut self.world, partition);
+                Some((partition, effects))
             }
             Hosted::Down(..) => None,
         }
@@ -221,8 +236,7 @@ impl Executor {
         let slots = self.slots.len();
         for at in (self.reclaim_from..slots).chain(0..self.reclaim_from.min(slots)) {
             let Some(Hosted::Here(partition)) = &mut self.slots[at] else { continue };
-            let id = partition.spec().id;
-            let mut effects = PartitionEffects { world: &mut self.world, partition: id };
+            let mut effects = PartitionEffects::new(&mut self.world, partition);
             left -= partition.reclaim(left, &mut effects);
             if left == 0 {
                 self.reclaim_from = at;
@@ -235,8 +249,7 @@ impl Executor {
     pub(crate) fn step_all(&mut self, mut input: impl FnMut() -> Input<'static>) {
         for hosted in self.slots.iter_mut().flatten() {
             if let Hosted::Here(partition) = hosted {
-                let id = partition.spec().id;
-                let mut effects = PartitionEffects { world: &mut self.world, partition: id };
+                let mut effects = PartitionEffects::new(&mut self.world, partition);
                 partition.step(input(), &mut effects);
             }
         }
@@ -282,8 +295,7 @@ impl Executor {
             if let Hosted::Here(partition) = hosted
                 && !partition.spec().is_logged_in_kafka()
             {
-                let id = partition.spec().id;
-                let mut effects = PartitionEffects { world: &mut self.world, partition: id };
+                let mut effects = PartitionEffects::new(&mut self.world, partition);
                 partition.halt(refusal.clone(), &mut effects);
             }
         }
@@ -299,13 +311,14 @@ impl Executor {
         stream: StreamRef,
         verb: Verb,
         message: Vec<u8>,
+        deadline: Option<Millis>,
     ) -> Result<Option<Vec<u8>>, (Refusal, Vec<u8>)> {
         self.world.requests += 1;
         let kept = match verb {
-            Verb::Get => self.read(stream, &message),
+            Verb::Get => self.read(stream, &message, deadline),
             Verb::Upsert => self.write(stream, verb, &message),
             Verb::Remove => self.write(stream, verb, &message),
-            Verb::Scan => self.scan(stream, &message).map(|()| None),
+            Verb::Scan => self.scan(stream, &message, deadline).map(|()| None),
         };
         match kept {
             Ok(None) => Ok(Some(message)),
@@ -318,10 +331,20 @@ impl Executor {
     }
 
     /// The slot of the call when it keeps the message.
-    fn read(&mut self, stream: StreamRef, message: &[u8]) -> Result<Option<u32>, Refusal> {
+    fn read(
+        &mut self,
+        stream: StreamRef,
+        message: &[u8],
+        deadline: Option<Millis>,
+    ) -> Result<Option<u32>, Refusal> {
         let mut keys = codec::recycle_keys(mem::take(&mut self.keys));
-        let done = codec::decode_get(message, &mut keys)
-            .and_then(|routing_key| self.place_read(stream, &keys, routing_key));
+        let done = codec::decode_get(message, &mut keys).and_then(|head| {
+            let session = match head.has_session {
+                true => Some(self.session_of(message, deadline)?),
+                false => None,
+            };
+            self.place_read(stream, &keys, head.routing_key, session.as_ref())
+        });
         self.keys = codec::recycle_keys(keys);
         done
     }
@@ -331,35 +354,59 @@ impl Executor {
         stream: StreamRef,
         keys: &[&[u8]],
         routing_key: Option<&[u8]>,
+        session: Option<&ReadSession>,
     ) -> Result<Option<u32>, Refusal> {
         match self.plan.place(&self.table, keys.iter().copied(), routing_key) {
             Placement::One(UNOWNED) => Err(bad_node()),
             Placement::One(route) => {
                 let slot = self.open(stream, Verb::Get, false)?;
+                self.world.calls.get_mut(slot).has_session = session.is_some();
                 let ticket = self.world.calls.add_part(slot, keys.len());
-                self.read_part(ticket, route, keys);
+                self.read_part(ticket, route, keys, session);
                 Ok(None)
             }
             Placement::Several => {
                 let slot = self.open(stream, Verb::Get, true)?;
+                self.world.calls.get_mut(slot).has_session = session.is_some();
                 self.group(slot);
                 let order = mem::take(&mut self.parts.order);
                 let sorted: Vec<&[u8]> = order.iter().map(|&at| keys[at as usize]).collect();
                 self.parts.order = order;
                 self.each_part(slot, |this, ticket, route, start, end| {
-                    this.read_part(ticket, route, &sorted[start..end]);
+                    this.read_part(ticket, route, &sorted[start..end], session);
                 });
                 Ok(Some(slot))
             }
         }
     }
 
-    fn read_part(&mut self, ticket: Ticket, route: u32, keys: &[&[u8]]) {
+    fn read_part(
+        &mut self,
+        ticket: Ticket,
+        route: u32,
+        keys: &[&[u8]],
+        session: Option<&ReadSession>,
+    ) {
+        let session =
+            session.and_then(|session| session.at_least(self.table.routes()[route as usize].id));
         let Some(slot) = self.local_slot(route) else {
             let Some((requests, id)) = self.hop(ticket, route) else { return };
-            return requests.push_read(ticket, id, keys.iter().copied());
+            return requests.push_read(ticket, id, session, keys.iter().copied());
         };
-        self.step_slot(slot, ticket, Input::Read { ticket, keys });
+        self.step_slot(slot, ticket, Input::Read { ticket, keys, session });
+    }
+
+    /// What a read's session asks for. Three quarters of the time that the deadline leaves are for waiting: a
+    /// refusal that says what the partition lacks is of more use than a deadline that passed.
+    fn session_of(&self, message: &[u8], deadline: Option<Millis>) -> Result<ReadSession, Refusal> {
+        let tokens = codec::decode_session(message, codec::GET_SESSION)?;
+        Ok(ReadSession { tokens, wait_ms: self.session_wait_ms(deadline) })
+    }
+
+    fn session_wait_ms(&self, deadline: Option<Millis>) -> u32 {
+        let now_ms = self.world.turn_ns / 1_000_000;
+        let left_ms = deadline.map_or(u64::MAX, |deadline| deadline.0.saturating_sub(now_ms));
+        u32::try_from(left_ms / 4 * 3).unwrap_or(u32::MAX).min(SESSION_WAIT_MS_MAX)
     }
 
     /// The slot of the call when it keeps the message.
@@ -392,6 +439,7 @@ impl Executor {
             Placement::One(UNOWNED) => Err(bad_node()),
             Placement::One(route) => {
                 let slot = self.open(stream, verb, false)?;
+                self.world.calls.get_mut(slot).has_session = head.has_session;
                 let ticket = self.world.calls.add_part(slot, entries.len());
                 self.write_part(ticket, route, entries, head.ack);
                 Ok(None)
@@ -402,6 +450,7 @@ impl Executor {
             )),
             Placement::Several => {
                 let slot = self.open(stream, verb, false)?;
+                self.world.calls.get_mut(slot).has_session = head.has_session;
                 self.group(slot);
                 let order = mem::take(&mut self.parts.order);
                 let sorted: Vec<_> = order.iter().map(|&at| entries[at as usize]).collect();
@@ -429,8 +478,14 @@ impl Executor {
     }
 
     /// A page of one partition's records.
-    fn scan(&mut self, stream: StreamRef, message: &[u8]) -> Result<(), Refusal> {
+    fn scan(
+        &mut self,
+        stream: StreamRef,
+        message: &[u8],
+        deadline: Option<Millis>,
+    ) -> Result<(), Refusal> {
         let query = decode_scan(message)?;
+        let wait_ms = self.session_wait_ms(deadline);
         let route = match &query.place {
             ScanPlace::RoutingKey(key) => {
                 match self.plan.place(&self.table, std::iter::once(&key[..]), None) {
@@ -445,18 +500,26 @@ impl Executor {
         };
         let Some(route) = route else { return Err(bad_node()) };
         let slot = self.open(stream, Verb::Scan, false)?;
+        self.world.calls.get_mut(slot).has_session = query.session.is_some();
         let ticket = self.world.calls.add_part(slot, 0);
         if let Some(at) = self.local_slot(route) {
             let id = self.table.routes()[route as usize].id;
-            self.scan_part(at, ticket, id, query);
+            self.scan_part(at, ticket, id, query, wait_ms);
         } else if let Some((requests, id)) = self.hop(ticket, route) {
-            requests.push_scan(ticket, id, message);
+            requests.push_scan(ticket, id, wait_ms, message);
         }
         Ok(())
     }
 
-    fn scan_part(&mut self, slot: u32, ticket: Ticket, id: PartitionId, query: ScanQuery) {
-        let ScanQuery { from, to, records_max, at, .. } = query;
+    fn scan_part(
+        &mut self,
+        slot: u32,
+        ticket: Ticket,
+        id: PartitionId,
+        query: ScanQuery,
+        wait_ms: u32,
+    ) {
+        let ScanQuery { from, to, records_max, at, session, .. } = query;
         if at.is_some_and(|(of, ..)| of != id) {
             let text = format!("the continuation is not one of partition {id}");
             let refusal = Refusal::new(Reason::ScanMoved, text);
@@ -464,7 +527,8 @@ impl Executor {
         }
         let page = PageRequest { from, to, records_max, bytes_max: SCAN_PAGE_BYTES };
         let scan = Scan { page, at: at.map(|(_, epoch, sequence)| (epoch, sequence)) };
-        self.step_slot(slot, ticket, Input::Scan { ticket, scan: &scan });
+        let session = session.and_then(|tokens| tokens.at_least(id, wait_ms));
+        self.step_slot(slot, ticket, Input::Scan { ticket, scan: &scan, session });
     }
 
     /// Executes what another core sent; answers go to `answers_out` as they become ready.
@@ -473,8 +537,8 @@ impl Executor {
         let mut entries = Vec::new();
         for request in batch.requests() {
             let method = match request.kind {
-                HopKind::Read => Verb::Get,
-                HopKind::Scan => Verb::Scan,
+                HopKind::Read(_) => Verb::Get,
+                HopKind::Scan(_) => Verb::Scan,
                 HopKind::Write(_) => Verb::Upsert,
             };
             let origin = Origin::Hop(from, request.ticket);
@@ -490,19 +554,20 @@ impl Executor {
             };
             let hosted = self.by_id.get(&request.partition).copied();
             match request.kind {
-                HopKind::Read => {
+                HopKind::Read(session) => {
                     batch.keys(request, &mut keys);
                     let ticket = self.world.calls.add_part(slot, keys.len());
+                    let input = Input::Read { ticket, keys: &keys, session };
                     match hosted {
-                        Some(at) => self.step_slot(at, ticket, Input::Read { ticket, keys: &keys }),
+                        Some(at) => self.step_slot(at, ticket, input),
                         None => self.world.calls.finish(ticket, Outcome::Refused(bad_node())),
                     }
                 }
-                HopKind::Scan => {
+                HopKind::Scan(wait_ms) => {
                     let ticket = self.world.calls.add_part(slot, 0);
                     match (hosted, decode_scan(batch.message(request))) {
                         (Some(at), Ok(query)) => {
-                            self.scan_part(at, ticket, request.partition, query);
+                            self.scan_part(at, ticket, request.partition, query, wait_ms);
                         }
                         (None, _) => self.world.calls.finish(ticket, Outcome::Refused(bad_node())),
                         (_, Err(refusal)) => {
@@ -528,11 +593,11 @@ impl Executor {
         self.hops_out[usize::from(from.0)] -= batch.answers.len();
         for HopAnswer { ticket, outcome } in batch.answers {
             let outcome = match outcome {
-                HopOutcome::Read { body, ends } => {
+                HopOutcome::Read { body, ends, token } => {
                     self.world.calls.take_records(ticket, body, ends);
-                    Outcome::Read
+                    Outcome::Read(token)
                 }
-                HopOutcome::Written(sequence, timestamp) => Outcome::Written(sequence, timestamp),
+                HopOutcome::Written(token, timestamp) => Outcome::Written(token, timestamp),
                 HopOutcome::Refused(refusal) => Outcome::Refused(refusal),
             };
             self.world.calls.finish(ticket, outcome);
@@ -543,11 +608,12 @@ impl Executor {
     pub(crate) fn answer_hop(&mut self, slot: u32, to: CoreId, ticket: Ticket) {
         let part = &mut self.world.calls.get_mut(slot).parts_mut()[0];
         let outcome = match mem::replace(&mut part.outcome, Outcome::Waiting) {
-            Outcome::Read => HopOutcome::Read {
+            Outcome::Read(token) => HopOutcome::Read {
                 body: mem::take(&mut part.body),
                 ends: mem::take(&mut part.ends),
+                token,
             },
-            Outcome::Written(sequence, timestamp) => HopOutcome::Written(sequence, timestamp),
+            Outcome::Written(token, timestamp) => HopOutcome::Written(token, timestamp),
             Outcome::Refused(refusal) => HopOutcome::Refused(refusal),
             Outcome::Waiting => unreachable!("the call is ready"),
         };
@@ -625,9 +691,8 @@ impl Executor {
     fn step_slot(&mut self, slot: u32, ticket: Ticket, input: Input<'_>) {
         match &mut self.slots[slot as usize] {
             Some(Hosted::Here(partition)) => {
-                let id = partition.spec().id;
                 let before = self.world.memory.is_limited().then(|| partition.stats());
-                let mut effects = PartitionEffects { world: &mut self.world, partition: id };
+                let mut effects = PartitionEffects::new(&mut self.world, partition);
                 partition.step(input, &mut effects);
                 if let Some(before) = before {
                     self.world.memory.grown(before.memory_bytes, partition.stats().memory_bytes);
@@ -715,11 +780,11 @@ pub(crate) fn assemble_write(
 ) {
     for &at in part_of_entry {
         match &parts[usize::from(at)].outcome {
-            Outcome::Written(sequence, timestamp) => {
-                codec::encode_write_results(out, 1, *sequence, *timestamp);
+            Outcome::Written(token, timestamp) => {
+                codec::encode_write_results(out, 1, token.sequence, *timestamp);
             }
             Outcome::Refused(refusal) => codec::encode_write_refused(out, refusal),
-            Outcome::Read | Outcome::Waiting => unreachable!("a write's part, and ready"),
+            Outcome::Read(_) | Outcome::Waiting => unreachable!("a write's part, and ready"),
         }
     }
 }

@@ -12,7 +12,8 @@
 
 use stateside_partition::Ticket;
 use stateside_types::{
-    Ack, Change, Condition, ExpireAt, Expiry, PartitionId, Refusal, Sequence, Timestamp, WriteEntry,
+    Ack, AtLeast, Change, Condition, ExpireAt, Expiry, PartitionId, Refusal, Sequence,
+    SessionToken, Timestamp, WriteEntry,
 };
 
 /// Requests from one core to another, in the order in which they arrived.
@@ -37,10 +38,10 @@ pub struct HopRequest {
 /// What a hopping request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HopKind {
-    /// Read keys.
-    Read,
-    /// Read a page.
-    Scan,
+    /// Read keys, not before the partition shows what the session knows.
+    Read(Option<AtLeast>),
+    /// Read a page; how long it may wait for its session, milliseconds.
+    Scan(u32),
     /// Write entries.
     Write(Option<Ack>),
 }
@@ -56,20 +57,27 @@ impl HopRequests {
         &mut self,
         ticket: Ticket,
         partition: PartitionId,
+        session: Option<AtLeast>,
         keys: impl Iterator<Item = &'k [u8]>,
     ) {
         let start = self.bytes.len();
         for key in keys {
             put_bytes(&mut self.bytes, key);
         }
-        self.finish(ticket, partition, HopKind::Read, start);
+        self.finish(ticket, partition, HopKind::Read(session), start);
     }
 
     /// Adds a scan: its message as it came.
-    pub fn push_scan(&mut self, ticket: Ticket, partition: PartitionId, message: &[u8]) {
+    pub fn push_scan(
+        &mut self,
+        ticket: Ticket,
+        partition: PartitionId,
+        wait_ms: u32,
+        message: &[u8],
+    ) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(message);
-        self.finish(ticket, partition, HopKind::Scan, start);
+        self.finish(ticket, partition, HopKind::Scan(wait_ms), start);
     }
 
     /// Adds a write.
@@ -179,9 +187,11 @@ pub enum HopOutcome {
         body: Vec<u8>,
         /// End of each record in `body`.
         ends: Vec<u32>,
+        /// The state that they tell of.
+        token: SessionToken,
     },
     /// The batch was written.
-    Written(Sequence, Timestamp),
+    Written(SessionToken, Timestamp),
     /// It was not.
     Refused(Refusal),
 }
@@ -212,6 +222,8 @@ fn take_u64(bytes: &mut &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use stateside_types::Epoch;
+
     use super::*;
 
     #[test]
@@ -229,12 +241,13 @@ mod tests {
         let mut hop = HopRequests::default();
         let ack = Some(Ack::Memory);
         hop.push_write(Ticket(1), PartitionId(4), ack, entries.iter().copied());
-        hop.push_read(Ticket(2), PartitionId(5), keys.iter().copied());
+        let session = AtLeast { epoch: Epoch(3), sequence: Sequence(9), wait_ms: 8 };
+        hop.push_read(Ticket(2), PartitionId(5), Some(session), keys.iter().copied());
 
         let (mut got_entries, mut got_keys) = (Vec::new(), Vec::new());
         let [write, read] = hop.requests() else { panic!("two requests") };
         assert_eq!((write.ticket, write.partition), (Ticket(1), PartitionId(4)));
-        assert_eq!((write.kind, read.kind), (HopKind::Write(ack), HopKind::Read));
+        assert_eq!((write.kind, read.kind), (HopKind::Write(ack), HopKind::Read(Some(session))));
         hop.entries(write, &mut got_entries);
         hop.keys(read, &mut got_keys);
         assert_eq!(got_entries, entries);

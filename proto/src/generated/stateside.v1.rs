@@ -31,6 +31,23 @@ pub struct UpsertEntry {
     #[prost(uint64, tag = "5")]
     pub ttl_ms: u64,
 }
+/// What a client's reads follow: its own writes, and what it has read before, also when its calls go to
+/// partitions with `mode = "split"`, by other connections, or to other nodes.
+///
+/// A request with a session, also one without tokens, gets one back: a token for each partition that the answer came
+/// from. The client keeps the latest token of each partition and sends those of the partitions that its
+/// next reads are of; others do no harm. A read waits until its partition shows the state that the token stands for,
+/// 5 s at most and three quarters of the time that its deadline leaves, then it is refused with SESSION_BEHIND. Tokens of
+/// a partition that was restored, or removed and added again, get SESSION_ENDED. Writes are executed on the newest
+/// state in any case, and do not wait.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Session {
+    /// Opaque, 4 to 26 bytes each. (A byte 1, then partition, epoch and sequence as LEB128 numbers.) The latest of two tokens
+    /// of a partition is the one that came later; a client that has calls under way at once keeps the one with the
+    /// higher sequence, or sends both.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub tokens: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpsertRequest {
     /// 1 to 16384 entries.
@@ -46,6 +63,9 @@ pub struct UpsertRequest {
     /// May ask for more than the partition's default, never for less.
     #[prost(enumeration = "Ack", tag = "4")]
     pub ack: i32,
+    /// Asks for the tokens of the write.
+    #[prost(message, optional, tag = "5")]
+    pub session: ::core::option::Option<Session>,
 }
 /// What became of one entry.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -87,6 +107,9 @@ pub struct UpsertResponse {
     /// One per entry, in the request's order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<WriteResult>,
+    /// Tokens of what was written, if the request has a session.
+    #[prost(message, optional, tag = "2")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetRequest {
@@ -96,6 +119,9 @@ pub struct GetRequest {
     /// The routing key that the records were written with, if any.
     #[prost(bytes = "vec", tag = "2")]
     pub routing_key: ::prost::alloc::vec::Vec<u8>,
+    /// What the answer must not be older than.
+    #[prost(message, optional, tag = "3")]
+    pub session: ::core::option::Option<Session>,
 }
 /// A record, or its absence.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -126,6 +152,9 @@ pub struct GetResponse {
     /// One per key, in the request's order. At most 16 MiB in all.
     #[prost(message, repeated, tag = "1")]
     pub records: ::prost::alloc::vec::Vec<Record>,
+    /// Tokens of what was read, if the request has a session.
+    #[prost(message, optional, tag = "2")]
+    pub session: ::core::option::Option<Session>,
 }
 /// One record to delete.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -151,12 +180,18 @@ pub struct RemoveRequest {
     /// May ask for more than the partition's default, never for less.
     #[prost(enumeration = "Ack", tag = "4")]
     pub ack: i32,
+    /// Asks for the tokens of the write.
+    #[prost(message, optional, tag = "5")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RemoveResponse {
     /// One per entry, in the request's order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<WriteResult>,
+    /// Tokens of what was written, if the request has a session.
+    #[prost(message, optional, tag = "2")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ScanRequest {
@@ -184,6 +219,9 @@ pub struct ScanRequest {
     pub continuation: ::prost::alloc::vec::Vec<u8>,
     #[prost(enumeration = "ScanConsistency", tag = "8")]
     pub consistency: i32,
+    /// What the page must not be older than.
+    #[prost(message, optional, tag = "9")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ScanResponse {
@@ -199,6 +237,9 @@ pub struct ScanResponse {
     /// The partition.
     #[prost(uint32, tag = "4")]
     pub partition: u32,
+    /// The token of what was read, if the request has a session.
+    #[prost(message, optional, tag = "5")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TopologyRequest {}
@@ -412,8 +453,11 @@ pub mod data_plane_client {
         }
         /// Reads records. Sees every write acknowledged before the call arrived, and under the default
         /// ack nothing that a crash could still take back. The same key may be asked for twice.
-        /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, RESPONSE_TOO_LARGE, BAD_NODE,
-        /// OVERLOADED and the partition states.
+        ///
+        /// In a partition whose dispatcher has `mode = "split"`: sees the newest durable state and waits for no write. Writes
+        /// acknowledged with ACK_MEMORY show when they are durable, or at once to a session that has their token.
+        /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, RESPONSE_TOO_LARGE, INVALID_ARGUMENT, SESSION_BEHIND,
+        /// SESSION_ENDED, BAD_NODE, OVERLOADED and the partition states.
         pub async fn get(
             &mut self,
             request: impl tonic::IntoRequest<super::GetRequest>,
@@ -463,9 +507,9 @@ pub mod data_plane_client {
         /// All pages show the state after one sequence, that of the first page, or the scan is refused with
         /// SCAN_MOVED: a record that it had still to show was written, or any record of the partition was
         /// removed (or the node restarted after one was) since the first page. One page is always consistent in itself.
-        /// Visibility is as for Get.
-        /// Errors: INVALID_ARGUMENT, KEY_TOO_LARGE, STORE_NOT_ORDERED, SCAN_MOVED, BAD_NODE, OVERLOADED and the
-        /// partition states.
+        /// Visibility is as for Get; with `mode = "split"` a page shows the newest state and waits until that is durable.
+        /// Errors: INVALID_ARGUMENT, KEY_TOO_LARGE, STORE_NOT_ORDERED, SCAN_MOVED, SESSION_BEHIND, SESSION_ENDED, BAD_NODE,
+        /// OVERLOADED and the partition states.
         pub async fn scan(
             &mut self,
             request: impl tonic::IntoRequest<super::ScanRequest>,
@@ -541,8 +585,11 @@ pub mod data_plane_server {
         ) -> std::result::Result<tonic::Response<super::UpsertResponse>, tonic::Status>;
         /// Reads records. Sees every write acknowledged before the call arrived, and under the default
         /// ack nothing that a crash could still take back. The same key may be asked for twice.
-        /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, RESPONSE_TOO_LARGE, BAD_NODE,
-        /// OVERLOADED and the partition states.
+        ///
+        /// In a partition whose dispatcher has `mode = "split"`: sees the newest durable state and waits for no write. Writes
+        /// acknowledged with ACK_MEMORY show when they are durable, or at once to a session that has their token.
+        /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, RESPONSE_TOO_LARGE, INVALID_ARGUMENT, SESSION_BEHIND,
+        /// SESSION_ENDED, BAD_NODE, OVERLOADED and the partition states.
         async fn get(
             &self,
             request: tonic::Request<super::GetRequest>,
@@ -558,9 +605,9 @@ pub mod data_plane_server {
         /// All pages show the state after one sequence, that of the first page, or the scan is refused with
         /// SCAN_MOVED: a record that it had still to show was written, or any record of the partition was
         /// removed (or the node restarted after one was) since the first page. One page is always consistent in itself.
-        /// Visibility is as for Get.
-        /// Errors: INVALID_ARGUMENT, KEY_TOO_LARGE, STORE_NOT_ORDERED, SCAN_MOVED, BAD_NODE, OVERLOADED and the
-        /// partition states.
+        /// Visibility is as for Get; with `mode = "split"` a page shows the newest state and waits until that is durable.
+        /// Errors: INVALID_ARGUMENT, KEY_TOO_LARGE, STORE_NOT_ORDERED, SCAN_MOVED, SESSION_BEHIND, SESSION_ENDED, BAD_NODE,
+        /// OVERLOADED and the partition states.
         async fn scan(
             &self,
             request: tonic::Request<super::ScanRequest>,
