@@ -455,7 +455,7 @@ pub mod data_plane_client {
         /// ack nothing that a crash could still take back. The same key may be asked for twice.
         ///
         /// In a partition whose dispatcher has `mode = "split"`: sees the newest durable state and waits for no write. Writes
-        /// acknowledged with ACK_MEMORY show when they are durable, or at once to a session that has their token.
+        /// acknowledged with ACK_MEMORY show when they are durable; a session that has their token waits for them.
         /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, RESPONSE_TOO_LARGE, INVALID_ARGUMENT, SESSION_BEHIND,
         /// SESSION_ENDED, BAD_NODE, OVERLOADED and the partition states.
         pub async fn get(
@@ -587,7 +587,7 @@ pub mod data_plane_server {
         /// ack nothing that a crash could still take back. The same key may be asked for twice.
         ///
         /// In a partition whose dispatcher has `mode = "split"`: sees the newest durable state and waits for no write. Writes
-        /// acknowledged with ACK_MEMORY show when they are durable, or at once to a session that has their token.
+        /// acknowledged with ACK_MEMORY show when they are durable; a session that has their token waits for them.
         /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, RESPONSE_TOO_LARGE, INVALID_ARGUMENT, SESSION_BEHIND,
         /// SESSION_ENDED, BAD_NODE, OVERLOADED and the partition states.
         async fn get(
