@@ -200,7 +200,11 @@ impl StateStore for MapStore {
     fn finish_work(&mut self, done: WorkDone) -> Result<(), StoreError> {
         type Done = (Sequence, Vec<(Option<Stored>, Vec<u8>)>);
         self.out = false;
-        let (durable, fetched) = *done.0.downcast::<Done>().unwrap();
+        let Ok(done) = done.0.downcast::<Done>() else {
+            self.wanted.clear();
+            return Err(StoreError::Unreadable { path: "map".into() });
+        };
+        let (durable, fetched) = *done;
         self.known.extend(fetched.into_iter().map(|(stored, key)| (key, stored)));
         let written = self.overlay.iter().take_while(|change| change.0 <= durable).count();
         for (_, key, stored) in self.overlay.drain(..written) {
@@ -339,6 +343,8 @@ enum Step {
     /// The log gives up on a write: at this share of those that are not durable yet.
     Fail(u8),
     Work,
+    /// The disk is full, so that the engine did not even read.
+    NoWork,
     Crash(u8),
     /// The wall clock moves, also backwards.
     Clock(i16),
@@ -379,6 +385,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any::<u8>().prop_map(Step::Tick),
         4 => any::<u8>().prop_map(Step::Log),
         4 => Just(Step::Work),
+        1 => Just(Step::NoWork),
         1 => any::<u8>().prop_map(Step::Crash),
         1 => any::<u8>().prop_map(Step::Fail),
         2 => any::<i16>().prop_map(Step::Clock),
@@ -396,6 +403,8 @@ struct Run {
     /// The first sequence that the log gave up on: it and what is behind it is never acknowledged.
     failed: Option<usize>,
     cold: bool,
+    /// Work failed: what waited for it was refused.
+    unreadable: bool,
     ack: Ack,
     split: bool,
     age_ms: u64,
@@ -426,6 +435,7 @@ impl Run {
             durable: 0,
             failed: None,
             cold,
+            unreadable: false,
             ack,
             split,
             age_ms: 0,
@@ -499,6 +509,13 @@ impl Run {
                     self.feed(Input::WorkDone(work()));
                 }
             }
+            Step::NoWork => {
+                if self.world.work.pop().is_some() {
+                    self.unreadable = true;
+                    self.feed(Input::WorkDone(WorkDone(Box::new(()))));
+                    assert!(self.world.work.is_empty(), "it would fail again at once");
+                }
+            }
             Step::Clock(by) => {
                 self.world.now = self.world.now.saturating_add_signed(i64::from(by));
             }
@@ -566,6 +583,9 @@ impl Run {
                         assert!(shown < knows && self.age_ms >= until_ms, "waited too short");
                         continue;
                     }
+                    Err(refusal) if refusal.reason == Reason::DiskFull && self.unreadable => {
+                        continue;
+                    }
                     Err(refusal) => {
                         assert_eq!(refusal.reason, Reason::PartitionStopped);
                         assert!(self.failed.is_some(), "the log did not fail");
@@ -606,6 +626,9 @@ impl Run {
                         let durable = ack.map_or(self.ack, |ack| ack.max(self.ack)) == Ack::Durable;
                         assert!(!durable || sequence <= durable_to, "acknowledged too early");
                         assert!(sequence < self.states.len());
+                    }
+                    Err(refusal) if refusal.reason == Reason::DiskFull => {
+                        assert!(self.unreadable, "the disk was not full");
                     }
                     Err(refusal) if refusal.reason == Reason::PartitionStopped => {
                         assert!(self.failed.is_some(), "nothing failed");
