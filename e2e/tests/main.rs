@@ -15,5 +15,6 @@ mod metrics;
 mod partitions;
 mod quick_start;
 mod scan;
+mod split;
 mod stages;
 mod startup;

@@ -320,7 +320,7 @@ mod tests {
         assert!(lengths.iter().all(|length| (1..=100).contains(length)), "{lengths:?}");
         // 400 draws of 100: 20 of either end, give or take five standard deviations.
         for end in [1..=5, 96..=100] {
-            let count = lengths.iter().filter(|length| end.contains(length)).count();
+            let count = lengths.iter().filter(|length| end.contains(*length)).count();
             assert!((1..=45).contains(&count), "{count} of {end:?}");
         }
     }
