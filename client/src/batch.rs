@@ -1,4 +1,4 @@
-//! The three batches of the data plane: what callers hand in, how it is encoded, what comes back.
+//! The batches of the data plane: what callers hand in, how it is encoded, what comes back.
 //!
 //! Entries are borrowed and encoded straight into the request: prost's types own every key and value,
 //! and a retry would copy them all again.
@@ -56,10 +56,8 @@ impl<'a> Upsert<'a> {
         Self { ttl: Some(ttl), ..self }
     }
 
-    /// As a request has it: at least 1 where there is a time to live, for 0 stands for none.
     fn ttl_ms(&self) -> u64 {
-        let millis = |ttl: Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
-        self.ttl.map_or(0, millis)
+        ttl_ms(self.ttl)
     }
 }
 
@@ -151,6 +149,8 @@ pub(crate) struct Head<'a> {
     pub(crate) atomic: bool,
     pub(crate) ack: Option<Ack>,
     pub(crate) session: Option<InSession<'a>>,
+    /// Of an update: answer with the new values.
+    pub(crate) return_values: bool,
 }
 
 impl Head<'_> {
@@ -164,11 +164,15 @@ impl Head<'_> {
         if let Some(ack) = self.ack {
             put_varint(out, 4, v1::Ack::from(ack) as u64);
         }
+        if self.return_values {
+            put_varint(out, 5, 1);
+        }
     }
 
     /// Bytes at most: three field keys, one length, two one-byte values.
     fn length_max(&self) -> usize {
-        self.routing_key.len() + 12 + self.session.map_or(0, |session| session.length_max())
+        let session = self.session.map_or(0, |session| session.length_max());
+        self.routing_key.len() + 12 + 2 * usize::from(self.return_values) + session
     }
 }
 
@@ -278,7 +282,7 @@ impl Batch for UpsertBatch<'_> {
     type Output = Written;
     type Answer = v1::UpsertResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Upsert";
-    const SESSION: u32 = 5;
+    const SESSION: u32 = 15;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -335,7 +339,7 @@ impl Batch for UpsertBatch<'_> {
     }
 
     fn effect(&self, index: usize) -> Effect {
-        Effect::Write { conditional: self.entries[index].condition != Condition::None }
+        Effect::Write { only_once: self.entries[index].condition != Condition::None }
     }
 
     fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
@@ -351,7 +355,7 @@ impl Batch for RemoveBatch<'_> {
     type Output = Written;
     type Answer = v1::RemoveResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Remove";
-    const SESSION: u32 = 5;
+    const SESSION: u32 = 15;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -381,7 +385,7 @@ impl Batch for RemoveBatch<'_> {
     }
 
     fn effect(&self, index: usize) -> Effect {
-        Effect::Write { conditional: self.entries[index].if_version.is_some() }
+        Effect::Write { only_once: self.entries[index].if_version.is_some() }
     }
 
     fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
@@ -451,18 +455,23 @@ fn written(result: v1::WriteResult) -> Result<Written, Error> {
     }
 }
 
+/// As a request has it: at least 1 where there is a time to live, for 0 stands for none.
+pub(crate) fn ttl_ms(ttl: Option<Duration>) -> u64 {
+    ttl.map_or(0, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1))
+}
+
 /// A bytes field, its field key (one byte: all numbers are below 16) and length included.
-fn bytes_length(bytes: &[u8]) -> usize {
+pub(crate) fn bytes_length(bytes: &[u8]) -> usize {
     1 + encoded_len_varint(bytes.len() as u64) + bytes.len()
 }
 
-fn put_bytes(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
     encode_key(field, WireType::LengthDelimited, out);
     encode_varint(bytes.len() as u64, out);
     out.extend_from_slice(bytes);
 }
 
-fn put_varint(out: &mut Vec<u8>, field: u32, value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, field: u32, value: u64) {
     encode_key(field, WireType::Varint, out);
     encode_varint(value, out);
 }
@@ -503,7 +512,7 @@ mod tests {
             ),
             routing_key in prop::collection::vec(any::<u8>(), 0..200), atomic in any::<bool>(), ack in ack(),
         ) {
-            let head = Head { routing_key: &routing_key, atomic, ack };
+            let head = Head { routing_key: &routing_key, atomic, ack, ..Head::default() };
             let ack = ack.map_or(v1::Ack::Default, v1::Ack::from) as i32;
 
             let upserts: Vec<_> = entries

@@ -18,3 +18,4 @@ mod scan;
 mod split;
 mod stages;
 mod startup;
+mod update;

@@ -66,8 +66,7 @@ async fn values(data: &mut Data) -> Vec<String> {
     let answer = get(data, keys(), None, PATIENCE).await.unwrap();
     assert_eq!(answer.session, None, "nobody asked for tokens");
     let value = |record| String::from_utf8(record).unwrap();
-    let mut values: Vec<_> =
-        answer.records.into_iter().map(|record| value(record.value)).collect();
+    let mut values: Vec<_> = answer.records.into_iter().map(|record| value(record.value)).collect();
     values.dedup();
     values
 }
@@ -137,7 +136,8 @@ fn reads_do_not_wait_for_a_log_that_is_held_back_unless_their_session_does() {
     });
 
     // A crash takes back what was acknowledged in memory: reads are as before, and the session notices.
-    let lost = runtime.block_on(put(&mut data, "lost", Ack::Default, Some(before.clone()))).unwrap();
+    let lost =
+        runtime.block_on(put(&mut data, "lost", Ack::Default, Some(before.clone()))).unwrap();
     node.kill();
     let mut node = site.start();
     runtime.block_on(async {
@@ -220,9 +220,8 @@ fn a_session_goes_on_from_command_to_command() {
     let site = site(1, "memory", &[HELD_BACK, SPLIT]);
     let mut node = site.start();
     let run = |arguments: &[&str]| stateside(&site, arguments);
-    let with_file = |arguments: &[&str]| {
-        run(&[arguments, &["--session", "mine", "--timeout", "1s"]].concat())
-    };
+    let with_file =
+        |arguments: &[&str]| run(&[arguments, &["--session", "mine", "--timeout", "1s"]].concat());
     with_file(&["upsert", "k", "v"]).ok();
     let tokens = fs::read_to_string(site.folder().join("mine")).unwrap();
     assert!(tokens.lines().count() == 1 && tokens.starts_with("01"), "{tokens}");

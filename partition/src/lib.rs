@@ -15,6 +15,8 @@
 //! writes under way, and writes that ask for `memory` would wait behind durable ones.)
 
 mod held;
+mod json_merge;
+mod operators;
 mod owned;
 mod partition;
 mod replaced;

@@ -1,5 +1,7 @@
 //! The state machine. See the crate's header for when a write becomes visible.
 
+mod update;
+
 use std::{collections::VecDeque, mem};
 
 use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
@@ -9,8 +11,8 @@ use stateside_statestore::{
 };
 use stateside_types::{
     Ack, AtLeast, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState,
-    PipelineError, Reason, Record, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry,
-    check_ack,
+    PipelineError, Reason, Record, Refusal, Sequence, StageKind, Timestamp, UpdateEntry, WallClock,
+    WriteEntry, check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
@@ -56,6 +58,17 @@ pub enum Input<'a> {
         /// None: the partition's default. Never lowers it.
         ack: Option<Ack>,
     },
+    /// Compute new values from the present ones and write them, atomically. Answered by `written`.
+    Update {
+        /// Names the request.
+        ticket: Ticket,
+        /// At least one entry, no key twice.
+        entries: &'a [UpdateEntry<'a>],
+        /// None: the partition's default. Never lowers it.
+        ack: Option<Ack>,
+        /// One `value` per entry, in order, comes before `written` when that is no refusal.
+        return_values: bool,
+    },
     /// The log is durable up to and including this sequence of the partition.
     LogDurable(Sequence),
     /// The log does not answer: answers that wait for a sequence up to this one leave with the
@@ -84,6 +97,9 @@ pub trait Effects: Outlet {
     /// its keys as they were.
     fn read_done(&mut self, ticket: Ticket, outcome: Result<Sequence, Refusal>);
 
+    /// The value that one entry of an update left in the store.
+    fn value(&mut self, ticket: Ticket, value: &[u8]);
+
     /// A write's answer may leave.
     fn written(&mut self, ticket: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>);
 
@@ -111,7 +127,7 @@ pub struct Partition {
     pub(crate) spec: PartitionSpec,
     pub(crate) pipeline: Pipeline,
     pub(crate) store: Box<dyn StateStore>,
-    held: HeldAnswers,
+    pub(crate) held: HeldAnswers,
     /// Room for values that stages change, and for the entries with them.
     changes: Vec<Changes>,
     changed: Vec<WriteEntry<'static>>,
@@ -307,6 +323,14 @@ impl Partition {
                     self.queue.push_back(Owned::write(ticket, ack, entries));
                 }
             }
+            Input::Update { ticket, entries, ack, return_values } => {
+                let owned = || Owned::update(ticket, ack, return_values, entries);
+                if !self.must_queue(owned, effects)
+                    && !self.update_values(ticket, entries, ack, return_values, effects)
+                {
+                    self.queue.push_back(owned());
+                }
+            }
             Input::LogDurable(sequence) => {
                 if let Some(log) = self.pipeline.log() {
                     self.pipeline.completed(log, Completed::Through(sequence));
@@ -442,7 +466,7 @@ impl Partition {
 
     /// Reads and writes that wait for the store's disk.
     pub fn queued(&self) -> (usize, usize) {
-        let is_write = |owned: &&Owned| matches!(owned, Owned::Write { .. });
+        let is_write = |owned: &&Owned| matches!(owned, Owned::Write { .. } | Owned::Update { .. });
         let writes = self.queue.iter().filter(is_write).count();
         (self.queue.len() - writes + self.disk_reads.len(), writes)
     }
@@ -582,45 +606,33 @@ impl Partition {
             return false;
         }
         match self.execute(entries, ack, effects) {
-            Err(refusal) if self.is_split && refusal.reason == Reason::ConditionFailed => {
-                self.hold_refusal(ticket, refusal, effects);
-            }
-            Err(refusal) => effects.written(ticket, Err(refusal)),
-            Ok((sequence, timestamp, ack)) => {
-                if ack == Ack::Memory || sequence <= self.passed() {
-                    effects.written(ticket, Ok((sequence, timestamp)));
-                } else {
-                    self.held.hold(sequence, Held::Write(ticket, sequence, timestamp));
-                }
-            }
+            Err(refusal) => self.refuse_write(ticket, refusal, effects),
+            Ok(executed) => self.acknowledge(ticket, executed, effects),
         }
         true
     }
 
-    /// Lets a refusal go when the state that it tells of is durable.
-    fn hold_refusal(&mut self, ticket: Ticket, refusal: Refusal, effects: &mut impl Effects) {
-        if self.passed() == self.applied() {
-            effects.written(ticket, Err(refusal));
-        } else if self.held.reads() < HELD_READS_MAX {
-            self.held.hold(self.applied(), Held::Refused(ticket, Box::new(refusal)));
+    fn acknowledge(
+        &mut self,
+        ticket: Ticket,
+        (sequence, timestamp, ack): (Sequence, Timestamp, Ack),
+        effects: &mut impl Effects,
+    ) {
+        if ack == Ack::Memory || sequence <= self.passed() {
+            effects.written(ticket, Ok((sequence, timestamp)));
         } else {
-            let message =
-                format!("partition {} has {HELD_READS_MAX} answers waiting", self.spec.id);
-            effects.written(ticket, Err(Refusal::new(Reason::Overloaded, message)));
+            self.held.hold(sequence, Held::Write(ticket, sequence, timestamp));
         }
     }
 
-    fn execute(
-        &mut self,
-        entries: &[WriteEntry<'_>],
-        ack: Option<Ack>,
-        effects: &mut impl Effects,
-    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+    /// Whether writes are taken at present; the acknowledgement that this one gets.
+    #[inline]
+    fn check_serving(&self, asked: Option<Ack>) -> Result<Ack, Refusal> {
         if let Some(refusal) = self.failing.as_ref().or(self.frozen.as_ref()) {
             return Err(refusal.clone());
         }
         // A request may ask for more than the default, never for less.
-        let ack = ack.map_or(self.spec.ack, |asked| asked.max(self.spec.ack));
+        let ack = asked.map_or(self.spec.ack, |asked| asked.max(self.spec.ack));
         if ack == Ack::Durable && self.pipeline.log().is_none() {
             return Err(Refusal::new(
                 Reason::InvalidArgument,
@@ -632,6 +644,16 @@ impl Partition {
             let message = format!("the store of partition {} writes behind", self.spec.id);
             return Err(Refusal::new(what, message));
         }
+        Ok(ack)
+    }
+
+    fn execute(
+        &mut self,
+        entries: &[WriteEntry<'_>],
+        ack: Option<Ack>,
+        effects: &mut impl Effects,
+    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+        let ack = self.check_serving(ack)?;
         let now = self.tell_time(effects);
         self.check_expiries(entries)?;
         let write = Write {
@@ -823,6 +845,10 @@ impl Partition {
                     let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
                     self.read(*ticket, &keys, effects)
                 }
+                Owned::Update { ticket, ack, return_values, entries } => {
+                    let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
+                    self.update_values(*ticket, &entries, *ack, *return_values, effects)
+                }
                 Owned::Scan { ticket, scan } => self.scan(*ticket, scan, effects),
                 Owned::Write { ticket, ack, entries } => {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
@@ -859,7 +885,7 @@ pub(crate) fn refuse(owned: &Owned, refusal: Refusal, effects: &mut impl Effects
     let ticket = owned.ticket();
     match owned {
         Owned::Read { .. } | Owned::Scan { .. } => effects.read_done(ticket, Err(refusal)),
-        Owned::Write { .. } => effects.written(ticket, Err(refusal)),
+        Owned::Write { .. } | Owned::Update { .. } => effects.written(ticket, Err(refusal)),
     }
 }
 

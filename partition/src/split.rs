@@ -27,11 +27,12 @@ use stateside_pipeline::Write;
 use stateside_statestore::Lookup;
 use stateside_types::{
     AtLeast, Reason, Refusal, Sequence,
-    limits::{FETCHED_READS_MAX, REPLACED_BYTES_MAX, SESSION_READS_MAX},
+    limits::{FETCHED_READS_MAX, HELD_READS_MAX, REPLACED_BYTES_MAX, SESSION_READS_MAX},
 };
 
 use crate::{
     Effects, Partition, Scan, Ticket,
+    held::Held,
     owned::Owned,
     partition::refuse,
     replaced::{Before, Replaced, ReplacedBatch},
@@ -87,6 +88,25 @@ impl Partition {
         })
     }
 
+    /// Refuses a write. In split mode a condition that failed tells of the newest accepted state: that leaves when
+    /// it is durable.
+    pub(crate) fn refuse_write(
+        &mut self,
+        ticket: Ticket,
+        refusal: Refusal,
+        effects: &mut impl Effects,
+    ) {
+        let tells_state = self.is_split && refusal.reason == Reason::ConditionFailed;
+        if !tells_state || self.passed() == self.applied() {
+            effects.written(ticket, Err(refusal));
+        } else if self.held.reads() < HELD_READS_MAX {
+            self.held.hold(self.applied(), Held::Refused(ticket, Box::new(refusal)));
+        } else {
+            let text = format!("partition {} has {HELD_READS_MAX} answers waiting", self.spec.id);
+            effects.written(ticket, Err(Refusal::new(Reason::Overloaded, text)));
+        }
+    }
+
     /// The state that reads show.
     fn shown(&self) -> Sequence {
         if self.is_split { self.passed() } else { self.applied() }
@@ -136,7 +156,9 @@ impl Partition {
                     self.start_read(ticket, &keys, effects);
                 }
                 Owned::Scan { ticket, scan } => self.start_scan(ticket, &scan, effects),
-                Owned::Write { .. } => unreachable!("writes do not wait for sessions"),
+                Owned::Write { .. } | Owned::Update { .. } => {
+                    unreachable!("writes do not wait for sessions")
+                }
             }
         }
     }

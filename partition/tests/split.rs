@@ -50,6 +50,8 @@ impl Effects for World {
 
     fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {}
 
+    fn value(&mut self, _: Ticket, _: &[u8]) {}
+
     fn read_done(&mut self, ticket: Ticket, outcome: Result<Sequence, Refusal>) {
         let answer = match outcome {
             Ok(seen) => Read(self.value.take(), seen.0),

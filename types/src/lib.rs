@@ -15,6 +15,7 @@ mod refusal;
 mod session;
 mod stage;
 mod timestamp;
+mod update;
 
 pub use ack::Ack;
 pub use desired::{DesiredError, DesiredPartition, DesiredSet};
@@ -30,3 +31,4 @@ pub use stage::{
     check_pipeline, misplaced, stage_names,
 };
 pub use timestamp::{Timestamp, WallClock};
+pub use update::{Operator, UpdateEntry};
