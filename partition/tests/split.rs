@@ -12,7 +12,7 @@ use stateside_types::{
     Ack, AtLeast, Condition, DEFAULT_PIPELINE, Epoch, HashRange, OptionValue, PartitionId,
     PartitionSpec, Reason, Record, Refusal, Sequence, StageKind, StageSpec, StoreKind, Timestamp,
     WallClock, WriteEntry,
-    limits::{PARTITION_QUEUE_MAX, REPLACED_BYTES_MAX, SESSION_READS_MAX},
+    limits::{REPLACED_BYTES_MAX, SESSION_READS_MAX},
 };
 
 /// What became of a request: a write's sequence, or what a read saw of its key and as of when.
@@ -295,7 +295,6 @@ fn full_means_overloaded_and_changes_nothing() {
     scene.read_after(1 << 40, 4, 1);
     assert_eq!(scene.answers(), [(1 << 40, Refused(Reason::Overloaded))]);
     assert_eq!(scene.partition.queued(), (0, 0), "they wait for their session, not for a disk");
-    assert!(SESSION_READS_MAX <= PARTITION_QUEUE_MAX);
     scene.partition.halt(Refusal::new(Reason::PartitionStopped, "disk"), &mut scene.world);
     assert_eq!(scene.answers().len(), SESSION_READS_MAX);
 

@@ -430,7 +430,7 @@ mod tests {
         calls.value(tickets[0], b"");
         calls.take_values(tickets[1], vec![0; UPDATED_VALUES_BYTES_MAX], vec![7]);
         for ticket in tickets {
-            calls.finish(ticket, Outcome::Written(Sequence(3), Timestamp(4)));
+            calls.finish(ticket, Outcome::Written(TOKEN, Timestamp(4)));
         }
         let slot = take_ready(&mut calls).unwrap();
         let call = calls.get_mut(slot);
