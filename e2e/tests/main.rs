@@ -14,6 +14,7 @@ mod malformed_requests;
 mod metrics;
 mod partitions;
 mod quick_start;
+mod retries;
 mod scan;
 mod split;
 mod stages;

@@ -1,6 +1,6 @@
 //! Answers that wait for the line monitor's edge.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use stateside_types::{Refusal, Sequence, Timestamp};
 
@@ -10,10 +10,10 @@ use crate::Ticket;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Held {
     Write(Ticket, Sequence, Timestamp),
+    /// A refusal that is recorded, or that tells of what it saw.
+    Refused(Ticket, Arc<Refusal>),
     /// A read that saw a write of this sequence.
     Read(Ticket, Sequence),
-    /// A write that was refused for what it saw.
-    Refused(Ticket, Box<Refusal>),
 }
 
 /// Answers by the sequence that they wait for. Writes come in order; a read waits for the newest

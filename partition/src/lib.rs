@@ -20,6 +20,7 @@ mod operators;
 mod owned;
 mod partition;
 mod replaced;
+mod retries;
 mod scan;
 mod split;
 mod waiting;

@@ -151,10 +151,10 @@ impl Replaced {
         Some(ReplacedBatch { sequence, bytes, entries: kept.into() })
     }
 
-    /// The batch is accepted. They come in sequence, without gaps.
+    /// The batch is accepted. They come in sequence; those that write nothing need not come.
     pub(crate) fn push(&mut self, batch: ReplacedBatch) {
-        let expected = self.batches.back().map_or(batch.sequence, |last| last.sequence.next());
-        assert_eq!(batch.sequence, expected, "a batch was left out");
+        let last = self.batches.back().map(|last| last.sequence);
+        assert!(last < Some(batch.sequence), "batches come in sequence");
         self.bytes += batch.bytes();
         let sequence = batch.sequence;
         let count = batch.entries.len() as u32;
@@ -218,8 +218,8 @@ impl Replaced {
 }
 
 fn index_of(batches: &VecDeque<ReplacedBatch>, sequence: Sequence) -> usize {
-    let first = batches.front().expect("the index names batches that are here").sequence;
-    (sequence.0 - first.0) as usize
+    let found = batches.binary_search_by_key(&sequence, |batch| batch.sequence);
+    found.expect("the index names batches that are here")
 }
 
 fn key_of(batches: &VecDeque<ReplacedBatch>, place: Place) -> &[u8] {

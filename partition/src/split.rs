@@ -23,6 +23,8 @@
 //!
 //! **Sessions** work alike in both modes: a read that names a state waits until the partition shows it.
 
+use std::sync::Arc;
+
 use stateside_pipeline::Write;
 use stateside_statestore::Lookup;
 use stateside_types::{
@@ -100,7 +102,7 @@ impl Partition {
         if !tells_state || self.passed() == self.applied() {
             effects.written(ticket, Err(refusal));
         } else if self.held.reads() < HELD_READS_MAX {
-            self.held.hold(self.applied(), Held::Refused(ticket, Box::new(refusal)));
+            self.held.hold(self.applied(), Held::Refused(ticket, Arc::new(refusal)));
         } else {
             let text = format!("partition {} has {HELD_READS_MAX} answers waiting", self.spec.id);
             effects.written(ticket, Err(Refusal::new(Reason::Overloaded, text)));

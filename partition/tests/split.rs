@@ -36,7 +36,7 @@ impl Outlet for World {
         "vm-1"
     }
 
-    fn log_admit(&mut self, _: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+    fn log_admit(&mut self, _: &Write<'_>) -> Result<(), Refusal> {
         Ok(())
     }
 
@@ -124,7 +124,12 @@ impl Scene {
 
     fn write_if(&mut self, ticket: u64, value: &str, condition: Condition) {
         let entries = [WriteEntry::put(b"k", value.as_bytes()).under(condition)];
-        self.step(Input::Write { ticket: Ticket(ticket), entries: &entries, ack: None });
+        self.step(Input::Write {
+            ticket: Ticket(ticket),
+            entries: &entries,
+            ack: None,
+            request: None,
+        });
     }
 
     fn read(&mut self, ticket: u64) {

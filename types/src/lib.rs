@@ -12,6 +12,7 @@ mod ids;
 pub mod limits;
 mod partition;
 mod refusal;
+mod request_id;
 mod session;
 mod stage;
 mod timestamp;
@@ -25,6 +26,9 @@ pub use hash_range::{HashRange, KeyHash, RangeError};
 pub use ids::{CoreId, Epoch, PartitionId, Sequence};
 pub use partition::{PartitionSpec, PartitionState, StoreKind};
 pub use refusal::{Code, Reason, Refusal};
+pub use request_id::{
+    REQUEST_MARK_BYTES_MAX, RequestId, RequestMark, decode_values, encode_values,
+};
 pub use session::{AtLeast, SESSION_TOKEN_BYTES_MAX, SessionToken};
 pub use stage::{
     DEFAULT_PIPELINE, OptionValue, PipelineError, PipelineSpec, StageKind, StageSpec, check_ack,

@@ -15,7 +15,7 @@ use stateside_client::{Condition, Sequence, Upsert, WriteOptions, Written};
 use stateside_types::limits::BATCH_BYTES_MAX;
 
 use super::{
-    connection::{AckArgs, DataArgs, RoutingKeyArgs, TimeoutArgs},
+    connection::{AckArgs, DataArgs, RequestIdArgs, RoutingKeyArgs, TimeoutArgs},
     failure::Failure,
     output::{Format, Table, insert_bytes, insert_timestamp, print_json, printable, utc},
     quantity::parse_ttl,
@@ -32,6 +32,7 @@ use crate::exit::Exit;
     after_help = "Examples:
   stateside upsert user/1 '{\"name\":\"Ada\"}'
   stateside upsert lock/backup \"$HOSTNAME\" --if-absent --ttl 30s
+  stateside upsert order/7 paid --if-version 3 --request-id billing:7
   gzip -c app.toml | stateside upsert config/app -",
     override_usage = "stateside upsert [OPTIONS] <KEY> <VALUE|--value-file <PATH>>"
 )]
@@ -58,6 +59,8 @@ pub(super) struct UpsertArgs {
     ack: AckArgs,
     #[command(flatten)]
     routing_key: RoutingKeyArgs,
+    #[command(flatten)]
+    request_id: RequestIdArgs,
     #[command(flatten)]
     session: SessionArgs,
     #[command(flatten)]
@@ -90,6 +93,7 @@ pub(super) async fn run(args: UpsertArgs, format: Format) -> Result<Exit, Failur
         routing_key: args.routing_key.into_bytes(),
         ack: args.ack.ack,
         session: args.session.open()?,
+        request_id: args.request_id.request_id,
         ..WriteOptions::default()
     };
     let client = args.data.connect(&args.timeout).await?;

@@ -15,8 +15,8 @@ use std::{
 
 use stateside_pipeline::kafka::{Position, PositionError};
 use stateside_statestore::{
-    MemoryStore, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord, StateStore,
-    StoreError,
+    MemoryStore, RequestLimits, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord,
+    StateStore, StoreError,
 };
 use stateside_types::{Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, StoreKind};
 
@@ -43,12 +43,19 @@ pub struct PartitionFiles {
     data_dir: Arc<DataDir>,
     engines: StoreEngines,
     hash_seed: u64,
+    request_limits: RequestLimits,
 }
 
 impl PartitionFiles {
     /// Files below a data directory. `hash_seed`: any secret number, for the stores in memory.
-    pub fn new(data_dir: Arc<DataDir>, engines: StoreEngines, hash_seed: u64) -> Self {
-        Self { data_dir, engines, hash_seed }
+    /// `request_limits`: how many requests with an id each partition remembers.
+    pub fn new(
+        data_dir: Arc<DataDir>,
+        engines: StoreEngines,
+        hash_seed: u64,
+        request_limits: RequestLimits,
+    ) -> Self {
+        Self { data_dir, engines, hash_seed, request_limits }
     }
 
     /// Opens a partition's store: its engine, or its newest snapshot, or nothing yet.
@@ -64,6 +71,7 @@ impl PartitionFiles {
                 self.engines.open_store(spec.store, spec.id, spec.first_epoch)?
             }
         };
+        store.limit_requests(self.request_limits);
         let newest = self.newest_snapshot(spec)?;
         let mut info = None;
         if let Some((sequence, path)) = newest {
@@ -307,6 +315,7 @@ fn load(
         reader.push(&chunk[..length]);
         while let Some(block) = reader.next_block().map_err(damaged)? {
             records = block.records().collect();
+            block.requests().for_each(|row| store.load_request(&row));
             while !store.load(&records) {
                 work(store)?;
             }

@@ -7,7 +7,6 @@ use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::Work;
 use stateside_types::{
     Epoch, PartitionId, Reason, Record, Refusal, Sequence, SessionToken, Timestamp, WallClock,
-    WriteEntry,
 };
 use stateside_wire::StreamId;
 
@@ -116,17 +115,17 @@ impl Outlet for PartitionEffects<'_> {
         &self.world.node
     }
 
-    fn log_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
-        self.world.log.admit(entries)
+    fn log_admit(&mut self, write: &Write<'_>) -> Result<(), Refusal> {
+        self.world.log.admit(write)
     }
 
     fn log_append(&mut self, write: &Write<'_>) {
         self.world.log.append(write);
     }
 
-    fn kafka_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+    fn kafka_admit(&mut self, write: &Write<'_>) -> Result<(), Refusal> {
         match &self.world.kafka {
-            Some(kafka) => kafka.admit(self.partition, entries),
+            Some(kafka) => kafka.admit(self.partition, write),
             None => Err(without_kafka(self.partition)),
         }
     }
