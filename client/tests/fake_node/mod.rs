@@ -37,6 +37,8 @@ type Records = HashMap<Vec<u8>, (Vec<u8>, u64)>;
 
 #[derive(Default)]
 pub struct State {
+    /// The ids of upserts.
+    pub ids: Mutex<Vec<Option<v1::RequestId>>>,
     pub records: Mutex<Records>,
     pub scripts: Mutex<VecDeque<Script>>,
     pub topology: Mutex<v1::TopologyResponse>,
@@ -207,6 +209,7 @@ impl DataPlane for Service {
         request: Request<v1::UpsertRequest>,
     ) -> Result<Response<v1::UpsertResponse>, Status> {
         let keys = request.get_ref().entries.iter().map(|entry| entry.key.clone()).collect();
+        self.0.ids.lock().unwrap().push(request.get_ref().request_id.clone());
         let (after, refuse) = self.begin(&request, keys)?;
         let version = self.0.version.fetch_add(1, Ordering::Relaxed) + 1;
         let results = {

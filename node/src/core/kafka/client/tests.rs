@@ -8,10 +8,10 @@ use std::{
 
 use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
 use stateside_pipeline::{Write, kafka::Anchor};
-use stateside_statestore::{Lookup, MemoryStore, RequestLimits, StateStore};
+use stateside_statestore::{Known, Lookup, MemoryStore, PastAnswer, RequestLimits, StateStore};
 use stateside_types::{
-    Ack, CoreId, Epoch, HashRange, PartitionId, PartitionSpec, Reason, Refusal, Sequence,
-    StageKind, StoreKind, Timestamp, WallClock, WriteEntry,
+    Ack, CoreId, Epoch, HashRange, PartitionId, PartitionSpec, Reason, Refusal, RequestId,
+    RequestMark, Sequence, StageKind, StoreKind, Timestamp, WallClock, WriteEntry,
 };
 
 use super::KafkaClient;
@@ -107,13 +107,22 @@ impl Node {
     }
 
     fn write(&mut self, id: u32, sequence: u64, value: &[u8]) -> Result<(), Refusal> {
-        let entries = [WriteEntry::put(b"k", value)];
+        self.write_marked(id, sequence, &[WriteEntry::put(b"k", value)], None)
+    }
+
+    fn write_marked(
+        &mut self,
+        id: u32,
+        sequence: u64,
+        entries: &[WriteEntry<'_>],
+        request: Option<&RequestMark<'_>>,
+    ) -> Result<(), Refusal> {
         self.kafka.set_now(Instant::now());
         let write = Write {
             partition: PartitionId(id),
             epoch: Epoch(1),
-            entries: &entries,
-            request: None,
+            entries,
+            request,
             now: WallClock(1_700_000_000_000),
             ack: Ack::Durable,
             sequence: Sequence(sequence),
@@ -198,6 +207,35 @@ fn what_counts_is_replayed_by_the_next_owner_and_the_former_hears_of_it() {
     let refusal = Node::start(&cluster, &folder, "a").open(2).map(|_| ()).unwrap_err();
     assert_eq!(refusal.reason, Reason::BadNode);
     assert_eq!(refusal.metadata, [("owner".into(), "c".to_owned())]);
+}
+
+#[test]
+fn the_next_owner_knows_the_answers_to_requests_with_an_id() {
+    let (cluster, folder) = (cluster(), tempfile::tempdir().unwrap());
+    let mut a = Node::start(&cluster, &folder, "a");
+    a.open(2).unwrap();
+    let id = |number| RequestId { client: b"client", number, settled: 0 };
+    let refusal = Arc::new(Refusal::new(Reason::ConditionFailed, "no").with("entry", 0));
+    let written = RequestMark::new(id(1), 11);
+    let refused =
+        RequestMark { refusal: Some(Arc::clone(&refusal)), ..RequestMark::new(id(2), 22) };
+    let entries = [WriteEntry::put(b"k", b"one")];
+    a.write_marked(2, 1, &entries, Some(&written)).unwrap();
+    a.write_marked(2, 2, &[], Some(&refused)).unwrap();
+    a.write(2, 3, b"three").unwrap();
+    a.until_passed(2, 3);
+
+    let (store, _) = Node::start(&cluster, &folder, "b").open(2).unwrap();
+    assert_eq!((store.applied(), value_of(store.as_ref())), (Sequence(3), b"three".to_vec()));
+    let answer = |sequence, refusal| {
+        let (sequence, timestamp) = (Sequence(sequence), Timestamp(sequence));
+        Known::Answered(PastAnswer { sequence, timestamp, refusal, values: None })
+    };
+    let window = store.requests();
+    assert_eq!(window.look_up(id(1), 11), answer(1, None));
+    assert_eq!(window.look_up(id(2), 22), answer(2, Some(refusal)));
+    assert_eq!(window.look_up(id(2), 23), Known::Reused);
+    assert_eq!(window.look_up(id(3), 33), Known::New);
 }
 
 #[test]
