@@ -8,6 +8,7 @@ mod expiry;
 mod full_disk;
 mod hostile_peers;
 mod kafka;
+mod kafka_secured;
 mod kill_loops;
 mod lifecycle;
 mod malformed_requests;

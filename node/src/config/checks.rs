@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use stateside_types::check_ack;
 
-use super::{ConfigError, Settings, Surroundings};
+use super::{ConfigError, Settings, Surroundings, kafka_options};
 
 /// Longest path of a Unix socket on Linux, bytes (`sun_path` less its end).
 const UNIX_SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -18,15 +18,21 @@ pub(super) fn check(settings: &Settings, place_of: impl Fn(&str) -> String) -> V
     if let Err(error) = check_ack(settings.partition.ack, &settings.partition.pipeline) {
         fail("partition.pipeline", error.to_string());
     }
+    let without_client = "this binary has no Kafka client: build it with the cargo feature kafka";
     if settings.partition.pipeline.is_logged_in_kafka() {
         if !cfg!(feature = "kafka") {
-            fail(
-                "partition.pipeline",
-                "this binary has no Kafka client: build it with the cargo feature kafka".to_owned(),
-            );
+            fail("partition.pipeline", without_client.to_owned());
         } else if settings.kafka.brokers.is_none() {
             fail("partition.pipeline", "kafka-log needs kafka.brokers".to_owned());
         }
+    } else if settings.kafka.brokers.is_some() && !cfg!(feature = "kafka") {
+        fail("kafka.brokers", without_client.to_owned());
+    }
+    if cfg!(feature = "kafka")
+        && let Err(problem) =
+            kafka_options::check(&settings.kafka.options, cfg!(feature = "kafka-tls"))
+    {
+        fail("kafka.options", problem);
     }
     if settings.log.max_mb < 2 * settings.log.segment_mb {
         fail(

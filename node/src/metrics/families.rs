@@ -123,6 +123,7 @@ pub fn documentation() -> String {
         "# Metrics\n\n\
          `http://127.0.0.1:7402/metrics` (`metrics.listen`) answers in the Prometheus text format 0.0.4. The same address\n\
          answers `/healthz` (200 while the process lives) and `/readyz` (200 while the node serves, else 503 with the reason).\n\
+         After a start a node is not ready before each of its partitions with a log in Kafka has been open once, or has stopped.\n\
          Labels go by core and partition, never by key. Durations are in seconds; their buckets double every two steps,\n\
          from 1 µs to 16.8 s. What a core counts beside its requests (bytes, connections, what is pending) is as of its\n\
          last tick: 5 ms ago at most while it is busy, 100 ms while it is not.\n\n\
