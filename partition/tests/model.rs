@@ -534,6 +534,9 @@ impl Run {
 
     /// With the log durable and all work done, nothing may stay unanswered.
     fn settle(&mut self) {
+        // Whoever waits for a state that there is not yet is told, and a full disk is tried again.
+        self.step(u64::MAX, Step::Tick(u8::MAX));
+        self.step(u64::MAX, Step::Tick(u8::MAX));
         self.durable = self.world.log.len();
         self.feed(Input::LogDurable(Sequence(self.durable as u64)));
         while let Some(work) = self.world.work.pop() {
@@ -542,9 +545,7 @@ impl Run {
             self.durable = self.world.log.len();
             self.feed(Input::LogDurable(Sequence(self.durable as u64)));
         }
-        // Whoever waits for a state that there is not is told.
-        self.step(u64::MAX, Step::Tick(u8::MAX));
-        self.step(u64::MAX, Step::Tick(u8::MAX));
+        self.check();
         assert!(self.reads.is_empty() && self.writes.is_empty(), "an answer is missing");
         assert!(self.partition.is_quiet());
         if let Some(failed) = self.failed {
