@@ -541,7 +541,7 @@ mod tests {
         #[test]
         fn what_is_plain_is_found_eight_bytes_at_a_time_as_one_at_a_time(
             text in prop::collection::vec(prop_oneof![
-                6 => any::<u8>(), 1 => Just(b'"'), 1 => Just(b'\\'), 1 => 0x1e..0x24_u8, 8 => b'a'..b'z',
+                6 => any::<u8>(), 1 => Just(b'"'), 1 => Just(b'\\'), 1 => 0x1e..0x24_u8, 8 => b'a'..=b'z',
             ], 0..40),
         ) {
             let expected = text.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20));

@@ -20,7 +20,7 @@ use stateside_types::{
     },
 };
 
-use crate::session::SessionTokens;
+use crate::session::{GET_SESSION, WRITE_SESSION, each_token};
 
 /// What a write request says besides its entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,16 +44,9 @@ pub struct WriteHead<'a> {
 pub struct GetHead<'a> {
     /// Places all keys when set.
     pub routing_key: Option<&'a [u8]>,
-    /// There are tokens for [`decode_session`], or at least the answer is to have some.
+    /// There are tokens for [`decode_session`](crate::session::decode_session), or at least the answer is to have some.
     pub has_session: bool,
 }
-
-/// The field of every write request that has its session.
-const WRITE_SESSION: u32 = 15;
-/// The field of a `GetRequest` that has its session.
-pub const GET_SESSION: u32 = 3;
-/// The field of every answer but a scan's that has its session.
-pub const ANSWER_SESSION: u32 = 2;
 
 /// Decodes an `UpsertRequest`; `entries` is cleared and filled.
 ///
@@ -174,8 +167,7 @@ pub fn decode_update<'a>(
 pub fn decode_get<'a>(message: &'a [u8], keys: &mut Vec<&'a [u8]>) -> Result<GetHead<'a>, Refusal> {
     check_size(message)?;
     keys.clear();
-    let mut routing_key: &[u8] = &[];
-    let mut has_session = false;
+    let (mut routing_key, mut has_session): (&[u8], bool) = (&[], false);
     let mut reader = Reader(message);
     while let Some((field, wire)) = reader.key()? {
         match field {
@@ -197,34 +189,6 @@ pub fn decode_get<'a>(message: &'a [u8], keys: &mut Vec<&'a [u8]>) -> Result<Get
         return Err(Refusal::new(Reason::EmptyBatch, "the request names no key"));
     }
     Ok(GetHead { routing_key: check_routing_key(routing_key)?, has_session })
-}
-
-/// The tokens of the session that a request has as this field. A pass of its own, for few requests have one.
-///
-/// # Errors
-/// `MALFORMED_REQUEST`, `INVALID_ARGUMENT`.
-pub fn decode_session(message: &[u8], session: u32) -> Result<SessionTokens, Refusal> {
-    let mut tokens = Vec::new();
-    let mut reader = Reader(message);
-    while let Some((field, wire)) = reader.key()? {
-        if field == session {
-            each_token(reader.bytes(wire)?, |token| tokens.push(token))?;
-        } else {
-            reader.skip(wire, field)?;
-        }
-    }
-    SessionTokens::read(tokens)
-}
-
-fn each_token<'a>(session: &'a [u8], mut take: impl FnMut(&'a [u8])) -> Result<(), Refusal> {
-    let mut reader = Reader(session);
-    while let Some((field, wire)) = reader.key()? {
-        match field {
-            1 => take(reader.bytes(wire)?),
-            _ => reader.skip(wire, field)?,
-        }
-    }
-    Ok(())
 }
 
 /// Hands an emptied vector on to entries of another lifetime, keeping its allocation: collecting
@@ -516,10 +480,10 @@ fn malformed(what: impl std::fmt::Display) -> Refusal {
 }
 
 /// A cursor over protobuf fields.
-struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn key(&mut self) -> Result<Option<(u32, WireType)>, Refusal> {
+    pub(crate) fn key(&mut self) -> Result<Option<(u32, WireType)>, Refusal> {
         // One-byte keys are all that this contract uses; the rest takes prost's path.
         match self.0.first() {
             None => Ok(None),
@@ -537,7 +501,7 @@ impl<'a> Reader<'a> {
         encoding::decode_varint(&mut self.0).map_err(malformed)
     }
 
-    fn bytes(&mut self, wire: WireType) -> Result<&'a [u8], Refusal> {
+    pub(crate) fn bytes(&mut self, wire: WireType) -> Result<&'a [u8], Refusal> {
         expect_wire(wire, WireType::LengthDelimited)?;
         let length = match self.0.first() {
             Some(&byte) if byte < 0x80 => {
@@ -555,7 +519,7 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
-    fn skip(&mut self, wire: WireType, field: u32) -> Result<(), Refusal> {
+    pub(crate) fn skip(&mut self, wire: WireType, field: u32) -> Result<(), Refusal> {
         encoding::skip_field(wire, field, &mut self.0, DecodeContext::default()).map_err(malformed)
     }
 }

@@ -5,6 +5,15 @@ use stateside_types::{
     AtLeast, PartitionId, Reason, Refusal, SESSION_TOKEN_BYTES_MAX, SessionToken,
 };
 
+use crate::codec::Reader;
+
+/// The field of every write request that has its session.
+pub(crate) const WRITE_SESSION: u32 = 15;
+/// The field of a `GetRequest` that has its session.
+pub const GET_SESSION: u32 = 3;
+/// The field of every answer but a scan's that has its session.
+pub const ANSWER_SESSION: u32 = 2;
+
 /// The tokens that a request brought: what its reads must not be older than.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SessionTokens(Vec<SessionToken>);
@@ -32,6 +41,37 @@ impl SessionTokens {
         let token = self.0[..end].last().filter(|token| token.partition == partition)?;
         Some(AtLeast { epoch: token.epoch, sequence: token.sequence, wait_ms })
     }
+}
+
+/// The tokens of the session that a request has as this field. A pass of its own, for few requests have one.
+///
+/// # Errors
+/// `MALFORMED_REQUEST`, `INVALID_ARGUMENT`.
+pub fn decode_session(message: &[u8], session: u32) -> Result<SessionTokens, Refusal> {
+    let mut tokens = Vec::new();
+    let mut reader = Reader(message);
+    while let Some((field, wire)) = reader.key()? {
+        if field == session {
+            each_token(reader.bytes(wire)?, |token| tokens.push(token))?;
+        } else {
+            reader.skip(wire, field)?;
+        }
+    }
+    SessionTokens::read(tokens)
+}
+
+pub(crate) fn each_token<'a>(
+    session: &'a [u8],
+    mut take: impl FnMut(&'a [u8]),
+) -> Result<(), Refusal> {
+    let mut reader = Reader(session);
+    while let Some((field, wire)) = reader.key()? {
+        match field {
+            1 => take(reader.bytes(wire)?),
+            _ => reader.skip(wire, field)?,
+        }
+    }
+    Ok(())
 }
 
 /// Writes the `Session` of an answer as this field, which is below 16.
@@ -112,7 +152,7 @@ mod tests {
         request.encode(&mut message).unwrap();
         let head = codec::decode_get(&message, &mut Vec::new()).unwrap();
         assert!(head.has_session);
-        let read = codec::decode_session(&message, codec::GET_SESSION).unwrap();
+        let read = decode_session(&message, GET_SESSION).unwrap();
         assert_eq!(read, SessionTokens(vec![tokens[0], token(1, 1, 3), tokens[1]]));
 
         let empty = v1::UpsertRequest {

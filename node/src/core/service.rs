@@ -4,7 +4,12 @@
 use std::sync::Arc;
 
 use prost::Message;
-use stateside_proto::{codec, scan::SCAN_SESSION, session::encode_session, v1};
+use stateside_proto::{
+    codec,
+    scan::SCAN_SESSION,
+    session::{ANSWER_SESSION, encode_session},
+    v1,
+};
 use stateside_router::RoutingTable;
 use stateside_types::{Code, CoreId, Reason, Refusal};
 use stateside_wire::{Event, Rejections, Session};
@@ -233,7 +238,7 @@ fn write_answer<S>(call: &Call<S>, metrics: &CoreMetrics, out: &mut Vec<u8>) {
 fn write_session<S>(call: &Call<S>, out: &mut Vec<u8>) {
     if call.has_session {
         let is_scan = call.method == Verb::Scan as u8;
-        let field = if is_scan { SCAN_SESSION } else { codec::ANSWER_SESSION };
+        let field = if is_scan { SCAN_SESSION } else { ANSWER_SESSION };
         encode_session(out, field, call.tokens());
     }
 }

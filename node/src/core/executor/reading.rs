@@ -2,9 +2,8 @@
 
 use stateside_partition::{Input, Scan, Ticket};
 use stateside_proto::{
-    codec,
     scan::{ScanPlace, ScanQuery, decode_scan},
-    session::SessionTokens,
+    session::{GET_SESSION, SessionTokens, decode_session},
 };
 use stateside_router::{Placement, UNOWNED};
 use stateside_statestore::PageRequest;
@@ -37,7 +36,7 @@ impl Executor {
         message: &[u8],
         deadline: Option<Millis>,
     ) -> Result<ReadSession, Refusal> {
-        let tokens = codec::decode_session(message, codec::GET_SESSION)?;
+        let tokens = decode_session(message, GET_SESSION)?;
         Ok(ReadSession { tokens, wait_ms: self.session_wait_ms(deadline) })
     }
 
