@@ -3,6 +3,7 @@
 
 mod bench;
 mod clients;
+mod counters;
 mod damage;
 mod expiry;
 mod full_disk;

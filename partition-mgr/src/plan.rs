@@ -38,6 +38,15 @@ pub struct Defaults {
     pub pipeline: PipelineSpec,
 }
 
+impl Defaults {
+    /// Acknowledgement and stages of a declared partition with this store.
+    pub fn settings(&self, declared: &DesiredPartition, store: StoreKind) -> (Ack, PipelineSpec) {
+        let pipeline = declared.pipeline.as_ref().unwrap_or(&self.pipeline);
+        let pipeline = if store.is_unlogged() { pipeline.without_log() } else { pipeline.clone() };
+        (declared.ack.unwrap_or(self.ack), pipeline)
+    }
+}
+
 /// What is known of a partition's records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Holding {
@@ -203,11 +212,11 @@ pub fn plan(
         if staying.has(id) {
             continue;
         }
-        let ack = declared.ack.unwrap_or(defaults.ack);
-        let pipeline = declared.pipeline.as_ref().unwrap_or(&defaults.pipeline);
+        let store = declared.store.unwrap_or(defaults.store);
+        let (ack, pipeline) = defaults.settings(declared, store);
         let reason = if let Some(by) = staying.find(range) {
             HoldReason::RangeTaken { range, by }
-        } else if check_ack(ack, pipeline).is_err() {
+        } else if check_ack(ack, &pipeline).is_err() {
             HoldReason::DurableWithoutLog
         } else if staying.len() >= limits::PARTITIONS_PER_NODE_MAX {
             HoldReason::NodeFull
@@ -215,9 +224,9 @@ pub fn plan(
             let spec = PartitionSpec {
                 id,
                 range,
-                store: declared.store.unwrap_or(defaults.store),
+                store,
                 ack,
-                pipeline: pipeline.clone(),
+                pipeline,
                 first_epoch: epoch,
                 epoch,
                 base_sequence: Sequence::ZERO,
@@ -287,13 +296,12 @@ fn fate_of_declared(
     defaults: &Defaults,
     holding: impl FnOnce() -> Holding,
 ) -> Fate {
-    let ack = declared.ack.unwrap_or(defaults.ack);
-    let pipeline = declared.pipeline.as_ref().unwrap_or(&defaults.pipeline);
-    if check_ack(ack, pipeline).is_err() {
-        return Fate::Hold(HoldReason::DurableWithoutLog);
-    }
     // An undeclared store means: as it was created. Else another default would strand them all.
     let store = declared.store.unwrap_or(spec.store);
+    let (ack, pipeline) = defaults.settings(declared, store);
+    if check_ack(ack, &pipeline).is_err() {
+        return Fate::Hold(HoldReason::DurableWithoutLog);
+    }
     let log_changes = pipeline.is_logged_in_kafka() != spec.pipeline.is_logged_in_kafka();
     if declared.range != spec.range || store != spec.store || log_changes {
         return match holding() {
@@ -310,13 +318,13 @@ fn fate_of_declared(
     if ack != spec.ack {
         changes.push(SettingChange::Ack(spec.ack, ack));
     }
-    if *pipeline != spec.pipeline {
+    if pipeline != spec.pipeline {
         changes.push(SettingChange::Pipeline(spec.pipeline.clone(), pipeline.clone()));
     }
     if changes.is_empty() {
         return Fate::Keep;
     }
-    Fate::Update(PartitionSpec { ack, pipeline: pipeline.clone(), ..spec.clone() }, changes)
+    Fate::Update(PartitionSpec { ack, pipeline, ..spec.clone() }, changes)
 }
 
 /// Who owns which hashes while the plan is made; ranges do not overlap.

@@ -1,6 +1,7 @@
 //! The state machine. See the crate's header for when a write becomes visible.
 
 mod checks;
+mod counters;
 mod queueing;
 mod update;
 
@@ -13,8 +14,8 @@ use stateside_statestore::{
 };
 use stateside_types::{
     Ack, AtLeast, Change, Condition, PartitionSpec, PartitionState, PipelineError, Reason, Record,
-    Refusal, RequestId, RequestMark, Sequence, Timestamp, UpdateEntry, WallClock, WriteEntry,
-    check_ack, limits::HELD_READS_MAX,
+    Refusal, RequestId, RequestMark, Sequence, StoreKind, Timestamp, UpdateEntry, WallClock,
+    WriteEntry, check_ack, limits::HELD_READS_MAX,
 };
 
 use self::update::UpdateTerms;
@@ -654,6 +655,9 @@ impl Partition {
         effects: &mut impl Effects,
     ) -> Result<Accepted, Refusal> {
         let entries = write.entries;
+        if self.spec.store == StoreKind::Counters {
+            counters::check(entries)?;
+        }
         if let Err(refusal) = self.check_conditions(entries, write.now) {
             return self.refuse_for_good(&write, refusal, effects);
         }

@@ -92,6 +92,9 @@ reasons! {
     OutOfRange = "OUT_OF_RANGE", OutOfRange, "read the record; integers have 64 bits and a sign";
     /// A patch that is no JSON document, or nested too deeply.
     MalformedJson = "MALFORMED_JSON", InvalidArgument, "send a JSON document (RFC 7396) with at most 32 levels of objects";
+    /// A value that a store of integers does not hold.
+    NotAnInteger = "NOT_AN_INTEGER", InvalidArgument,
+        "send the decimal text of a 64-bit integer without plus sign or leading zeros, or use a partition with another store than counters";
     /// A time to live beyond the limit, or in a partition that keeps no time.
     InvalidTtl = "INVALID_TTL", InvalidArgument,
         "give a ttl_ms of at most 3153600000000 (a hundred years), in a partition with a clock stage";
@@ -114,7 +117,7 @@ reasons! {
         "use one client for many requests, with rising numbers; or raise request_ids.clients_max";
     /// The partition's store does not keep its keys in order.
     StoreNotOrdered = "STORE_NOT_ORDERED", FailedPrecondition,
-        "scan partitions whose store orders its keys: memory-ordered, lsm or sled";
+        "scan partitions whose store orders its keys: memory-ordered, lsm, sled or counters";
     /// The partition was written since the scan's first page, where the scan reads.
     ScanMoved = "SCAN_MOVED", Aborted,
         "scan again from the beginning, in one page if the records fit, or ask for SCAN_EACH_PAGE";

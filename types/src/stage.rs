@@ -92,8 +92,13 @@ pub enum PipelineError {
     #[error("a pipeline has one log: log or kafka-log")]
     TwoLogs,
     /// Durable acknowledgement without a log.
-    #[error("ack durable needs the stage log or kafka-log in the pipeline")]
+    #[error(
+        "ack durable needs the stage log or kafka-log in the pipeline; partitions with the store counters have neither"
+    )]
     DurableWithoutLog,
+    /// A log where the store has none.
+    #[error("a partition with the store counters has no log: leave out {0}")]
+    LogOfCounters(StageKind),
     /// More stages than a pipeline has.
     #[error("the pipeline has {0} stages; at most {max} are possible", max = limits::PIPELINE_STAGES_MAX)]
     TooManyStages(usize),
@@ -297,6 +302,14 @@ impl PipelineSpec {
     pub fn is_split(&self) -> bool {
         let dispatcher = self.0.iter().find(|stage| stage.kind == StageKind::Dispatcher);
         dispatcher.is_some_and(|stage| stage.text("mode") == Some("split"))
+    }
+
+    /// The stages but for the log and what restores the order in which its writes finish.
+    #[must_use]
+    pub fn without_log(&self) -> Self {
+        let stays =
+            |stage: &&StageSpec| !stage.kind.is_log() && stage.kind != StageKind::LineMonitor;
+        self.0.iter().filter(stays).cloned().collect::<Vec<_>>().into()
     }
 
     /// The clock and what comes behind it.

@@ -93,7 +93,10 @@ impl Operations {
 
     /// Whether nothing is under way.
     pub(crate) fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.snapshots.is_empty() && self.retiring.is_empty()
+        self.pending.is_empty()
+            && self.snapshots.is_empty()
+            && self.background.is_empty()
+            && self.retiring.is_empty()
     }
 
     /// Creates a partition, empty.
@@ -186,6 +189,19 @@ impl Operations {
     /// Has every partition snapshotted whose records lie in logs that this core does not write.
     pub(crate) fn snapshot_all(&mut self, executor: &Executor) {
         self.background.extend(executor.all().map(|hosted| hosted.spec().id));
+    }
+
+    /// Has every partition without a log snapshotted that was written to since its last one: nothing else
+    /// of it survives a crash, or the end of the process.
+    pub(crate) fn snapshot_unlogged(&mut self, executor: &Executor) {
+        for hosted in executor.all() {
+            if let Hosted::Here(partition) = hosted
+                && !partition.spec().is_logged()
+                && self.covered(partition) < partition.applied()
+            {
+                self.background_snapshot(partition.spec().id);
+            }
+        }
     }
 
     /// Starts the next background snapshot, unless one is being made.

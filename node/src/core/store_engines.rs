@@ -64,7 +64,9 @@ impl StoreEngines {
                 stateside_types::Reason::InvalidArgument,
                 "this build has no `lsm` store: it was made without the feature `lsm`",
             )),
-            StoreKind::Memory | StoreKind::MemoryOrdered => unreachable!("it has no engine"),
+            StoreKind::Memory | StoreKind::MemoryOrdered | StoreKind::Counters => {
+                unreachable!("it has no engine")
+            }
         }
     }
 

@@ -127,6 +127,8 @@ pub struct CoreSetup {
     pub placement: Placement,
     /// Bytes of one core's log above which partitions are snapshotted.
     pub log_target_bytes: u64,
+    /// How often partitions without a log are snapshotted.
+    pub unlogged_snapshot_interval: Duration,
     /// How long records wait when no answer waits for them.
     pub log_lazy_delay: Duration,
     /// What every core's partitions have without the log.
@@ -211,6 +213,10 @@ struct Core {
     /// When the last tick was.
     ticked_at: Millis,
     next_retention: Instant,
+    unlogged_snapshot_interval: Duration,
+    next_unlogged_snapshots: Instant,
+    /// Partitions without a log have had their snapshots for the end.
+    last_snapshots_asked: bool,
     log_failed: bool,
     coverage: Arc<Coverage>,
     orphans: Vec<OrphanedLog>,
@@ -308,6 +314,9 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         start,
         ticked_at: Millis(0),
         next_retention: start,
+        unlogged_snapshot_interval: setup.unlogged_snapshot_interval,
+        next_unlogged_snapshots: start + setup.unlogged_snapshot_interval,
+        last_snapshots_asked: false,
         log_failed: false,
         coverage: setup.coverage,
         orphans,
@@ -533,6 +542,10 @@ impl Core {
             self.let_go_of_log();
             self.operations.tend_kafka(&mut self.executor);
         }
+        if now >= self.next_unlogged_snapshots {
+            self.next_unlogged_snapshots = now + self.unlogged_snapshot_interval;
+            self.operations.snapshot_unlogged(&self.executor);
+        }
     }
 
     /// Brings the levels up to date that nothing on the way of a request keeps.
@@ -694,7 +707,17 @@ impl Core {
                 }
                 // Other cores' calls may still need this core's partitions.
                 let others = self.peers.iter().all(|peer| peer.has_drained.load(Ordering::Acquire));
+                if others && !self.last_snapshots_asked {
+                    self.last_snapshots_asked = true;
+                    self.operations.snapshot_unlogged(&self.executor);
+                }
                 let quiet = self.executor.is_quiet() && self.operations.is_idle();
+                if now >= until && !self.operations.is_idle() {
+                    tracing::error!(
+                        core = self.id.0,
+                        "not every snapshot could be finished in time"
+                    );
+                }
                 (written && others && quiet) || now >= until
             }
         }
