@@ -53,7 +53,7 @@ pub fn upsert_one(key: &[u8], ack: Ack) -> UpsertRequest {
 
 /// A read of one record.
 pub fn get_one(key: &[u8]) -> GetRequest {
-    GetRequest { keys: vec![key.to_vec()], routing_key: Vec::new() }
+    GetRequest { keys: vec![key.to_vec()], ..GetRequest::default() }
 }
 
 /// A write of a batch.
@@ -63,7 +63,7 @@ pub fn upsert_batch(ack: Ack) -> UpsertRequest {
 
 /// A read of the same batch.
 pub fn get_batch() -> GetRequest {
-    GetRequest { keys: (0..BATCH_PAIRS).map(numbered_key).collect(), routing_key: Vec::new() }
+    GetRequest { keys: (0..BATCH_PAIRS).map(numbered_key).collect(), ..GetRequest::default() }
 }
 
 fn entries(numbers: Range<usize>) -> Vec<UpsertEntry> {

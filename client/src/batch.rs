@@ -15,7 +15,7 @@ use stateside_types::{
     },
 };
 
-use crate::{Error, RequestId, error::Effect};
+use crate::{Error, RequestId, error::Effect, session::InSession};
 
 /// One record to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +151,7 @@ pub(crate) struct Head<'a> {
     pub(crate) routing_key: &'a [u8],
     pub(crate) atomic: bool,
     pub(crate) ack: Option<Ack>,
+    pub(crate) session: Option<InSession<'a>>,
     /// Its requests get ids.
     pub(crate) has_id: bool,
     /// Of an update: answer with the new values.
@@ -179,7 +180,8 @@ impl Head<'_> {
     /// Bytes at most: three field keys, one length, two one-byte values, and the id.
     fn length_max(&self) -> usize {
         let id = if self.has_id { REQUEST_ID_BYTES_MAX } else { 0 };
-        self.routing_key.len() + 12 + 2 * usize::from(self.return_values) + id
+        let session = self.session.map_or(0, |session| session.length_max());
+        self.routing_key.len() + 12 + 2 * usize::from(self.return_values) + id + session
     }
 }
 
@@ -189,6 +191,8 @@ pub(crate) trait Batch: Sync {
     type Answer: prost::Message + Default + 'static;
     /// Path of the method.
     const PATH: &'static str;
+    /// Field of the request's session.
+    const SESSION: u32;
 
     fn head(&self) -> Head<'_>;
     fn len(&self) -> usize;
@@ -198,6 +202,7 @@ pub(crate) trait Batch: Sync {
     /// Writes the entry as a field of the request.
     fn encode_entry(&self, index: usize, out: &mut Vec<u8>);
     fn effect(&self, index: usize) -> Effect;
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session>;
     fn unpack(answer: Self::Answer) -> Vec<Result<Self::Output, Error>>;
 
     /// What a node refuses of this kind of entry alone.
@@ -305,6 +310,7 @@ impl Batch for UpsertBatch<'_> {
     type Output = Written;
     type Answer = v1::UpsertResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Upsert";
+    const SESSION: u32 = 15;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -364,6 +370,10 @@ impl Batch for UpsertBatch<'_> {
         Effect::Write { only_once: self.entries[index].condition != Condition::None }
     }
 
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
+        answer.session.as_ref()
+    }
+
     fn unpack(answer: Self::Answer) -> Vec<Result<Written, Error>> {
         answer.results.into_iter().map(written).collect()
     }
@@ -373,6 +383,7 @@ impl Batch for RemoveBatch<'_> {
     type Output = Written;
     type Answer = v1::RemoveResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Remove";
+    const SESSION: u32 = 15;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -405,6 +416,10 @@ impl Batch for RemoveBatch<'_> {
         Effect::Write { only_once: self.entries[index].if_version.is_some() }
     }
 
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
+        answer.session.as_ref()
+    }
+
     fn unpack(answer: Self::Answer) -> Vec<Result<Written, Error>> {
         answer.results.into_iter().map(written).collect()
     }
@@ -414,6 +429,7 @@ impl<K: AsRef<[u8]> + Sync> Batch for GetBatch<'_, K> {
     type Output = Option<Record>;
     type Answer = v1::GetResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Get";
+    const SESSION: u32 = 3;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -437,6 +453,10 @@ impl<K: AsRef<[u8]> + Sync> Batch for GetBatch<'_, K> {
 
     fn effect(&self, _index: usize) -> Effect {
         Effect::Read
+    }
+
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
+        answer.session.as_ref()
     }
 
     fn unpack(answer: Self::Answer) -> Vec<Result<Option<Record>, Error>> {
@@ -545,6 +565,7 @@ mod tests {
                     ttl_ms: ttl_ms.map_or(0, |ttl_ms| u64::from(ttl_ms.max(1))),
                 }).collect(),
                 routing_key: routing_key.clone(), atomic, ack, request_id: request_id.clone(),
+                session: None,
             };
             let ours = encode_all(&UpsertBatch { head, entries: &upserts }, id.as_ref());
             prop_assert_eq!(v1::UpsertRequest::decode(&ours[..]).unwrap(), theirs.clone());
@@ -560,12 +581,13 @@ mod tests {
             let theirs = v1::RemoveRequest {
                 entries: removals.iter().map(|r| v1::RemoveEntry { key: r.key.to_vec(), if_version: r.if_version.map(|v| v.0) }).collect(),
                 routing_key: routing_key.clone(), atomic, ack, request_id: request_id.clone(),
+                session: None,
             };
             prop_assert_eq!(encode_all(&RemoveBatch { head, entries: &removals }, id.as_ref()), theirs.encode_to_vec());
 
             let keys: Vec<_> = entries.iter().map(|(key, ..)| key.clone()).collect();
             let head = Head { routing_key: &routing_key, ..Head::default() };
-            let theirs = v1::GetRequest { keys: keys.clone(), routing_key: routing_key.clone() };
+            let theirs = v1::GetRequest { keys: keys.clone(), routing_key: routing_key.clone(), session: None };
             prop_assert_eq!(encode_all(&GetBatch { head, keys: &keys }, None), theirs.encode_to_vec());
         }
     }

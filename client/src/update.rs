@@ -103,6 +103,7 @@ impl Batch for UpdateBatch<'_> {
     type Output = Updated;
     type Answer = v1::UpdateResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Update";
+    const SESSION: u32 = 15;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -171,6 +172,10 @@ impl Batch for UpdateBatch<'_> {
         let entry = &self.entries[index];
         let accumulates = matches!(entry.operator, Operator::Add(_) | Operator::Append(_));
         Effect::Write { only_once: accumulates || entry.condition != Condition::None }
+    }
+
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
+        answer.session.as_ref()
     }
 
     fn unpack(answer: Self::Answer) -> Vec<Result<Updated, Error>> {

@@ -18,6 +18,7 @@ mod partitions;
 mod quick_start;
 mod retries;
 mod scan;
+mod split;
 mod stages;
 mod startup;
 mod update;

@@ -19,8 +19,11 @@ mod json_merge;
 mod operators;
 mod owned;
 mod partition;
+mod replaced;
 mod retries;
 mod scan;
+mod split;
+mod waiting;
 
 pub use partition::{Effects, Input, Partition, SnapshotHead, Ticket};
 pub use scan::{PageEnd, Scan};

@@ -121,6 +121,12 @@ reasons! {
     /// The partition was written since the scan's first page, where the scan reads.
     ScanMoved = "SCAN_MOVED", Aborted,
         "scan again from the beginning, in one page if the records fit, or ask for SCAN_EACH_PAGE";
+    /// The partition has not got to the state that the session's token stands for.
+    SessionBehind = "SESSION_BEHIND", Unavailable,
+        "retry after the delay in RetryInfo; if the partition stays behind, a crash took back what the session was acknowledged in memory: begin a new session";
+    /// The session's token is of content that the partition does not have any more.
+    SessionEnded = "SESSION_ENDED", FailedPrecondition,
+        "begin a new session: the partition was restored from a snapshot, or removed and added again";
     /// No partition of this node owns the key.
     BadNode = "BAD_NODE", FailedPrecondition, "refresh Topology, of other nodes too, and send the request to the owner";
     /// A queue, window or buffer is full.
@@ -211,9 +217,10 @@ impl Refusal {
             | Reason::MemoryFull
             | Reason::RegistryUnavailable
             | Reason::RequestClientsFull => Some(limits::RETRY_FULL_MS),
-            Reason::LogUnavailable | Reason::PartitionStarting | Reason::ShuttingDown => {
-                Some(limits::RETRY_STARTING_MS)
-            }
+            Reason::LogUnavailable
+            | Reason::PartitionStarting
+            | Reason::SessionBehind
+            | Reason::ShuttingDown => Some(limits::RETRY_STARTING_MS),
             _ => None,
         };
         Self { reason, message: message.into(), retry_after_ms, metadata: Vec::new() }

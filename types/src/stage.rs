@@ -26,7 +26,7 @@ pub enum StageKind {
     Own(&'static str),
     /// Timestamps, monotonic also when the wall clock jumps back.
     Clock,
-    /// One queue: linearizable.
+    /// Queues: one for all requests, or one for reads and one for writes.
     Dispatcher,
     /// The local write-ahead log.
     Log,
@@ -296,6 +296,12 @@ impl PipelineSpec {
     /// Whether the log is in Kafka.
     pub fn is_logged_in_kafka(&self) -> bool {
         self.0.iter().any(|stage| stage.kind == StageKind::KafkaLog)
+    }
+
+    /// Whether reads have a queue of their own and are answered from what is durable.
+    pub fn is_split(&self) -> bool {
+        let dispatcher = self.0.iter().find(|stage| stage.kind == StageKind::Dispatcher);
+        dispatcher.is_some_and(|stage| stage.text("mode") == Some("split"))
     }
 
     /// The stages but for the log and what restores the order in which its writes finish.

@@ -226,7 +226,7 @@ impl DataPlane for Service {
             request.into_inner().entries.into_iter().map(apply).collect()
         };
         self.finish(after).await;
-        Ok(Response::new(v1::UpsertResponse { results }))
+        Ok(Response::new(v1::UpsertResponse { results, session: None }))
     }
 
     async fn get(
@@ -257,7 +257,7 @@ impl DataPlane for Service {
             keys.into_iter().map(read).collect()
         };
         self.finish(after).await;
-        Ok(Response::new(v1::GetResponse { records }))
+        Ok(Response::new(v1::GetResponse { records, session: None }))
     }
 
     async fn remove(
@@ -272,7 +272,7 @@ impl DataPlane for Service {
         }
         self.finish(after).await;
         let results = keys.iter().map(|_| v1::WriteResult::default()).collect();
-        Ok(Response::new(v1::RemoveResponse { results }))
+        Ok(Response::new(v1::RemoveResponse { results, session: None }))
     }
 
     async fn update(
@@ -308,6 +308,7 @@ impl DataPlane for Service {
         let continuation = records.last().filter(|_| more).map(|record| record.key.clone());
         self.finish(after).await;
         Ok(Response::new(v1::ScanResponse {
+            session: None,
             records,
             continuation: continuation.unwrap_or_default(),
             sequence: 7,

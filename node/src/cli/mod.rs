@@ -14,6 +14,7 @@ mod quantity;
 mod remove;
 mod scan;
 pub mod serve;
+mod session;
 mod status;
 mod update;
 mod upsert;

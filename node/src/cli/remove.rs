@@ -9,6 +9,7 @@ use super::{
     connection::{AckArgs, DataArgs, RequestIdArgs, RoutingKeyArgs, TimeoutArgs},
     failure::Failure,
     output::Format,
+    session::SessionArgs,
     upsert::print_written,
 };
 use crate::exit::Exit;
@@ -35,6 +36,8 @@ pub(super) struct RemoveArgs {
     #[command(flatten)]
     request_id: RequestIdArgs,
     #[command(flatten)]
+    session: SessionArgs,
+    #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
     timeout: TimeoutArgs,
@@ -53,11 +56,13 @@ pub(super) async fn run(args: RemoveArgs, format: Format) -> Result<Exit, Failur
     let options = WriteOptions {
         routing_key: args.routing_key.into_bytes(),
         ack: args.ack.ack,
+        session: args.session.open()?,
         request_id: args.request_id.request_id,
         ..WriteOptions::default()
     };
     let client = args.data.connect(&args.timeout).await?;
     let results = client.remove(&entries, &options).await?;
+    args.session.save(options.session.as_ref())?;
     // What was deleted is printed also when something else failed.
     let (mut written, mut failure) = (Vec::new(), None);
     for (key, result) in keys.iter().zip(results) {

@@ -15,6 +15,7 @@ use super::{
     failure::Failure,
     output::{Format, Table, insert_bytes, insert_timestamp, print_json, printable, utc},
     quantity::parse_ttl,
+    session::SessionArgs,
     upsert::read_value,
 };
 use crate::exit::Exit;
@@ -56,6 +57,8 @@ pub(super) struct UpdateArgs {
     routing_key: RoutingKeyArgs,
     #[command(flatten)]
     request_id: RequestIdArgs,
+    #[command(flatten)]
+    session: SessionArgs,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -101,11 +104,13 @@ pub(super) async fn run(args: UpdateArgs, format: Format) -> Result<Exit, Failur
     let options = WriteOptions {
         routing_key: args.routing_key.into_bytes(),
         ack: args.ack.ack,
+        session: args.session.open()?,
         request_id: args.request_id.request_id,
         ..WriteOptions::default()
     };
     let client = args.data.connect(&args.timeout).await?;
     let updated = client.update_one(entry, &options).await?;
+    args.session.save(options.session.as_ref())?;
     print(&key, &updated, format)?;
     Ok(Exit::Done)
 }

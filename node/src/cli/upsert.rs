@@ -19,6 +19,7 @@ use super::{
     failure::Failure,
     output::{Format, Table, insert_bytes, insert_timestamp, print_json, printable, utc},
     quantity::parse_ttl,
+    session::SessionArgs,
 };
 use crate::exit::Exit;
 
@@ -61,6 +62,8 @@ pub(super) struct UpsertArgs {
     #[command(flatten)]
     request_id: RequestIdArgs,
     #[command(flatten)]
+    session: SessionArgs,
+    #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
     timeout: TimeoutArgs,
@@ -89,11 +92,13 @@ pub(super) async fn run(args: UpsertArgs, format: Format) -> Result<Exit, Failur
     let options = WriteOptions {
         routing_key: args.routing_key.into_bytes(),
         ack: args.ack.ack,
+        session: args.session.open()?,
         request_id: args.request_id.request_id,
         ..WriteOptions::default()
     };
     let client = args.data.connect(&args.timeout).await?;
     let written = client.upsert_one(entry, &options).await?;
+    args.session.save(options.session.as_ref())?;
     print_written(&[(&key, written)], true, format)?;
     Ok(Exit::Done)
 }
