@@ -487,8 +487,7 @@ impl Partition {
 
     /// Lets a read's answer go when what it saw is durable.
     fn answer_read(&mut self, ticket: Ticket, depends_on: Sequence, effects: &mut impl Effects) {
-        let must_last = self.spec.ack == Ack::Durable || self.is_split;
-        if !must_last || depends_on <= self.passed() {
+        if !self.answers_must_last() || depends_on <= self.passed() {
             effects.read_done(ticket, Ok(depends_on));
         } else if self.held.reads() < HELD_READS_MAX {
             self.held.hold(depends_on, Held::Read(ticket, depends_on));

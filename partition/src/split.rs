@@ -28,7 +28,7 @@ use std::sync::Arc;
 use stateside_pipeline::Write;
 use stateside_statestore::Lookup;
 use stateside_types::{
-    AtLeast, Reason, Refusal, Sequence,
+    Ack, AtLeast, Reason, Refusal, Sequence,
     limits::{FETCHED_READS_MAX, HELD_READS_MAX, REPLACED_BYTES_MAX, SESSION_READS_MAX},
 };
 
@@ -90,16 +90,16 @@ impl Partition {
         })
     }
 
-    /// Refuses a write. In split mode a condition that failed tells of the newest accepted state: that leaves when
-    /// it is durable.
+    /// Refuses a write. A condition that failed tells of the newest accepted state as a read does, and so it
+    /// leaves when a read of that state would.
     pub(crate) fn refuse_write(
         &mut self,
         ticket: Ticket,
         refusal: Refusal,
         effects: &mut impl Effects,
     ) {
-        let tells_state = self.is_split && refusal.reason == Reason::ConditionFailed;
-        if !tells_state || self.passed() == self.applied() {
+        let must_last = self.answers_must_last() && refusal.reason.is_verdict();
+        if !must_last || self.passed() == self.applied() {
             effects.written(ticket, Err(refusal));
         } else if self.held.reads() < HELD_READS_MAX {
             self.held.hold(self.applied(), Held::Refused(ticket, Arc::new(refusal)));
@@ -107,6 +107,11 @@ impl Partition {
             let text = format!("partition {} has {HELD_READS_MAX} answers waiting", self.spec.id);
             effects.written(ticket, Err(Refusal::new(Reason::Overloaded, text)));
         }
+    }
+
+    /// Whether nothing may be told that a crash could take back.
+    pub(crate) fn answers_must_last(&self) -> bool {
+        self.spec.ack == Ack::Durable || self.is_split
     }
 
     /// The state that reads show.

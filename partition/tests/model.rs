@@ -609,17 +609,21 @@ fn conditions_decide_against_everything_accepted_before() {
     write(&mut run, 2, Condition::IfAbsent);
     write(&mut run, 3, Condition::IfVersion(Sequence(1)));
     write(&mut run, 4, Condition::IfVersion(Sequence(1)));
-    let refused: Vec<_> =
-        run.world.done.iter().map(|(ticket, outcome)| (*ticket, outcome.is_err())).collect();
-    assert_eq!(refused, [(2, true), (4, true)], "refusals leave at once, acknowledgements wait");
-    let refusal = run.world.done[1].1.as_ref().unwrap_err();
-    assert!(refusal.metadata.contains(&("version".into(), "2".to_owned())));
+    assert!(run.world.done.is_empty(), "what a crash could take back is not told");
+    run.partition.step(Input::LogDurable(Sequence(1)), &mut run.world);
+    let answers = |run: &mut Run| {
+        let done = std::mem::take(&mut run.world.done).into_iter();
+        done.map(|(ticket, outcome)| (ticket, outcome.map_err(|refusal| refusal.metadata)))
+            .collect::<Vec<_>>()
+    };
+    let failed = |version: &str| {
+        Err(vec![("entry".into(), "0".to_owned()), ("version".into(), version.to_owned())])
+    };
+    assert_eq!(answers(&mut run), [(1, Ok(Some(Sequence(1)))), (2, failed("1"))]);
     run.partition.step(Input::LogDurable(Sequence(2)), &mut run.world);
-    let written: Vec<_> = run.world.done[2..]
-        .iter()
-        .map(|(ticket, outcome)| (*ticket, outcome.clone().unwrap()))
-        .collect();
-    assert_eq!(written, [(1, Some(Sequence(1))), (3, Some(Sequence(2)))]);
+    assert_eq!(answers(&mut run), [(3, Ok(Some(Sequence(2)))), (4, failed("2"))]);
+    write(&mut run, 5, Condition::IfAbsent);
+    assert_eq!(answers(&mut run), [(5, failed("2"))], "of durable state it is told at once");
 }
 
 /// A key's version as a read tells it.
