@@ -179,6 +179,7 @@ mod tests {
                 Reason::Overloaded
                 | Reason::PartitionStarting
                 | Reason::PartitionBusy
+                | Reason::SessionBehind
                 | Reason::ShuttingDown => Verdict::Retry { not_before: Duration::ZERO },
                 Reason::BadNode => Verdict::Reroute,
                 _ => Verdict::GiveUp,

@@ -322,8 +322,11 @@ fn load(
                 return Err(Refusal::new(Reason::PartitionDamaged, text));
             }
             block.requests().for_each(|row| store.load_request(&row));
-            while !store.load(&records) {
+            // Taken either way: offered again they would be counted again.
+            let mut has_room = store.load(&records);
+            while !has_room {
                 work(store)?;
+                has_room = store.load(&[]);
             }
         }
     }
