@@ -291,6 +291,26 @@ pub(crate) trait Batch: Sync {
     }
 }
 
+/// Bytes that a condition and a time to live take in an entry; their tags have a byte each.
+pub(crate) fn terms_length(condition: Condition, ttl_ms: u64) -> usize {
+    let condition = match condition {
+        Condition::None => 0,
+        Condition::IfAbsent => 2,
+        Condition::IfVersion(version) => 1 + encoded_len_varint(version.0),
+    };
+    let ttl = if ttl_ms == 0 { 0 } else { 1 + encoded_len_varint(ttl_ms) };
+    condition + ttl
+}
+
+/// Refuses what no node would take.
+pub(crate) fn check_ttl(index: usize, ttl_ms: u64) -> Result<(), Error> {
+    if ttl_ms <= TTL_MS_MAX {
+        return Ok(());
+    }
+    let message = format!("entry {index} is to live for {ttl_ms} ms");
+    Err(Error::refused(Reason::InvalidTtl, message))
+}
+
 pub(crate) struct UpsertBatch<'a> {
     pub(crate) head: Head<'a>,
     pub(crate) entries: &'a [Upsert<'a>],
@@ -326,17 +346,8 @@ impl Batch for UpsertBatch<'_> {
 
     fn content_length(&self, index: usize) -> usize {
         let entry = &self.entries[index];
-        let condition = match entry.condition {
-            Condition::None => 0,
-            Condition::IfAbsent => 2,
-            Condition::IfVersion(version) => 1 + encoded_len_varint(version.0),
-        };
         let value = if entry.value.is_empty() { 0 } else { bytes_length(entry.value) };
-        let ttl = match entry.ttl_ms() {
-            0 => 0,
-            ttl_ms => 1 + encoded_len_varint(ttl_ms),
-        };
-        bytes_length(entry.key) + value + condition + ttl
+        bytes_length(entry.key) + value + terms_length(entry.condition, entry.ttl_ms())
     }
 
     fn encode_entry(&self, index: usize, out: &mut Vec<u8>) {
@@ -358,12 +369,7 @@ impl Batch for UpsertBatch<'_> {
     }
 
     fn check_entry(&self, index: usize) -> Result<(), Error> {
-        let ttl_ms = self.entries[index].ttl_ms();
-        if ttl_ms <= TTL_MS_MAX {
-            return Ok(());
-        }
-        let message = format!("entry {index} is to live for {ttl_ms} ms");
-        Err(Error::refused(Reason::InvalidTtl, message))
+        check_ttl(index, self.entries[index].ttl_ms())
     }
 
     fn effect(&self, index: usize) -> Effect {

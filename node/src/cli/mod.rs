@@ -18,6 +18,7 @@ mod session;
 mod status;
 mod update;
 mod upsert;
+mod write;
 
 use std::process::ExitCode;
 
