@@ -40,6 +40,8 @@ use stateside_types::{
     limits::{STORE_FETCH_BYTES_MAX, STORE_LOAD_BYTES_MAX, STORE_OVERLAY_BYTES_MAX},
 };
 
+#[cfg(feature = "lsm")]
+pub(crate) use self::tree::holds_record;
 pub use self::engine::{Change as TreeChange, Database, DiskEngine, DiskLimits, EngineError, Tree};
 use self::{
     engine::{Stamp, TreeAccess, TreeSession, WriteFate},

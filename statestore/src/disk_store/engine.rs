@@ -42,7 +42,7 @@ const REOPEN_WAIT: Duration = Duration::from_secs(5);
 /// An engine: one database in one directory, with a tree of its own for each partition.
 pub trait Database: Sized + Send + Sync + 'static {
     /// How it is run.
-    type Options: Copy + Send + Sync;
+    type Options: Clone + Send + Sync;
     /// One partition's tree.
     type Tree: Tree;
     /// The name that configuration uses for stores on this engine.
@@ -98,6 +98,14 @@ pub trait Tree {
     /// # Errors
     /// [`EngineError`].
     fn get(&self, key: &[u8]) -> Result<Option<Self::Bytes>, EngineError>;
+
+    /// As [`Self::get`], of a key that is changed next: an engine that keeps copies need not make one.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn get_before_write(&self, key: &[u8]) -> Result<Option<Self::Bytes>, EngineError> {
+        self.get(key)
+    }
 
     /// Entries between two keys, in the order of keys; what is written meanwhile may show or not.
     fn range(
@@ -217,8 +225,8 @@ impl<D: Database> DiskEngine<D> {
         let database = open_database::<D>(path, &options)?;
         let shared = Shared {
             path: path.to_owned(),
-            options,
             limits: D::limits(&options),
+            options,
             database: RwLock::new(Some(database)),
             failure: Mutex::new(None),
             flush: Mutex::new(Instant::now()),
@@ -533,6 +541,10 @@ pub(super) type Entry<D> = (Bytes<D>, Bytes<D>);
 impl<D: Database> TreeSession<'_, D> {
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Bytes<D>>, StoreError> {
         self.access.shared().call(|| self.tree.get(key))
+    }
+
+    pub(super) fn get_before_write(&self, key: &[u8]) -> Result<Option<Bytes<D>>, StoreError> {
+        self.access.shared().call(|| self.tree.get_before_write(key))
     }
 
     /// To be advanced with [`Self::next`] alone.

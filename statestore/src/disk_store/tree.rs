@@ -27,6 +27,12 @@ use super::{
 };
 use crate::StoreError;
 
+/// Whether a key of a tree is that of a record or of a piece of one: what readers ask for.
+#[cfg(feature = "lsm")]
+pub(crate) fn holds_record(key: &[u8]) -> bool {
+    matches!(key.first(), Some(&(RECORD_TAG | PIECE_TAG)))
+}
+
 const META_KEY: [u8; 1] = [0];
 const RECORD_TAG: u8 = 1;
 const PIECE_TAG: u8 = 2;
@@ -123,9 +129,13 @@ impl<D: Database> TreeSession<'_, D> {
         }
     }
 
-    /// Reads one record; its value only while `budget` lasts.
-    fn record(&self, key: &[u8], with_value: bool) -> Result<Option<StoredRecord>, StoreError> {
-        let Some(stored) = self.get(&record_key(key))? else { return Ok(None) };
+    /// Reads one record that is replaced or removed next.
+    fn record_before_write(
+        &self,
+        key: &[u8],
+        with_value: bool,
+    ) -> Result<Option<StoredRecord>, StoreError> {
+        let Some(stored) = self.get_before_write(&record_key(key))? else { return Ok(None) };
         self.complete(key, stored.as_ref(), with_value).map(Some)
     }
 
@@ -191,14 +201,16 @@ impl<D: Database> TreeSession<'_, D> {
     ) -> Result<Vec<KeyedLookup>, StoreError> {
         let mut fetched = Vec::with_capacity(keys.len());
         for key in keys {
-            let mut record = self.record(key, false)?;
-            if let Some(found) = &record
-                && found.value_len <= budget_bytes
-            {
-                budget_bytes -= found.value_len;
-                record = self.record(key, true)?;
+            let Some(stored) = self.get(&record_key(key))? else {
+                fetched.push((key.clone(), None));
+                continue;
+            };
+            let mut record = self.complete(key, stored.as_ref(), false)?;
+            if record.value_len <= budget_bytes {
+                budget_bytes -= record.value_len;
+                record = self.complete(key, stored.as_ref(), true)?;
             }
-            fetched.push((key.clone(), record));
+            fetched.push((key.clone(), Some(record)));
         }
         Ok(fetched)
     }
@@ -231,7 +243,7 @@ impl<D: Database> TreeSession<'_, D> {
         let mut engine_batch = Vec::new();
         let mut kept = Vec::new();
         for (key, record) in changes {
-            let old = self.record(key, false)?;
+            let old = self.record_before_write(key, false)?;
             if let Some(old) = &old {
                 meta.records -= 1;
                 meta.payload_bytes -= (key.len() + old.value_len) as u64;
@@ -241,7 +253,7 @@ impl<D: Database> TreeSession<'_, D> {
                 let needed = keep.is_some_and(|keep| {
                     old.version <= keep.sequence && keep.after.as_deref().is_none_or(|a| key > a)
                 });
-                if needed && let Some(old) = self.record(key, true)? {
+                if needed && let Some(old) = self.record_before_write(key, true)? {
                     kept.push((key.into(), old));
                 }
             }
@@ -287,7 +299,7 @@ impl<D: Database> TreeSession<'_, D> {
                 meta.next_moment = Some(moment);
                 break;
             }
-            let record = self.record(key, false)?.filter(|r| r.expire_at == Some(moment));
+            let record = self.record_before_write(key, false)?.filter(|r| r.expire_at == Some(moment));
             let record =
                 record.ok_or_else(|| self.damaged("a moment is not that of its record"))?;
             for piece in 0..pieces(record.value_len) {
