@@ -12,6 +12,7 @@ mod request_window;
 mod sled_database;
 mod snapshot_format;
 mod store;
+mod tier_figures;
 #[cfg(feature = "lsm")]
 mod tiered_database;
 
@@ -35,8 +36,9 @@ pub use store::{
     Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
     WorkDone,
 };
+pub use tier_figures::{TierFigures, TierStats};
 #[cfg(feature = "lsm")]
 pub use tiered_database::{
-    FAST_CAPACITY_BYTES_MIN, FastBytes, FastTierOptions, TierFigures, TierStats, Tiered,
-    TieredBytes, TieredEngine, TieredOptions, TieredStore, TieredTree,
+    FAST_CAPACITY_BYTES_MIN, FastBytes, FastTierOptions, Tiered, TieredBytes, TieredEngine,
+    TieredOptions, TieredStore, TieredTree,
 };

@@ -22,27 +22,25 @@
 
 mod entry;
 mod fast_tier;
-mod figures;
 mod index;
 
 use std::{
     collections::HashMap,
     ops::Bound,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
-pub use self::{
-    fast_tier::{FAST_CAPACITY_BYTES_MIN, FastTierOptions},
-    figures::{TierFigures, TierStats},
-};
+pub use self::fast_tier::{FAST_CAPACITY_BYTES_MIN, FastTierOptions};
 use self::{
     entry::Value,
     fast_tier::{FastTier, Found},
-    figures::add,
 };
 use crate::{
-    Lsm, LsmOptions, LsmTree,
+    Lsm, LsmOptions, LsmTree, TierFigures,
     disk_store::{
         Database, DiskEngine, DiskLimits, DiskStore, EngineError, Tree, TreeChange, holds_record,
     },
@@ -108,7 +106,7 @@ impl AsRef<[u8]> for TieredBytes {
 }
 
 impl Tiered {
-    fn numbers(&self) -> std::sync::MutexGuard<'_, TreeNumbers> {
+    fn numbers(&self) -> MutexGuard<'_, TreeNumbers> {
         self.trees.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -165,6 +163,11 @@ impl Database for Tiered {
     fn disk_bytes(&self) -> Result<u64, EngineError> {
         self.slow.disk_bytes()
     }
+}
+
+/// Counts.
+fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Relaxed);
 }
 
 impl TieredTree {

@@ -34,10 +34,11 @@ use std::{
 };
 
 use super::{
+    add,
     entry::{self, Content, Unfit, Value},
-    figures::{TierFigures, add},
     index::{ENTRY_BYTES_MAX, Index, Place, REGION_BYTES_MAX, SET_BYTES},
 };
+use crate::TierFigures;
 
 /// Bytes that are written at once: enough for a disk to be at its best, few enough to be written soon.
 const REGION_BYTES: std::ops::RangeInclusive<u64> = 256 << 10..=4 << 20;

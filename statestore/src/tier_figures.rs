@@ -1,4 +1,4 @@
-//! What the fast tier counts. Written by whoever works on a store, read at any time: an engine that is
+//! What the fast tier of `tiered` stores counts. Written by whoever works on a store, read at any time: an engine that is
 //! opened anew goes on counting where the one before stopped.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -6,22 +6,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 /// Counters of one fast tier, shared by it and whoever shows them.
 #[derive(Debug, Default)]
 pub struct TierFigures {
-    pub(super) read_hits: AtomicU64,
-    pub(super) read_misses: AtomicU64,
-    pub(super) write_hits: AtomicU64,
-    pub(super) write_misses: AtomicU64,
-    pub(super) admitted: AtomicU64,
-    pub(super) admitted_bytes: AtomicU64,
-    pub(super) kept: AtomicU64,
-    pub(super) evicted: AtomicU64,
-    pub(super) passed_over: AtomicU64,
-    pub(super) damaged: AtomicU64,
-    pub(super) failures: AtomicU64,
-    pub(super) entries: AtomicU64,
-    pub(super) file_bytes: AtomicU64,
-    pub(super) memory_bytes: AtomicU64,
-    pub(super) capacity_bytes: AtomicU64,
-    pub(super) is_down: AtomicBool,
+    pub(crate) read_hits: AtomicU64,
+    pub(crate) read_misses: AtomicU64,
+    pub(crate) write_hits: AtomicU64,
+    pub(crate) write_misses: AtomicU64,
+    pub(crate) admitted: AtomicU64,
+    pub(crate) admitted_bytes: AtomicU64,
+    pub(crate) kept: AtomicU64,
+    pub(crate) evicted: AtomicU64,
+    pub(crate) passed_over: AtomicU64,
+    pub(crate) damaged: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) entries: AtomicU64,
+    pub(crate) file_bytes: AtomicU64,
+    pub(crate) memory_bytes: AtomicU64,
+    pub(crate) capacity_bytes: AtomicU64,
+    pub(crate) is_down: AtomicBool,
 }
 
 /// The counters at one moment. Each is whole; together they may be an operation apart.
@@ -84,9 +84,4 @@ impl TierFigures {
             is_down: self.is_down.load(Relaxed),
         }
     }
-}
-
-/// Counts.
-pub(super) fn add(counter: &AtomicU64, count: u64) {
-    counter.fetch_add(count, Relaxed);
 }
