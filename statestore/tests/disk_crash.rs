@@ -138,6 +138,7 @@ fn tiered_options(directory: &Path) -> TieredOptions {
     let fast = FastTierOptions {
         directory: directory.join("fast"),
         capacity_bytes: FAST_CAPACITY_BYTES_MIN,
+        free_bytes_min: 0,
         index_bytes: 64 << 10,
         retry_after: Duration::from_secs(10),
         report: |problem| eprintln!("{problem}"),

@@ -36,6 +36,7 @@ fn tiered_options(slow: LsmOptions, directory: &Path) -> TieredOptions {
     let fast = FastTierOptions {
         directory: directory.join("fast"),
         capacity_bytes: FAST_CAPACITY_BYTES_MIN,
+        free_bytes_min: 0,
         index_bytes: 1 << 20,
         retry_after: Duration::from_millis(200),
         report: |problem| eprintln!("{problem}"),

@@ -34,6 +34,7 @@ fn tiered(directory: &Path, cover_interval: Duration, index_bytes: u64) -> Tiere
     let fast = FastTierOptions {
         directory: directory.join("fast"),
         capacity_bytes: FAST_CAPACITY_BYTES_MIN,
+        free_bytes_min: 0,
         index_bytes,
         retry_after: Duration::from_secs(10),
         report: |problem| panic!("nothing is wrong with the fast tier: {problem}"),

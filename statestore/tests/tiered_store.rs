@@ -33,6 +33,7 @@ fn options(directory: &Path) -> TieredOptions {
     let fast = FastTierOptions {
         directory: directory.join("fast"),
         capacity_bytes: FAST_CAPACITY_BYTES_MIN,
+        free_bytes_min: 0,
         index_bytes: 1 << 20,
         retry_after: Duration::from_millis(100),
         report: |problem| REPORTS.lock().unwrap().push(problem.to_owned()),
@@ -322,6 +323,29 @@ fn a_fast_directory_that_cannot_be_used_is_done_without() {
     assert_all(&mut store, 0..50, 1);
     assert_all(&mut store, 0..50, 1);
     assert!(options.figures.stats().read_hits >= 50);
+}
+
+/// Room for other files is left: here for all but a fraction of the capacity, and then for more than there is.
+#[test]
+fn a_fast_disk_with_little_room_is_used_as_far_as_it_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut options = options(directory.path());
+    options.fast.capacity_bytes = 1 << 60;
+    options.fast.index_bytes = 1 << 20;
+    options.fast.free_bytes_min = u64::MAX;
+    let engine = open(directory.path(), &options);
+    let mut full = store(&engine, 1);
+    write_all(&mut full, 0..20, 1);
+    assert_all(&mut full, 0..20, 1);
+    assert!(options.figures.stats().is_down);
+    assert!(reported(&directory.path().join("fast"), "opening"));
+    drop((full, engine));
+
+    options.fast.free_bytes_min = 0;
+    let engine = open(directory.path(), &options);
+    let mut roomy = store(&engine, 1);
+    assert_all(&mut roomy, 0..20, 1);
+    assert!(!options.figures.stats().is_down, "less than the capacity is no failure");
 }
 
 #[test]

@@ -127,6 +127,7 @@ fn tiered_options(
     let fast = FastTierOptions {
         directory: dirs.fast.clone(),
         capacity_bytes: u64::from(settings.fast_capacity_mb) << 20,
+        free_bytes_min: limits::TIERED_FREE_BYTES_MIN,
         index_bytes: u64::from(settings.index_mb) << 20,
         retry_after: Duration::from_millis(limits::TIERED_RETRY_MS),
         report: |problem| tracing::warn!("{problem}"),

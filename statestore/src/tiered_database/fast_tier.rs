@@ -42,6 +42,8 @@ use crate::TierFigures;
 
 /// Bytes that are written at once: enough for a disk to be at its best, few enough to be written soon.
 const REGION_BYTES: std::ops::RangeInclusive<u64> = 256 << 10..=4 << 20;
+/// Fewest regions that are worth the trouble.
+const REGIONS_MIN: u64 = 4;
 /// Regions that a file is cut to, unless they would be larger or smaller than that.
 const REGIONS: u64 = 64;
 /// Of the capacity, what the directory's other file and the directory itself have.
@@ -53,7 +55,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 const _: () = assert!(*REGION_BYTES.end() <= REGION_BYTES_MAX as u64);
 const _: () = assert!(*REGION_BYTES.start() >= ENTRY_BYTES_MAX as u64);
-const _: () = assert!(FAST_CAPACITY_BYTES_MIN / *REGION_BYTES.start() >= 2);
+const _: () = assert!((FAST_CAPACITY_BYTES_MIN - RESERVED_BYTES) / *REGION_BYTES.start() >= REGIONS_MIN);
 
 /// How a fast tier is run.
 #[derive(Clone, Debug)]
@@ -62,6 +64,8 @@ pub struct FastTierOptions {
     pub directory: PathBuf,
     /// What the files in it may grow to together, bytes.
     pub capacity_bytes: u64,
+    /// What they leave of their disk at least, bytes: the log and the slow tier may be on the same.
+    pub free_bytes_min: u64,
     /// Memory of the index, bytes: 16 for each entry.
     pub index_bytes: u64,
     /// How long a fast tier that failed is left alone.
@@ -89,7 +93,8 @@ pub(super) struct FastTier {
     options: FastTierOptions,
     figures: Arc<TierFigures>,
     region_bytes: u64,
-    regions: u32,
+    /// As many as the capacity has room for.
+    regions_max: u64,
     state: Mutex<State>,
 }
 
@@ -100,6 +105,8 @@ struct State {
     damage_reported: Option<Instant>,
     /// Stamp of fill 0.
     stamp: u64,
+    /// How many the disk has had room for: the length of the ring.
+    regions: u32,
     /// The fill that gathers in `buffer`.
     fill: u32,
     /// Fills before it are gone for good.
@@ -138,30 +145,30 @@ impl FastTier {
     pub(super) fn open(options: &FastTierOptions, figures: &Arc<TierFigures>) -> io::Result<Self> {
         let usable = options.capacity_bytes.max(FAST_CAPACITY_BYTES_MIN) - RESERVED_BYTES;
         let region_bytes = (usable / REGIONS).clamp(*REGION_BYTES.start(), *REGION_BYTES.end());
-        let regions = usable / region_bytes;
+        let regions_max = (usable / region_bytes).min(u64::from(u32::MAX / 2));
         let index_bytes = options.index_bytes.max(SET_BYTES as u64);
         let tier = Self {
             options: options.clone(),
             figures: Arc::clone(figures),
             region_bytes,
-            regions: u32::try_from(regions).unwrap_or(u32::MAX / 2),
+            regions_max,
             state: Mutex::new(State {
                 files: None,
                 retry_at: Instant::now(),
                 damage_reported: None,
                 stamp: 0,
+                regions: REGIONS_MIN as u32,
                 fill: 0,
                 first_fill: 0,
                 buffer: Vec::with_capacity(region_bytes as usize),
                 sealed: None,
                 index: Index::new(index_bytes),
-                live: vec![0; regions as usize].into(),
+                live: Box::default(),
             }),
         };
         {
             let mut state = tier.state();
-            let memory = state.index.memory_bytes() + 2 * region_bytes + 4 * regions;
-            figures.memory_bytes.store(memory, Relaxed);
+            figures.memory_bytes.store(state.index.memory_bytes() + 2 * region_bytes, Relaxed);
             figures.capacity_bytes.store(options.capacity_bytes, Relaxed);
             figures.entries.store(0, Relaxed);
             match tier.start(&mut state) {
@@ -176,11 +183,11 @@ impl FastTier {
     /// What is known of a key. `promotes`: what is about to go is kept for being read.
     pub(super) fn look_up(&self, tree: u32, key: &[u8], promotes: bool) -> Found {
         let hash = hash_of(tree, key);
-        let (place, stamp, source, is_old) = {
+        let (place, at, stamp, source, is_old) = {
             let state = self.state();
             let Some(place) = state.index.get(hash) else { return Found::Nothing };
             let Some(files) = &state.files else { return Found::Nothing };
-            if !state.is_live(place.fill, self.regions) {
+            if !state.is_live(place.fill) {
                 return Found::Nothing;
             }
             let source = match &state.sealed {
@@ -190,15 +197,15 @@ impl FastTier {
                 Some(sealed) if sealed.fill == place.fill => Source::Sealed(Arc::clone(sealed)),
                 _ => Source::File(Arc::clone(&files.file)),
             };
-            let is_old = state.fill - place.fill > self.regions / 4 * 3;
-            (place, state.stamp_of(place.fill), source, is_old)
+            let is_old = state.fill - place.fill > state.regions / 4 * 3;
+            (place, self.offset(&state, place), state.stamp_of(place.fill), source, is_old)
         };
         let bytes = match source {
             Source::Copied(bytes) => bytes,
             Source::Sealed(sealed) => sealed.bytes[place.range()].to_vec(),
             Source::File(file) => {
                 let mut bytes = vec![0; place.length];
-                match file.read_exact_at(&mut bytes, self.offset(place)) {
+                match file.read_exact_at(&mut bytes, at) {
                     Ok(()) => bytes,
                     // Somebody cut the file short.
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Vec::new(),
@@ -258,7 +265,8 @@ impl FastTier {
                 add(&self.figures.passed_over, 1);
                 return nothing;
             }
-            sealed = Some(self.seal(&mut state));
+            let at = state.region(state.fill) as u64 * self.region_bytes;
+            sealed = Some((self.seal(&mut state), at));
         }
         let (fill, offset) = (state.fill, state.buffer.len());
         let stamp = state.stamp_of(fill);
@@ -268,8 +276,8 @@ impl FastTier {
         add(&self.figures.admitted_bytes, length as u64);
         let files = state.files.as_ref().map(|files| Arc::clone(&files.file));
         drop(state);
-        if let (Some(sealed), Some(file)) = (sealed, files) {
-            self.write_out(&sealed, &file);
+        if let (Some((sealed, at)), Some(file)) = (sealed, files) {
+            self.write_out(&sealed, &file, at);
         }
         Staged { hash, place: Some(Place { fill, offset, length }) }
     }
@@ -280,17 +288,18 @@ impl FastTier {
         state.take_out(staged.hash, self);
         let Some(place) = staged.place else { return };
         // It may have taken a while: then it is no longer there.
-        if state.files.is_none() || !state.is_live(place.fill, self.regions) {
+        if state.files.is_none() || !state.is_live(place.fill) {
             return;
         }
-        let first_live = state.first_live(self.regions);
+        let first_live = state.first_live();
         if let Some(gone) = state.index.put(staged.hash, place, first_live) {
             // Another key's, of the same set.
             if state.discount(gone, self) {
                 add(&self.figures.evicted, 1);
             }
         }
-        state.live[self.region(place.fill)] += 1;
+        let region = state.region(place.fill);
+        state.live[region] += 1;
         self.figures.entries.fetch_add(1, Relaxed);
     }
 
@@ -306,7 +315,7 @@ impl FastTier {
             return sealed;
         }
         state.fill += 1;
-        let region = self.region(state.fill);
+        let region = state.region(state.fill);
         let gone = u64::from(std::mem::take(&mut state.live[region]));
         add(&self.figures.evicted, gone);
         self.figures.entries.fetch_sub(gone, Relaxed);
@@ -314,8 +323,7 @@ impl FastTier {
     }
 
     /// Writes a fill to its region. Whoever filled it does, on the blocking pool.
-    fn write_out(&self, sealed: &Arc<Sealed>, file: &Arc<File>) {
-        let at = self.region(sealed.fill) as u64 * self.region_bytes;
+    fn write_out(&self, sealed: &Arc<Sealed>, file: &Arc<File>, at: u64) {
         let written = file.write_all_at(&sealed.bytes, at).and_then(|()| {
             // Whoever looks at the directory should see what it takes of the disk.
             let is_gone = file.metadata()?.nlink() == 0;
@@ -378,11 +386,25 @@ impl FastTier {
             _ => {}
         }
         let file = options.open(self.path())?;
+        state.regions = self.regions_with_room()?;
+        state.live = vec![0; state.regions as usize].into();
         state.files = Some(Files { file: Arc::new(file), _lock: lock });
         self.begin_anew(state);
         self.figures.file_bytes.store(0, Relaxed);
         self.figures.is_down.store(false, Relaxed);
         Ok(())
+    }
+
+    /// How many regions the capacity and the disk have room for. A disk that is smaller than the capacity is
+    /// used as far as it goes, instead of failing again and again.
+    fn regions_with_room(&self) -> io::Result<u32> {
+        let disk = rustix::fs::statvfs(&self.options.directory).map_err(io::Error::from)?;
+        let room = (disk.f_bavail * disk.f_frsize).saturating_sub(self.options.free_bytes_min);
+        let regions = (room / self.region_bytes).min(self.regions_max);
+        if regions < REGIONS_MIN {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(regions as u32)
     }
 
     /// Forgets everything.
@@ -429,7 +451,7 @@ impl FastTier {
     fn note_damage(&self, hash: u64, place: Place) {
         let mut state = self.state();
         // Its region may have been given to a later fill while it was read.
-        if state.index.get(hash) != Some(place) || !state.is_live(place.fill, self.regions) {
+        if state.index.get(hash) != Some(place) || !state.is_live(place.fill) {
             return;
         }
         state.take_out(hash, self);
@@ -442,7 +464,7 @@ impl FastTier {
                  ({} entries so far)",
                 self.path().display(),
                 place.length,
-                self.offset(place),
+                self.offset(&state, place),
                 self.figures.damaged.load(Relaxed)
             ));
         }
@@ -452,12 +474,8 @@ impl FastTier {
         self.options.directory.join("cache")
     }
 
-    fn region(&self, fill: u32) -> usize {
-        (fill % self.regions) as usize
-    }
-
-    fn offset(&self, place: Place) -> u64 {
-        self.region(place.fill) as u64 * self.region_bytes + place.offset as u64
+    fn offset(&self, state: &State, place: Place) -> u64 {
+        state.region(place.fill) as u64 * self.region_bytes + place.offset as u64
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -466,12 +484,16 @@ impl FastTier {
 }
 
 impl State {
-    fn first_live(&self, regions: u32) -> u32 {
-        self.first_fill.max(self.fill.saturating_sub(regions - 1))
+    fn first_live(&self) -> u32 {
+        self.first_fill.max(self.fill.saturating_sub(self.regions - 1))
     }
 
-    fn is_live(&self, fill: u32, regions: u32) -> bool {
-        (self.first_live(regions)..=self.fill).contains(&fill)
+    fn is_live(&self, fill: u32) -> bool {
+        (self.first_live()..=self.fill).contains(&fill)
+    }
+
+    fn region(&self, fill: u32) -> usize {
+        (fill % self.regions) as usize
     }
 
     fn stamp_of(&self, fill: u32) -> u64 {
@@ -487,9 +509,10 @@ impl State {
 
     /// An entry is no longer in the index. False: it was gone before.
     fn discount(&mut self, place: Place, tier: &FastTier) -> bool {
-        let was_live = self.is_live(place.fill, tier.regions);
+        let was_live = self.is_live(place.fill);
         if was_live {
-            self.live[tier.region(place.fill)] -= 1;
+            let region = self.region(place.fill);
+            self.live[region] -= 1;
             tier.figures.entries.fetch_sub(1, Relaxed);
         }
         was_live
