@@ -12,7 +12,7 @@ use std::{
 use prost::Message;
 use stateside_e2e::{raw_http2::framed, requirements::profile_folder};
 
-use super::Latency;
+use super::{Latency, Load, Run};
 use crate::process::{LOAD_CPU, SERVER_CPU, pinned};
 
 /// One request at one address.
@@ -21,55 +21,53 @@ pub struct OpenLoop {
     address: String,
     request: PathBuf,
     path: String,
-    connections: usize,
+    connections: u32,
     /// Calls due a second.
     pub calls_per_s: f64,
 }
 
 impl OpenLoop {
-    /// A unary gRPC call; `name` is that of no other call in `folder`.
+    /// A unary gRPC call. A folder has one of them.
     ///
     /// # Errors
     /// The request cannot be written there.
     pub fn grpc(
         folder: &Path,
-        name: &str,
         address: &str,
         method: &str,
         request: &impl Message,
-        connections: usize,
+        connections: u32,
     ) -> Result<Self, String> {
         let bytes = framed(false, &request.encode_to_vec());
-        Self::new(folder, name, "http2", address, &bytes, format!("/{method}"), connections)
+        Self::new(folder, "http2", address, &bytes, format!("/{method}"), connections)
     }
 
-    /// A command of Redis.
+    /// A command of Redis. A folder has one of them.
     ///
     /// # Errors
-    /// The command cannot be written into `folder`.
+    /// The command cannot be written there.
     pub fn redis(
         folder: &Path,
         address: &str,
         words: &[&str],
-        connections: usize,
+        connections: u32,
     ) -> Result<Self, String> {
         let mut bytes = format!("*{}\r\n", words.len());
         for word in words {
             bytes.push_str(&format!("${}\r\n{word}\r\n", word.len()));
         }
-        Self::new(folder, words[0], "resp", address, bytes.as_bytes(), String::new(), connections)
+        Self::new(folder, "resp", address, bytes.as_bytes(), String::new(), connections)
     }
 
     fn new(
         folder: &Path,
-        name: &str,
         protocol: &'static str,
         address: &str,
         bytes: &[u8],
         path: String,
-        connections: usize,
+        connections: u32,
     ) -> Result<Self, String> {
-        let request = folder.join(format!("open-loop-{name}.request"));
+        let request = folder.join(format!("open-loop-{protocol}.request"));
         fs::write(&request, bytes)
             .map_err(|error| format!("cannot write {}: {error}", request.display()))?;
         let address = address.to_owned();
@@ -77,12 +75,12 @@ impl OpenLoop {
     }
 }
 
-impl OpenLoop {
-    /// Times of the calls of so many seconds, and by how much 1 of 100 was sent late, microseconds.
-    ///
-    /// # Errors
-    /// The program did not run, or a call failed.
-    pub fn measure(&self, seconds: u32) -> Result<(Latency, f64), String> {
+impl Load for OpenLoop {
+    fn describe(&self) -> String {
+        format!("open loop, {} connections", self.connections)
+    }
+
+    fn run(&self, seconds: u32) -> Result<Run, String> {
         let text = run(LOAD_CPU, |command| {
             command
                 .args([self.protocol, &self.address])
@@ -105,13 +103,22 @@ pub struct Pauses {
     pub longest_us: f64,
 }
 
-/// Watches the servers' core for so many seconds, with nothing else on it.
+/// Watches both cores for so many seconds, with nothing else on them, and tells of the servers'. Both, because the
+/// host of a virtual machine takes more from one that works on all of its cores, as under a load.
 ///
 /// # Errors
 /// The program did not run.
 pub fn pauses(seconds: u32) -> Result<Pauses, String> {
-    let text = run(SERVER_CPU, |command| {
-        command.args(["pauses", &seconds.to_string()]);
+    let watch = |cpu| {
+        run(cpu, |command| {
+            command.args(["pauses", &seconds.to_string()]);
+        })
+    };
+    let text = std::thread::scope(|scope| {
+        let other = scope.spawn(|| watch(LOAD_CPU));
+        let text = watch(SERVER_CPU);
+        other.join().map_err(|_| "watching a core panicked".to_owned())??;
+        text
     })?;
     let time = |name| after(&text, name)?.parse().ok();
     let pauses = time("share").zip(time("longest"));
@@ -135,11 +142,11 @@ fn after<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     words.nth(1)
 }
 
-/// Times of the calls, and how late 1 of 100 was sent, microseconds.
-fn parse(text: &str) -> Option<(Latency, f64)> {
+fn parse(text: &str) -> Option<Run> {
     let time = |name| after(text, name)?.parse().ok();
     let latency = Latency { p50_us: time("p50")?, p99_us: time("p99")?, p999_us: time("p999")? };
-    Some((latency, time("late99")?))
+    let (calls, seconds) = (after(text, "calls")?.parse().ok()?, time("seconds")?);
+    Some(Run { calls, seconds, latency: Some(latency) })
 }
 
 #[cfg(test)]
@@ -148,9 +155,9 @@ mod tests {
 
     #[test]
     fn what_the_program_prints_is_read() {
-        let text = "calls 1000 p50 40.5 p99 90.0 p999 300.1 late99 5.0\n";
+        let run = parse("calls 1000 seconds 2.5 p50 40.5 p99 90.0 p999 300.1\n").unwrap();
         let latency = Latency { p50_us: 40.5, p99_us: 90.0, p999_us: 300.1 };
-        assert_eq!(parse(text), Some((latency, 5.0)));
+        assert_eq!((run.calls, run.seconds, run.latency), (1_000, 2.5, Some(latency)));
         assert!(parse("calls many").is_none());
     }
 }

@@ -1,155 +1,106 @@
 //! Times of calls that come at their own rate, at half of what each server can bear: what its users see,
 //! queues included, and not what a load sees that waits for its answers.
+//!
+//! Calls that know nothing of each other come and go one by one, so the peak is that of one call a
+//! connection: loads that send 32 at a time have them answered at a fraction of the cost.
 
+use prost::Message;
 use stateside_proto::v1::Ack;
 
 use super::Context;
 use crate::{
     calls::{EVERY_ACK, GET, KEY, UPSERT, check, get_one, upsert_one, value},
-    comparison::Ratio,
+    comparison::{Contender, in_turn},
     loads::{
-        Latency, Load,
+        Load,
         h2load::{Call, Shape},
         open_loop::{OpenLoop, pauses},
     },
-    outcome::{Bar, Outcome, number},
+    outcome::{Bar, Outcome},
     peers::{
         if_installed,
         redis::{Durability, Redis},
         stateside::site,
     },
-    statistics::{median, spread},
 };
 
-/// As in the rows that the peak is taken from.
-const SHAPES: [Shape; 2] =
-    [Shape { connections: 50, streams: 1 }, Shape { connections: 8, streams: 32 }];
+const CONNECTIONS: u32 = 50;
 const LOAD_SHARE: f64 = 0.5;
 const P99_US: f64 = 1_000.0;
 const P999_US: f64 = 5_000.0;
 
-/// A server under its rate, and the times of each round.
-struct Paced {
-    load: OpenLoop,
-    times: Vec<Latency>,
-    late_us: Vec<f64>,
+pub(super) fn get(context: &Context<'_>) -> Result<Outcome, String> {
+    half_of_peak(context, GET, &get_one(KEY.as_bytes()), &["GET", KEY])
 }
 
-impl Paced {
-    /// At its share of what `full` achieves.
-    fn new(mut load: OpenLoop, full: &impl Load, seconds: u32) -> Result<Self, String> {
+pub(super) fn upsert(context: &Context<'_>) -> Result<Outcome, String> {
+    let request = upsert_one(KEY.as_bytes(), Ack::Memory);
+    half_of_peak(context, UPSERT, &request, &["SET", KEY, &value()])
+}
+
+fn half_of_peak(
+    context: &Context<'_>,
+    method: &'static str,
+    request: &impl Message,
+    words: &[&str],
+) -> Result<Outcome, String> {
+    let (folder, seconds) = (context.folder, context.effort.seconds);
+    let pauses = pauses(seconds * context.effort.rounds)?;
+    let site = site();
+    let node = site.start();
+    let redis = if_installed("redis", || Redis::start(folder, Durability::None))?;
+    let address = site.data_address();
+    check(context.runtime, &address, EVERY_ACK)?;
+    let paced = |mut load: OpenLoop, full: &dyn Load| -> Result<OpenLoop, String> {
         // The first run is a warm-up.
         full.run(1)?;
         let peak = full.run(seconds)?;
         load.calls_per_s = (LOAD_SHARE * peak.calls as f64 / peak.seconds).round();
-        Ok(Self { load, times: Vec::new(), late_us: Vec::new() })
-    }
-
-    fn measure(&mut self, seconds: u32) -> Result<(), String> {
-        let (latency, late_us) = self.load.measure(seconds)?;
-        self.times.push(latency);
-        self.late_us.push(late_us);
-        Ok(())
-    }
-
-    fn time(&self, of: fn(&Latency) -> f64) -> Ratio {
-        let times: Vec<f64> = self.times.iter().map(of).collect();
-        let (lowest, highest) = spread(&times);
-        Ratio { value: median(&times), lowest, highest }
-    }
-}
-
-pub(super) fn half_of_peak(context: &Context<'_>) -> Result<Outcome, String> {
-    let (folder, seconds) = (context.folder, context.effort.seconds);
-    let site = site();
-    let _node = site.start();
-    let address = site.data_address();
-    check(context.runtime, &address, EVERY_ACK)?;
-    let redis = if_installed("redis", || Redis::start(folder, Durability::None))?;
-    let value = value();
+        Ok(load)
+    };
+    let call = Call::new(folder, "unary", method, request)?;
+    let full = call.load(&address, Shape { connections: CONNECTIONS, streams: 1 });
+    let load = OpenLoop::grpc(folder, &address, method, request, CONNECTIONS)?;
+    let mut contenders = vec![Contender::new("stateside", &node, paced(load, &full)?)];
     if let Some(redis) = &redis {
-        redis.fill(std::iter::once(KEY.into()), value.as_bytes())?;
+        redis.fill(std::iter::once(KEY.into()), value().as_bytes())?;
+        let load = OpenLoop::redis(folder, &redis.address(), words, CONNECTIONS)?;
+        let load = paced(load, &redis.load(CONNECTIONS, 1, words))?;
+        contenders.push(Contender::new("redis", redis, load));
     }
-    let mut outcome = Outcome::default();
-    let pauses = pauses(seconds * context.effort.rounds)?;
-    let upsert = upsert_one(KEY.as_bytes(), Ack::Memory);
-    for shape in SHAPES {
-        let connections = shape.connections as usize;
-        let get = get_one(KEY.as_bytes());
-        let ours = [
-            (
-                "Get",
-                Call::new(folder, "open-get", GET, &get)?,
-                OpenLoop::grpc(folder, "get", &address, GET, &get, connections)?,
-            ),
-            (
-                "Upsert ack=memory",
-                Call::new(folder, "open-upsert", UPSERT, &upsert)?,
-                OpenLoop::grpc(folder, "upsert", &address, UPSERT, &upsert, connections)?,
-            ),
-        ];
-        let theirs = [&["GET", KEY][..], &["SET", KEY, &value]];
-        for ((name, call, load), words) in ours.into_iter().zip(theirs) {
-            let mut node = Paced::new(load, &call.load(&address, shape), seconds)?;
-            let mut peer = redis
-                .as_ref()
-                .map(|redis| {
-                    let load = OpenLoop::redis(folder, &redis.address(), words, connections)?;
-                    Paced::new(load, &redis.load(shape.connections, shape.streams, words), seconds)
-                })
-                .transpose()?;
-            for _ in 0..context.effort.rounds {
-                node.measure(seconds)?;
-                if let Some(peer) = &mut peer {
-                    peer.measure(seconds)?;
-                }
-            }
-            report(name, shape, &node, peer.as_ref(), &mut outcome);
-        }
-    }
-    outcome.figure(
-        "a core without any server: time lost in pauses of more than 0.5 ms",
-        pauses.share * 100.0,
-        "%",
-    );
-    outcome.figure("a core without any server: longest pause", pauses.longest_us, "us");
+    let mut outcome =
+        Outcome { contenders: in_turn(context.effort, &contenders)?, ..Outcome::default() };
+    bars(&mut outcome);
+    let lost = pauses.share * 100.0;
+    outcome.figure("two busy cores without a server: time in pauses of 0.5 ms and more", lost, "%");
+    outcome.figure("two busy cores without a server: longest pause", pauses.longest_us, "us");
     outcome.notes.push(
-        "times count from when a call was due; arrivals are random; each server at half of its own closed-loop rate".to_owned(),
+        "times count from when a call was due; arrivals are random, each server's at half of its own rate in a closed loop of 50 x 1"
+            .to_owned(),
     );
     outcome.notes.push(
-        "a machine that takes 1 % of a core's time in pauses of milliseconds has that pause as everyone's p99: then the ratio to Redis says more"
+        "pauses that the machine makes are in everyone's p99 and p99.9; the ratio to Redis's has them on both sides"
             .to_owned(),
     );
     Ok(outcome)
 }
 
-fn report(name: &str, shape: Shape, node: &Paced, peer: Option<&Paced>, outcome: &mut Outcome) {
-    let what =
-        format!("{name}, {} connections at {}/s", shape.connections, number(node.load.calls_per_s));
-    let (p99, p999) = (node.time(|time| time.p99_us), node.time(|time| time.p999_us));
-    let over_redis = |ours: f64, theirs: f64| if theirs > 0.0 { ours / theirs } else { f64::NAN };
-    outcome.bars.push(Bar::at_most(format!("{what}: p99"), Some(p99), P99_US, "us"));
-    outcome.bars.push(Bar::at_most(format!("{what}: p99.9"), Some(p999), P999_US, "us"));
-    outcome.figure(format!("{what}: p50"), node.time(|time| time.p50_us).value, "us");
-    outcome.figure(format!("{what}: 1 call of 100 sent late by"), median(&node.late_us), "us");
-    if let Some(peer) = peer {
-        let theirs = format!(
-            "redis, {} connections at {}/s",
-            shape.connections,
-            number(peer.load.calls_per_s)
-        );
-        for (which, ours, of) in [
-            ("p50", node.time(|time| time.p50_us), (|time| time.p50_us) as fn(&Latency) -> f64),
-            ("p99", p99, |time| time.p99_us),
-            ("p99.9", p999, |time| time.p999_us),
+fn bars(outcome: &mut Outcome) {
+    let Some(ours) = outcome.contenders.first() else { return };
+    let (p99, p999) = (ours.time(|time| time.p99_us), ours.time(|time| time.p999_us));
+    let mut figures = Vec::new();
+    if let Some(redis) = outcome.named("redis") {
+        for (name, ours, theirs) in [
+            ("p99 over redis's", p99, redis.time(|time| time.p99_us)),
+            ("p99.9 over redis's", p999, redis.time(|time| time.p999_us)),
         ] {
-            let time = peer.time(of).value;
-            outcome.figure(format!("{theirs}: {which}"), time, "us");
-            outcome.figure(
-                format!("{what}: {which} over redis's"),
-                over_redis(ours.value, time),
-                "x",
-            );
+            figures
+                .extend(ours.zip(theirs).map(|(ours, theirs)| (name, ours.value / theirs.value)));
         }
+    }
+    outcome.bars.push(Bar::at_most("p99 at half of the peak", p99, P99_US, "us"));
+    outcome.bars.push(Bar::at_most("p99.9 at half of the peak", p999, P999_US, "us"));
+    for (name, ratio) in figures {
+        outcome.figure(name, ratio, "x");
     }
 }
