@@ -21,8 +21,10 @@ use stateside_e2e::{
 use stateside_proto::v1::{RequestId, UpdateEntry, UpdateRequest, update_entry::Operator};
 use tonic::Status;
 
-use crate::kafka::{LIMIT, broker, connect, runtime, site, started};
+use crate::kafka::{broker, connect, runtime, site, started};
 
+/// A request outlasts a broker that starts and a node that replays.
+const LIMIT: Duration = Duration::from_secs(120);
 const CLIENTS: usize = 16;
 const ROUNDS: u32 = 3;
 /// Counters that all clients add to.
