@@ -146,7 +146,8 @@ impl Client {
     /// Sends the last ones again.
     async fn repeat(&mut self) {
         let from = self.answers.len().saturating_sub(REPEATED as usize);
-        for (request, answer) in self.answers[from..].to_vec() {
+        let last = self.answers[from..].to_vec();
+        for (request, answer) in last {
             let number = request.request_id.as_ref().unwrap().number;
             let again = self.answer(&request).await;
             assert_eq!(again, answer, "request {number} of {}", self.name);
