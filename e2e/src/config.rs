@@ -25,8 +25,7 @@ impl Store {
     pub const ALL: [Self; 5] =
         [Self::Memory, Self::MemoryOrdered, Self::Sled, Self::Lsm, Self::Tiered];
     /// Those that order their keys.
-    pub const ORDERED: [Self; 4] =
-        [Self::MemoryOrdered, Self::Sled, Self::Lsm, Self::Tiered];
+    pub const ORDERED: [Self; 4] = [Self::MemoryOrdered, Self::Sled, Self::Lsm, Self::Tiered];
 
     /// The name in configuration and answers.
     pub const fn as_str(self) -> &'static str {

@@ -21,6 +21,7 @@ use stateside_e2e::{
     rpc::{self, Data},
     until::until,
 };
+use stateside_proto::v1::GetRequest;
 use tokio::runtime::Runtime;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -73,14 +74,19 @@ async fn write(data: &mut Data, numbers: std::ops::Range<usize>, round: usize) {
 }
 
 async fn assert_all(data: &mut Data, numbers: std::ops::Range<usize>, round: usize) {
-    for number in numbers {
-        let record = rpc::get(data, &key(number)).await.unwrap();
-        assert!(
-            record.found && record.value == value(number, round),
-            "{} is not that of round {round}: {:?}",
-            key(number),
-            String::from_utf8_lossy(&record.value[..record.value.len().min(40)])
-        );
+    for first in numbers.clone().step_by(BATCH) {
+        let batch = first..(first + BATCH).min(numbers.end);
+        let keys = batch.clone().map(|number| key(number).into()).collect();
+        let request = GetRequest { keys, ..GetRequest::default() };
+        let records = data.get(request).await.unwrap().into_inner().records;
+        for (number, record) in batch.zip(records) {
+            assert!(
+                record.found && record.value == value(number, round),
+                "{} is not that of round {round}: {:?}",
+                key(number),
+                String::from_utf8_lossy(&record.value[..record.value.len().min(40)])
+            );
+        }
     }
 }
 
@@ -112,10 +118,7 @@ fn the_capacity_is_held_and_what_is_read_often_is_answered_by_the_fast_directory
     // Three times as much as there is room for.
     let full = page(&node);
     assert!(full.sum("stateside_tiered_evicted_total", &[]) > 1_000.0);
-    assert_eq!(
-        full.sum("stateside_tiered_fast_capacity_bytes", &[]) as u64,
-        CAPACITY_MB << 20
-    );
+    assert_eq!(full.sum("stateside_tiered_fast_capacity_bytes", &[]) as u64, CAPACITY_MB << 20);
     assert!(full.sum("stateside_tiered_fast_bytes", &[]) as u64 <= CAPACITY_MB << 20);
     assert!(full.sum("stateside_tiered_memory_bytes", &[]) > 0.0);
     assert_eq!(node.terminate().code(), Some(0), "{}", node.output());

@@ -119,7 +119,8 @@ impl TieredDirs {
     /// # Errors
     /// [`TieredDirsError`]; nothing but directories was made then.
     pub fn prepare(&self) -> Result<(), TieredDirsError> {
-        let of_slow = |error: io::Error| wrong(SLOW_KEY, format!("{}: {error}", self.slow.display()));
+        let of_slow =
+            |error: io::Error| wrong(SLOW_KEY, format!("{}: {error}", self.slow.display()));
         let signature = read_signature(&self.signature()).map_err(of_slow)?;
         if signature.is_none() {
             // Otherwise it is there, or not mounted.
@@ -192,8 +193,7 @@ impl TieredDirs {
         fs::create_dir_all(&self.fast)?;
         probe(&self.fast)?;
         let mut options = OpenOptions::new();
-        let lock =
-            options.write(true).create(true).truncate(false).open(self.fast.join("LOCK"))?;
+        let lock = options.write(true).create(true).truncate(false).open(self.fast.join("LOCK"))?;
         // Given up at once: the store takes it.
         lock.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => io::ErrorKind::WouldBlock.into(),

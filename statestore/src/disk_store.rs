@@ -40,9 +40,9 @@ use stateside_types::{
     limits::{STORE_FETCH_BYTES_MAX, STORE_LOAD_BYTES_MAX, STORE_OVERLAY_BYTES_MAX},
 };
 
+pub use self::engine::{Change as TreeChange, Database, DiskEngine, DiskLimits, EngineError, Tree};
 #[cfg(feature = "lsm")]
 pub(crate) use self::tree::holds_record;
-pub use self::engine::{Change as TreeChange, Database, DiskEngine, DiskLimits, EngineError, Tree};
 use self::{
     engine::{Stamp, TreeAccess, TreeSession, WriteFate},
     overlay::{Overlay, OverlayBatch},

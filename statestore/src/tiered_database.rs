@@ -173,9 +173,7 @@ fn add(counter: &AtomicU64, count: u64) {
 impl TieredTree {
     fn known(&self, key: &[u8], promotes: bool) -> Option<Option<TieredBytes>> {
         match self.fast.look_up(self.number, key, promotes) {
-            Found::Known(value) => {
-                Some(value.map(|value| TieredBytes::Fast(FastBytes(value))))
-            }
+            Found::Known(value) => Some(value.map(|value| TieredBytes::Fast(FastBytes(value)))),
             Found::Nothing => None,
         }
     }

@@ -20,8 +20,8 @@ use std::{
 
 use stateside_statestore::{
     Database, DiskEngine, DiskStore, FAST_CAPACITY_BYTES_MIN, FastTierOptions, Lookup, Lsm,
-    LsmOptions, RequestLimits, RequestWindow, Sled, SledOptions, SnapshotStep, StateStore, TierFigures, Tiered,
-    TieredOptions, WorkDone,
+    LsmOptions, RequestLimits, RequestWindow, Sled, SledOptions, SnapshotStep, StateStore,
+    TierFigures, Tiered, TieredOptions, WorkDone,
 };
 use stateside_types::{
     Change, Epoch, PartitionId, Reason, Refusal, RequestId, RequestMark, Sequence, Timestamp,
@@ -303,7 +303,9 @@ fn mistreat_fast_tier(path: &Path, numbers: &mut Numbers) {
     match numbers.below(4) {
         0 => std::fs::remove_dir_all(fast).unwrap(),
         1 => file.set_len(numbers.below(length + 1)).unwrap(),
-        2 => std::fs::write(fast.join("cache"), vec![numbers.next() as u8; length as usize]).unwrap(),
+        2 => {
+            std::fs::write(fast.join("cache"), vec![numbers.next() as u8; length as usize]).unwrap()
+        }
         _ => {}
     }
 }

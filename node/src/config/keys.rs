@@ -511,7 +511,7 @@ pub(super) const KEYS: &[Key] = &[
         unit: "MiB",
         default: Default::Is("64"),
         flag: None,
-        doc: "Memory at most for knowing where in the fast directory what is: 16 bytes for each record, or for each 16 KiB of a long one. With records so small that this is full first, the fast directory is not used to its capacity.",
+        doc: "Memory of the index of the fast directory: 16 bytes for each record, or for each 16 KiB of a long one; never more than an eighth of fast_capacity_mb. With records so small that this is full first, the fast directory is not used to its capacity.",
         set: |s, v| number(v).map(|mb| s.store.tiered.index_mb = mb),
         get: |s| Some(of_number(s.store.tiered.index_mb)),
     },

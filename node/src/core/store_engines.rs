@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
+use stateside_statestore::TierFigures;
 use stateside_statestore::{Database, DiskEngine, Sled, SledOptions, StateStore};
 #[cfg(feature = "lsm")]
 use stateside_statestore::{FastTierOptions, Lsm, LsmOptions, Tiered, TieredOptions};
-use stateside_statestore::TierFigures;
 use stateside_types::{Epoch, PartitionId, Refusal, StoreKind, limits};
 
 use super::partition_files::store_failed;
@@ -155,7 +155,8 @@ impl<D: Database> Lazy<D> {
             return Ok(engine.clone());
         }
         (self.prepare)()?;
-        let opened = DiskEngine::open(&self.path, self.options.clone()).map_err(|e| store_failed(&e))?;
+        let opened =
+            DiskEngine::open(&self.path, self.options.clone()).map_err(|e| store_failed(&e))?;
         Ok(engine.insert(opened).clone())
     }
 

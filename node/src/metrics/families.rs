@@ -92,7 +92,7 @@ families! {
     TIERED_ENTRIES: Gauge "stateside_tiered_entries" [] "Entries in the fast directory.";
     TIERED_BYTES: Gauge "stateside_tiered_fast_bytes" [] "Length of the fast directory's file.";
     TIERED_CAPACITY: Gauge "stateside_tiered_fast_capacity_bytes" [] "What the fast directory may take; 0 while no partition has a store of kind tiered.";
-    TIERED_MEMORY: Gauge "stateside_tiered_memory_bytes" [] "Memory of the fast directory's index and buffers. The index is used as it fills.";
+    TIERED_MEMORY: Gauge "stateside_tiered_memory_bytes" [] "Memory of the fast directory's index and buffers.";
     PARTITION_STATE: Gauge "stateside_partition_state" ["core", "partition", "state"] "1 for the state that the partition is in: init, primary, stopped, damaged or retired.";
     PARTITION_RECORDS: Gauge "stateside_partition_records" ["core", "partition"] "Records held.";
     PARTITION_PAYLOAD: Gauge "stateside_partition_payload_bytes" ["core", "partition"] "Bytes of keys and values held.";

@@ -299,7 +299,8 @@ impl<D: Database> TreeSession<'_, D> {
                 meta.next_moment = Some(moment);
                 break;
             }
-            let record = self.record_before_write(key, false)?.filter(|r| r.expire_at == Some(moment));
+            let record =
+                self.record_before_write(key, false)?.filter(|r| r.expire_at == Some(moment));
             let record =
                 record.ok_or_else(|| self.damaged("a moment is not that of its record"))?;
             for piece in 0..pieces(record.value_len) {

@@ -46,6 +46,8 @@ const REGION_BYTES: std::ops::RangeInclusive<u64> = 256 << 10..=4 << 20;
 const REGIONS_MIN: u64 = 4;
 /// Regions that a file is cut to, unless they would be larger or smaller than that.
 const REGIONS: u64 = 64;
+/// The index is this part of the capacity at most: entries are hardly shorter on average than its inverse tells, 128 bytes.
+const INDEX_SHARE: u64 = 8;
 /// Of the capacity, what the directory's other file and the directory itself have.
 const RESERVED_BYTES: u64 = 8 << 10;
 /// Smallest capacity, bytes.
@@ -55,7 +57,8 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 const _: () = assert!(*REGION_BYTES.end() <= REGION_BYTES_MAX as u64);
 const _: () = assert!(*REGION_BYTES.start() >= ENTRY_BYTES_MAX as u64);
-const _: () = assert!((FAST_CAPACITY_BYTES_MIN - RESERVED_BYTES) / *REGION_BYTES.start() >= REGIONS_MIN);
+const _: () =
+    assert!((FAST_CAPACITY_BYTES_MIN - RESERVED_BYTES) / *REGION_BYTES.start() >= REGIONS_MIN);
 
 /// How a fast tier is run.
 #[derive(Clone, Debug)]
@@ -146,7 +149,7 @@ impl FastTier {
         let usable = options.capacity_bytes.max(FAST_CAPACITY_BYTES_MIN) - RESERVED_BYTES;
         let region_bytes = (usable / REGIONS).clamp(*REGION_BYTES.start(), *REGION_BYTES.end());
         let regions_max = (usable / region_bytes).min(u64::from(u32::MAX / 2));
-        let index_bytes = options.index_bytes.max(SET_BYTES as u64);
+        let index_bytes = options.index_bytes.min(usable / INDEX_SHARE).max(SET_BYTES as u64);
         let tier = Self {
             options: options.clone(),
             figures: Arc::clone(figures),

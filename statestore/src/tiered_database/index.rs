@@ -41,7 +41,7 @@ pub(super) struct Index {
 }
 
 impl Index {
-    /// An empty index of so many bytes, rounded down to whole sets. The system gives it memory as it is used.
+    /// An empty index of so many bytes, rounded down to whole sets.
     pub(super) fn new(bytes: u64) -> Self {
         let sets = (bytes / SET_BYTES as u64).max(1) as usize;
         Self { words: vec![0; sets * SET_SLOTS * SLOT_WORDS] }

@@ -6,9 +6,10 @@
 //!           [--warm-up-s N] [--seconds N] [--directory DIR]
 //! ```
 //! The slow disk is an ext4 file system on a loop device, throttled by the kernel's block layer to so many
-//! reads and writes and so many MiB a second (control groups, version 1 or 2), for the node alone. The load is
-//! written before the throttle is set. The node's memory, page cache included, has a limit, so that the
-//! records do not hide in it. All else is on `--directory`: log, fast directory, and of course the load
+//! reads and writes and so many MiB a second (control groups, version 1 or 2), for the node alone. The records are
+//! loaded first. Then the node is started again, with a limit on its memory, page cache included, so that they do
+//! not hide in it; and read from for a while, so that both stores' caches hold what they would hold after hours. Then the throttle is
+//! set. All else is on `--directory`: log, fast directory, and of course the load
 //! generator, `stateside bench`, is not throttled. Needs root, `losetup`, `mkfs.ext4` and `mount`.
 //!
 //! Version 1 of the control groups does not see writes that the kernel does in the background; reads, and what
@@ -61,13 +62,13 @@ fn main() -> ExitCode {
 fn arguments() -> Result<Arguments, String> {
     let mut arguments = Arguments {
         stores: vec![Store::Lsm, Store::Tiered],
-        records: 400_000,
-        memory_mb: 192,
-        fast_mb: 192,
+        records: 1_000_000,
+        memory_mb: 256,
+        fast_mb: 512,
         iops: 500,
         mb_per_s: 60,
-        warm_up_s: 30,
-        seconds: 20,
+        warm_up_s: 20,
+        seconds: 15,
         directory: std::env::temp_dir(),
     };
     let mut given = std::env::args().skip(1);
@@ -99,7 +100,11 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     println!(
         "{} records of {VALUE_BYTES} B; node with {} MiB of memory, page cache included; slow disk: {} reads and writes \
          and {} MiB a second; fast directory: {} MiB; {CONCURRENCY} calls at once, zipfian",
-        arguments.records, arguments.memory_mb, arguments.iops, arguments.mb_per_s, arguments.fast_mb,
+        arguments.records,
+        arguments.memory_mb,
+        arguments.iops,
+        arguments.mb_per_s,
+        arguments.fast_mb,
     );
     println!("| store | workload | calls/s | p50 | p99 | hit rate |\n|---|---|---|---|---|---|");
     for &store in &arguments.stores {
@@ -113,11 +118,14 @@ fn measure(arguments: &Arguments, store: Store) -> Result<(), Box<dyn std::error
     let disk = SlowDisk::mount(folder.path(), arguments.records * VALUE_BYTES * 4 + (1 << 30))?;
     let data_dir = folder.path().join("data");
     let more = format!(
-        "store.lsm = {{ cache_mb = 32 }}\nstore.tiered = {{ cache_mb = 32, slow_dir = \"{}\", \
-         fast_dir = \"{}\", fast_capacity_mb = {} }}\n",
+        "store.lsm = {{ cache_mb = 32, memtable_mb = 2 }}\n\
+         store.tiered = {{ cache_mb = 32, memtable_mb = 2, slow_dir = \"{}\", fast_dir = \"{}\", \
+         fast_capacity_mb = {}, index_mb = {} }}\n",
         disk.mounted_at().join("tiered").display(),
         folder.path().join("fast").display(),
-        arguments.fast_mb
+        arguments.fast_mb,
+        // 16 bytes for each record that there is room for.
+        arguments.fast_mb / 64 + 1
     );
     let config = Config { store, log_segment_mb: 16, log_max_mb: 256, more, ..Config::default() };
     let site = Site::new(config).with_data_dir(data_dir.clone());
@@ -127,13 +135,12 @@ fn measure(arguments: &Arguments, store: Store) -> Result<(), Box<dyn std::error
         succeed(Command::new("mv").arg(data_dir.join("lsm")).arg(disk.mounted_at()))?;
         std::os::unix::fs::symlink(disk.mounted_at().join("lsm"), data_dir.join("lsm"))?;
     }
-    let groups = Groups::make(arguments.memory_mb << 20)?;
-    let node = site.start();
-    groups.take_in(node.pid())?;
+    let mut node = site.start();
     let records = arguments.records.to_string();
     let bench = |more: &[&str]| -> Result<Value, String> {
         let value_bytes = VALUE_BYTES.to_string();
-        let mut line = vec!["bench", "-o", "json", "--records", &records, "--value-bytes", &value_bytes];
+        let mut line =
+            vec!["bench", "-o", "json", "--records", &records, "--value-bytes", &value_bytes];
         line.extend(more);
         let ran = stateside(&site, &line);
         match ran.code {
@@ -146,7 +153,11 @@ fn measure(arguments: &Arguments, store: Store) -> Result<(), Box<dyn std::error
     bench(&["--batch", "50", "--concurrency", "4", "--duration", "1s", "--warm-up", "0s"])?;
     settle(&node);
     eprintln!("{}: loaded in {:.0} s", store.as_str(), begun.elapsed().as_secs_f64());
-    groups.throttle(&disk, arguments.iops, arguments.mb_per_s << 20)?;
+    node.terminate();
+    drop(node);
+    let groups = Groups::make(arguments.memory_mb << 20)?;
+    let node = site.start();
+    groups.take_in(node.pid())?;
 
     let seconds = format!("{}s", arguments.seconds);
     let calls = ["--no-load", "--concurrency", CONCURRENCY, "--warm-up", "0s", "--timeout", "60s"];
@@ -154,8 +165,9 @@ fn measure(arguments: &Arguments, store: Store) -> Result<(), Box<dyn std::error
         let warm_up = format!("{}s", arguments.warm_up_s);
         let mut line = calls.to_vec();
         line.extend(["--workload", "c", "--duration", &warm_up]);
-        row(store, "c, warming up", || bench(&line), &node)?;
+        row(store, "c, not throttled yet", || bench(&line), &node)?;
     }
+    groups.throttle(&disk, arguments.iops, arguments.mb_per_s << 20)?;
     for workload in ["c", "b"] {
         let mut line = calls.to_vec();
         line.extend(["--workload", workload, "--duration", &seconds]);
@@ -198,7 +210,8 @@ fn row(
 /// Reads that the two tiers answered.
 fn reads(node: &Node<'_>) -> (f64, f64) {
     let page = Page::parse(&node.metrics()).unwrap_or_default();
-    let of = |tier| page.sum("stateside_tiered_lookups_total", &[("purpose", "read"), ("tier", tier)]);
+    let of =
+        |tier| page.sum("stateside_tiered_lookups_total", &[("purpose", "read"), ("tier", tier)]);
     (of("fast"), of("slow"))
 }
 
