@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 pub struct TierFigures {
     pub(crate) read_hits: AtomicU64,
     pub(crate) read_misses: AtomicU64,
-    pub(crate) write_hits: AtomicU64,
-    pub(crate) write_misses: AtomicU64,
+    pub(crate) other_hits: AtomicU64,
+    pub(crate) other_misses: AtomicU64,
     pub(crate) admitted: AtomicU64,
     pub(crate) admitted_bytes: AtomicU64,
     pub(crate) kept: AtomicU64,
@@ -31,10 +31,11 @@ pub struct TierStats {
     pub read_hits: u64,
     /// Lookups of a reader that the slow tier had to answer.
     pub read_misses: u64,
-    /// Lookups ahead of a write, of what it replaces, that the fast tier answered.
-    pub write_hits: u64,
-    /// Lookups ahead of a write that the slow tier had to answer.
-    pub write_misses: u64,
+    /// Further lookups that the fast tier answered: of what a write replaces, and of pieces of long values that a
+    /// scan or snapshot passes. They admit nothing.
+    pub other_hits: u64,
+    /// Of these, what the slow tier had to answer.
+    pub other_misses: u64,
     /// Entries that were written to the fast tier: after a read that missed, or with a write.
     pub admitted: u64,
     /// Their bytes, headers and padding included.
@@ -68,8 +69,8 @@ impl TierFigures {
         TierStats {
             read_hits: of(&self.read_hits),
             read_misses: of(&self.read_misses),
-            write_hits: of(&self.write_hits),
-            write_misses: of(&self.write_misses),
+            other_hits: of(&self.other_hits),
+            other_misses: of(&self.other_misses),
             admitted: of(&self.admitted),
             admitted_bytes: of(&self.admitted_bytes),
             kept: of(&self.kept),

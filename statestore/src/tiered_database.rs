@@ -11,8 +11,8 @@
 //!            └───────────────────────┘  ranges ─►│ scans, snapshots, loads'   │
 //!                                                └ clearing; sync, recovery ──┘
 //! ```
-//! **The slow tier alone is the truth.** What the fast one has is a copy that no recovery, sync or
-//! scan looks at, and that begins empty with each opening; so losing it at any moment loses nothing. A tree is
+//! **The slow tier alone is the truth.** What the fast one has are copies that no recovery, sync or
+//! scan relies on, and they begin empty with each opening; so losing them at any moment loses nothing. A tree is
 //! used by one thread at a time, so between a look-up that missed and its admission, or between the three
 //! steps of a batch, nobody else reads or changes the same key. When the slow tier refuses a batch it
 //! may have it or not: then the keys of the batch stay forgotten.
@@ -196,12 +196,12 @@ impl Tree for TieredTree {
         Ok(value.map(TieredBytes::Slow))
     }
 
-    fn get_before_write(&self, key: &[u8]) -> Result<Option<TieredBytes>, EngineError> {
+    fn get_once(&self, key: &[u8]) -> Result<Option<TieredBytes>, EngineError> {
         if let Some(known) = self.known(key, false) {
-            add(&self.figures.write_hits, 1);
+            add(&self.figures.other_hits, 1);
             return Ok(known);
         }
-        add(&self.figures.write_misses, 1);
+        add(&self.figures.other_misses, 1);
         Ok(self.slow.get(key)?.map(TieredBytes::Slow))
     }
 

@@ -141,8 +141,8 @@ fn tiered(page: &mut Page, metrics: &NodeMetrics) {
     page.family(families::TIERED_LOOKUPS);
     page.sample(&[&"read", &"fast"], stats.read_hits);
     page.sample(&[&"read", &"slow"], stats.read_misses);
-    page.sample(&[&"write", &"fast"], stats.write_hits);
-    page.sample(&[&"write", &"slow"], stats.write_misses);
+    page.sample(&[&"other", &"fast"], stats.other_hits);
+    page.sample(&[&"other", &"slow"], stats.other_misses);
     page.single(families::TIERED_ADMITTED, stats.admitted);
     page.single(families::TIERED_ADMITTED_BYTES, stats.admitted_bytes);
     page.single(families::TIERED_KEPT, stats.kept);

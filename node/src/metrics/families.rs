@@ -80,7 +80,7 @@ families! {
     SNAPSHOT_BYTES: Counter "stateside_snapshot_written_bytes_total" ["core"] "Bytes of the snapshots that were finished.";
     STORE_WORK: Histogram "stateside_store_work_duration_seconds" ["core"] "Time of one piece of blocking work of a store on disk, such as fetching records or writing a batch of them.";
     STORE_MEMORY: Gauge "stateside_store_memory_bytes" ["core"] "Memory of the state stores of the core.";
-    TIERED_LOOKUPS: Counter "stateside_tiered_lookups_total" ["purpose", "tier"] "Lookups in stores of kind tiered, of records and of pieces of long ones, by purpose (read, or write: of what a write replaces) and by the tier that answered: fast / (fast + slow) is the hit rate. What is in memory still is not looked up.";
+    TIERED_LOOKUPS: Counter "stateside_tiered_lookups_total" ["purpose", "tier"] "Lookups in stores of kind tiered, of records and of pieces of long ones, by purpose (read; or other: of what a write replaces, and of pieces that a scan or snapshot passes) and by the tier that answered: fast / (fast + slow) is the hit rate. What is in memory still is not looked up.";
     TIERED_ADMITTED: Counter "stateside_tiered_admitted_total" [] "Entries written to the fast directory: after a lookup that it could not answer, or with a write.";
     TIERED_ADMITTED_BYTES: Counter "stateside_tiered_admitted_bytes_total" [] "Bytes of these entries.";
     TIERED_KEPT: Counter "stateside_tiered_kept_total" [] "Entries of these that were there already, and were read shortly before they would have gone.";

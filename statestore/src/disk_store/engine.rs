@@ -99,11 +99,12 @@ pub trait Tree {
     /// [`EngineError`].
     fn get(&self, key: &[u8]) -> Result<Option<Self::Bytes>, EngineError>;
 
-    /// As [`Self::get`], of a key that is changed next: an engine that keeps copies need not make one.
+    /// As [`Self::get`], of what nobody is likely to ask for again: it is changed next, or everything is
+    /// read in its order. An engine that keeps copies need not make one.
     ///
     /// # Errors
     /// [`EngineError`].
-    fn get_before_write(&self, key: &[u8]) -> Result<Option<Self::Bytes>, EngineError> {
+    fn get_once(&self, key: &[u8]) -> Result<Option<Self::Bytes>, EngineError> {
         self.get(key)
     }
 
@@ -543,8 +544,8 @@ impl<D: Database> TreeSession<'_, D> {
         self.access.shared().call(|| self.tree.get(key))
     }
 
-    pub(super) fn get_before_write(&self, key: &[u8]) -> Result<Option<Bytes<D>>, StoreError> {
-        self.access.shared().call(|| self.tree.get_before_write(key))
+    pub(super) fn get_once(&self, key: &[u8]) -> Result<Option<Bytes<D>>, StoreError> {
+        self.access.shared().call(|| self.tree.get_once(key))
     }
 
     /// To be advanced with [`Self::next`] alone.

@@ -78,6 +78,17 @@ pub(super) type KeyedRecord = (Box<[u8]>, StoredRecord);
 /// A key and what was found under it.
 pub(super) type KeyedLookup = (Box<[u8]>, Option<StoredRecord>);
 
+/// How much of a record is read, and for whom.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// All but its value.
+    Header,
+    /// All, for a reader, who may come again.
+    Again,
+    /// All, on the way past it.
+    Once,
+}
+
 /// Which records a write must bring back before it overwrites them: a snapshot has not got to
 /// them yet.
 pub(super) struct KeepRule {
@@ -135,8 +146,9 @@ impl<D: Database> TreeSession<'_, D> {
         key: &[u8],
         with_value: bool,
     ) -> Result<Option<StoredRecord>, StoreError> {
-        let Some(stored) = self.get_before_write(&record_key(key))? else { return Ok(None) };
-        self.complete(key, stored.as_ref(), with_value).map(Some)
+        let Some(stored) = self.get_once(&record_key(key))? else { return Ok(None) };
+        let wanted = if with_value { Wanted::Once } else { Wanted::Header };
+        self.complete(key, stored.as_ref(), wanted).map(Some)
     }
 
     /// A record from what its record key holds.
@@ -144,11 +156,11 @@ impl<D: Database> TreeSession<'_, D> {
         &self,
         key: &[u8],
         stored: &[u8],
-        with_value: bool,
+        wanted: Wanted,
     ) -> Result<StoredRecord, StoreError> {
         let (mut record, inline) =
             decode_record(stored).ok_or_else(|| self.damaged("a record does not read"))?;
-        if !with_value {
+        if wanted == Wanted::Header {
             return Ok(record);
         }
         if record.value_len <= PIECE_BYTES {
@@ -157,7 +169,12 @@ impl<D: Database> TreeSession<'_, D> {
         }
         let mut value = Vec::with_capacity(record.value_len);
         for piece in 0..pieces(record.value_len) {
-            match self.get(&piece_key(key, piece))? {
+            let piece_key = piece_key(key, piece);
+            let found = match wanted {
+                Wanted::Again => self.get(&piece_key)?,
+                Wanted::Header | Wanted::Once => self.get_once(&piece_key)?,
+            };
+            match found {
                 Some(bytes) => value.extend_from_slice(bytes.as_ref()),
                 None => return Err(self.damaged("a piece of a value is missing")),
             }
@@ -189,7 +206,7 @@ impl<D: Database> TreeSession<'_, D> {
     /// The record that an entry of [`Self::records`] holds, with its key.
     pub(super) fn record_of(&self, key: &[u8], stored: &[u8]) -> Result<KeyedRecord, StoreError> {
         let key: Box<[u8]> = key[1..].into();
-        let record = self.complete(&key, stored, true)?;
+        let record = self.complete(&key, stored, Wanted::Once)?;
         Ok((key, record))
     }
 
@@ -205,10 +222,10 @@ impl<D: Database> TreeSession<'_, D> {
                 fetched.push((key.clone(), None));
                 continue;
             };
-            let mut record = self.complete(key, stored.as_ref(), false)?;
+            let mut record = self.complete(key, stored.as_ref(), Wanted::Header)?;
             if record.value_len <= budget_bytes {
                 budget_bytes -= record.value_len;
-                record = self.complete(key, stored.as_ref(), true)?;
+                record = self.complete(key, stored.as_ref(), Wanted::Again)?;
             }
             fetched.push((key.clone(), Some(record)));
         }
@@ -337,10 +354,10 @@ impl<D: Database> TreeSession<'_, D> {
                 return Ok(Scanned { records, cursor: None });
             };
             let (key, stored) = (Box::<[u8]>::from(&key.as_ref()[1..]), stored.as_ref());
-            let record = self.complete(&key, stored, false)?;
+            let record = self.complete(&key, stored, Wanted::Header)?;
             bytes += key.len() + RECORD_HEADER_BYTES;
             if record.version <= sequence {
-                let record = self.complete(&key, stored, true)?;
+                let record = self.complete(&key, stored, Wanted::Once)?;
                 bytes += record.value_len;
                 records.push((key, record));
             } else if bytes >= budget_bytes {
