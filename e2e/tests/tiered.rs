@@ -124,7 +124,8 @@ fn the_capacity_is_held_and_what_is_read_often_is_answered_by_the_fast_directory
     assert_eq!(node.terminate().code(), Some(0), "{}", node.output());
     drop(node);
 
-    // Cold: the first look at each key misses, all further ones do not.
+    // Cold: the first look at each key misses. Further ones do not, but for what was passed over because the
+    // disk of this test did not keep up.
     let node = site.start();
     runtime.block_on(async {
         let mut data = rpc::data(&site.data_address()).await.unwrap();
@@ -133,9 +134,12 @@ fn the_capacity_is_held_and_what_is_read_often_is_answered_by_the_fast_directory
         }
     });
     let cold = page(&node);
-    assert_eq!((reads(&cold, "slow"), reads(&cold, "fast")), (300.0, 1_200.0));
+    let (slow, fast) = (reads(&cold, "slow"), reads(&cold, "fast"));
+    let passed_over = cold.sum("stateside_tiered_passed_over_total", &[]);
+    assert_eq!((slow + fast, slow), (1_500.0, 300.0 + passed_over), "{passed_over} passed over");
+    assert!(fast > 900.0, "{fast}");
     assert_eq!(cold.sum("stateside_tiered_fast_down", &[]), 0.0);
-    assert_eq!(cold.sum("stateside_tiered_entries", &[]), 300.0);
+    assert!((200.0..=300.0).contains(&cold.sum("stateside_tiered_entries", &[])));
 }
 
 /// Whatever somebody may do to the fast directory; the node must not care.
