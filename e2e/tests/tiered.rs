@@ -136,7 +136,8 @@ fn the_capacity_is_held_and_what_is_read_often_is_answered_by_the_fast_directory
     let cold = page(&node);
     let (slow, fast) = (reads(&cold, "slow"), reads(&cold, "fast"));
     let passed_over = cold.sum("stateside_tiered_passed_over_total", &[]);
-    assert_eq!((slow + fast, slow), (1_500.0, 300.0 + passed_over), "{passed_over} passed over");
+    assert_eq!(slow + fast, 1_500.0);
+    assert!((300.0..=300.0 + passed_over).contains(&slow), "{slow}, {passed_over} passed over");
     assert!(fast > 900.0, "{fast}");
     assert_eq!(cold.sum("stateside_tiered_fast_down", &[]), 0.0);
     assert!((200.0..=300.0).contains(&cold.sum("stateside_tiered_entries", &[])));
