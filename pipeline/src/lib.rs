@@ -19,6 +19,7 @@
 mod catalogue;
 mod changes;
 mod clock;
+mod descriptor_set;
 mod dispatcher;
 mod enricher;
 mod field_path;
@@ -37,9 +38,12 @@ mod rate;
 mod sanitizer;
 mod stage;
 
-pub use catalogue::{RegisterError, definition, definitions, read_stage, register};
+pub use catalogue::{
+    RegisterError, definition, definitions, read_stage, read_stage_with_files, register,
+};
 pub use changes::Changes;
 pub use clock::Clock;
+pub use descriptor_set::ReadFile;
 pub use dispatcher::Dispatcher;
 pub use kafka_stage::KafkaStage;
 pub use line_monitor::LineMonitor;
