@@ -12,10 +12,12 @@ use stateside_statestore::TierFigures;
 use stateside_statestore::{Database, DiskEngine, Sled, SledOptions, StateStore};
 #[cfg(feature = "lsm")]
 use stateside_statestore::{FastTierOptions, Lsm, LsmOptions, Tiered, TieredOptions};
-use stateside_types::{Epoch, PartitionId, Refusal, StoreKind, limits};
+use stateside_types::{Epoch, PartitionId, Refusal, StoreKind};
 
 use super::partition_files::store_failed;
-use crate::{config::StoreSettings, data_dir::DataDir, tiered_dirs::TieredDirs};
+#[cfg(feature = "lsm")]
+use crate::tiered_dirs::TieredDirs;
+use crate::{config::StoreSettings, data_dir::DataDir};
 
 /// See the file's header.
 pub struct StoreEngines {
@@ -117,6 +119,7 @@ fn tiered_options(
     dirs: &TieredDirs,
     figures: &Arc<TierFigures>,
 ) -> TieredOptions {
+    use stateside_types::limits;
     let settings = &settings.tiered;
     let slow = LsmOptions {
         cache_bytes: u64::from(settings.cache_mb) << 20,
