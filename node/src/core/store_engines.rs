@@ -8,8 +8,7 @@ use std::{
     time::Duration,
 };
 
-use stateside_statestore::TierFigures;
-use stateside_statestore::{Database, DiskEngine, Sled, SledOptions, StateStore};
+use stateside_statestore::{Database, DiskEngine, Sled, SledOptions, StateStore, TierFigures};
 #[cfg(feature = "lsm")]
 use stateside_statestore::{FastTierOptions, Lsm, LsmOptions, Tiered, TieredOptions};
 use stateside_types::{Epoch, PartitionId, Refusal, StoreKind};
