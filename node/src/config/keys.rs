@@ -40,6 +40,16 @@ pub(super) enum Default {
     Words(&'static str, &'static str),
 }
 
+impl fmt::Display for Default {
+    /// In a page.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Is(value) => write!(f, "`{value}`"),
+            Self::Words(words, _) => f.write_str(words),
+        }
+    }
+}
+
 /// One key.
 pub(super) struct Key {
     /// Section and name: `log.segment_mb`.

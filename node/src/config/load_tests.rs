@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use super::*;
-use crate::config::{default_file, documentation};
+use crate::config::{default_file, documentation, store_options};
 
 struct World {
     dir: tempfile::TempDir,
@@ -236,15 +236,32 @@ fn what_is_shown_can_be_loaded_again_and_tells_origins() {
 
 #[test]
 fn documentation_of_the_configuration_is_current() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/configuration.md");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, documentation()).unwrap();
-    }
+    check_page("configuration.md", |_| documentation());
+}
+
+#[test]
+fn documentation_of_the_stores_options_is_current() {
+    const BEGIN: &str = "<!-- options of stores: made from the code, see the end of the page -->\n";
+    const END: &str = "<!-- end of the options of stores -->\n";
+    check_page("pipeline.md", |page| {
+        let (before, rest) = page.split_once(BEGIN).expect("the page says where the table begins");
+        let (_, after) = rest.split_once(END).expect("the page says where the table ends");
+        format!("{before}{BEGIN}{}{END}{after}", store_options())
+    });
+}
+
+/// A page in docs is what it should be, which may depend on what it is.
+fn check_page(name: &str, expected: impl Fn(&str) -> String) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name);
     let committed = fs::read_to_string(&path).unwrap_or_default();
+    let expected = expected(&committed);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, expected).unwrap();
+        return;
+    }
     assert!(
-        committed == documentation(),
-        "docs/configuration.md is out of date: UPDATE_DOCS=1 cargo test -p stateside-node documentation"
+        committed == expected,
+        "docs/{name} is out of date: UPDATE_DOCS=1 cargo test -p stateside-node documentation"
     );
 }
 

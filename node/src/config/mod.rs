@@ -18,6 +18,8 @@ mod settings;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf};
 
+#[cfg(test)]
+use render::store_options;
 pub use render::{ShownKey, default_file, documentation};
 pub use settings::{
     DataSettings, DrainSettings, KafkaSettings, ListenSettings, LogSettings, LoggingFormat,

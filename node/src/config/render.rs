@@ -127,17 +127,24 @@ pub fn documentation() -> String {
         let _ = writeln!(out, "| key | default | unit | flag, variable | meaning |");
         let _ = writeln!(out, "|---|---|---|---|---|");
         for key in keys_of(section) {
-            let default = match key.default {
-                Default::Is(value) => format!("`{value}`"),
-                Default::Words(words, _) => words.to_owned(),
-            };
             let flag = key
                 .flag
                 .map_or(String::new(), |(flag, variable)| format!("`{flag}`, `{variable}`"));
-            let (name, unit, doc) = (key.name(), key.unit, key.doc);
+            let (name, default, unit, doc) = (key.name(), key.default, key.unit, key.doc);
             let _ = writeln!(out, "| `{name}` | {default} | {unit} | {flag} | {doc} |");
         }
     }
+    out
+}
+
+/// The table of the stores' options in `docs/pipeline.md`.
+#[cfg(test)]
+pub(super) fn store_options() -> String {
+    let mut out = String::from("\n| option | default | unit | meaning |\n|---|---|---|---|\n");
+    for key in KEYS.iter().filter(|key| key.path.starts_with("store.")) {
+        let _ = writeln!(out, "| `{}` | {} | {} | {} |", key.path, key.default, key.unit, key.doc);
+    }
+    out.push('\n');
     out
 }
 
