@@ -18,6 +18,8 @@ mod held;
 mod owned;
 mod partition;
 mod scan;
+mod trail;
 
 pub use partition::{Effects, Input, Partition, SnapshotHead, Ticket};
 pub use scan::{PageEnd, Scan};
+pub use trail::{CopyPace, Trail, TrailPiece};

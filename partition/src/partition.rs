@@ -9,7 +9,7 @@ use stateside_statestore::{
 };
 use stateside_types::{
     Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
-    Record, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
+    Record, Refusal, Sequence, StageKind, StoreKind, Timestamp, WallClock, WriteEntry, check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
@@ -17,6 +17,7 @@ use crate::{
     PageEnd, Scan,
     held::{Held, HeldAnswers},
     owned::Owned,
+    trail::Trail,
 };
 
 /// The node's name for a request under way; the partition only hands it back.
@@ -110,6 +111,10 @@ pub struct Partition {
     queue: VecDeque<Owned>,
     /// A piece of the store's work is out.
     working: bool,
+    /// The piece that is out belongs to the store before: its outcome is nobody's.
+    leaving: bool,
+    /// While the records are copied to another store: the writes that it has to have as well.
+    trail: Option<Box<Trail>>,
     /// The store's disk was full when it last tried.
     disk_full: bool,
     /// The last batch that removed something, or whose record was reclaimed: what a read of an
@@ -144,6 +149,8 @@ impl Partition {
             changed: Vec::new(),
             queue: VecDeque::new(),
             working: false,
+            leaving: false,
+            trail: None,
             disk_full: false,
             frozen: None,
             failing: None,
@@ -204,7 +211,7 @@ impl Partition {
 
     /// Whether nothing of the store is out on the blocking pool and nothing waits.
     pub fn is_quiet(&self) -> bool {
-        !self.working && self.queue.is_empty()
+        !self.working && !self.leaving && self.queue.is_empty()
     }
 
     /// Puts new settings in force. Store and first epoch stay.
@@ -244,6 +251,52 @@ impl Partition {
     /// being taken down.
     pub fn work_ended(&mut self) {
         self.working = false;
+        self.leaving = false;
+    }
+
+    /// Keeps what is accepted from now on for another store as well, until [`Self::change_store`]
+    /// or [`Self::trail_end`].
+    pub fn trail_start(&mut self) {
+        self.trail = Some(Box::new(Trail::new()));
+    }
+
+    /// What was accepted since and has not been taken.
+    pub fn trail(&mut self) -> Option<&mut Trail> {
+        self.trail.as_deref_mut()
+    }
+
+    /// The copy is abandoned.
+    pub fn trail_end(&mut self) {
+        self.trail = None;
+    }
+
+    /// Goes on with another store, which holds what this one does. Requests that wait for the disk of
+    /// this one are answered from the other. Hands this one back; while [`Self::is_leaving`] the
+    /// pool still works with it.
+    ///
+    /// # Panics
+    /// When the other store stands at another sequence: whatever was read from it would be wrong.
+    pub fn change_store(
+        &mut self,
+        kind: StoreKind,
+        store: Box<dyn StateStore>,
+        effects: &mut impl Effects,
+    ) -> Box<dyn StateStore> {
+        assert_eq!(store.applied(), self.store.applied(), "the stores hold the same writes");
+        assert!(!self.leaving, "one change at a time");
+        self.trail = None;
+        self.spec.store = kind;
+        self.leaving = mem::take(&mut self.working);
+        self.disk_full = false;
+        let before = mem::replace(&mut self.store, store);
+        self.answer_queue(effects);
+        self.hand_out_work(effects);
+        before
+    }
+
+    /// Whether the pool still works with the store before.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
     }
 
     /// Ends service: everything under way and everything that follows gets `refusal`. Writes
@@ -529,6 +582,13 @@ impl Partition {
             let message = format!("the store of partition {} writes behind", self.spec.id);
             return Err(Refusal::new(what, message));
         }
+        if self.trail.as_ref().is_some_and(|trail| trail.is_full()) {
+            let message = format!(
+                "partition {} changes its store, and writes come faster than the new one takes them",
+                self.spec.id
+            );
+            return Err(Refusal::new(Reason::Overloaded, message));
+        }
         let now = self.tell_time(effects);
         self.check_expiries(entries)?;
         let write = Write {
@@ -568,6 +628,9 @@ impl Partition {
         self.pipeline.admit(&write, effects)?;
         self.pipeline.accept(&mut write, effects);
         self.store.apply(write.sequence, write.timestamp, entries);
+        if let Some(trail) = &mut self.trail {
+            trail.record(write.sequence, write.timestamp, entries);
+        }
         if entries.iter().any(|entry| entry.change == Change::Remove) {
             self.last_remove = write.sequence;
         }
@@ -674,6 +737,9 @@ impl Partition {
     }
 
     fn work_done(&mut self, done: WorkDone, effects: &mut impl Effects) {
+        if mem::take(&mut self.leaving) {
+            return drop(done);
+        }
         assert!(self.working, "an outcome belongs to the work that is out");
         self.working = false;
         match self.store.finish_work(done) {
@@ -687,6 +753,11 @@ impl Partition {
                 return self.halt(Refusal::new(reason, error.to_string()), effects);
             }
         }
+        self.answer_queue(effects);
+    }
+
+    /// Answers the requests that wait, until one has to wait for its store again.
+    fn answer_queue(&mut self, effects: &mut impl Effects) {
         while let Some(front) = self.queue.pop_front() {
             let answered = match &front {
                 Owned::Read { ticket, keys } => {
@@ -708,7 +779,8 @@ impl Partition {
     }
 
     fn hand_out_work(&mut self, effects: &mut impl Effects) {
-        if !self.blocks() || self.working || self.halted.is_some() {
+        // One piece at a time: an outcome does not say which store it is from.
+        if !self.blocks() || self.working || self.leaving || self.halted.is_some() {
             return;
         }
         // A full disk is tried again at the next tick, not in a tight loop; reads go on.

@@ -36,6 +36,7 @@ mod protobuf;
 mod rate;
 mod sanitizer;
 mod stage;
+pub mod trail;
 
 pub use catalogue::{RegisterError, definition, definitions, read_stage, register};
 pub use changes::Changes;

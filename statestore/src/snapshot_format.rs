@@ -178,6 +178,11 @@ impl SnapshotWriter {
         }
     }
 
+    /// Records added so far.
+    pub fn records(&self) -> u64 {
+        self.summary.records
+    }
+
     /// Ends the snapshot: appends the last block and the footer to `out`.
     pub fn finish(mut self, out: &mut Vec<u8>) -> SnapshotSummary {
         self.close_block(out);

@@ -26,6 +26,8 @@ mod recovery;
 pub mod ringless;
 mod service;
 mod snapshots;
+mod store_change;
+mod store_changes;
 mod store_engines;
 mod turn;
 mod world;

@@ -53,6 +53,8 @@ pub(crate) enum Purpose {
     Operator(Reply<Result<SnapshotReport, Refusal>>),
     /// The node itself, to let go of old log segments.
     Background,
+    /// The change of the partition's store.
+    StoreChange,
 }
 
 enum Phase {
@@ -140,6 +142,11 @@ impl SnapshotJob {
             bytes: 0,
             records: 0,
         })
+    }
+
+    /// Records that are in the snapshot so far.
+    pub(crate) fn records(&self) -> u64 {
+        self.writer.as_ref().map_or(self.records, SnapshotWriter::records)
     }
 
     /// The pool has done its part.

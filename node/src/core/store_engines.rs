@@ -60,11 +60,20 @@ impl StoreEngines {
             #[cfg(feature = "lsm")]
             StoreKind::Lsm => self.lsm.open_store(id, epoch),
             #[cfg(not(feature = "lsm"))]
-            StoreKind::Lsm => Err(Refusal::new(
-                stateside_types::Reason::InvalidArgument,
-                "this build has no `lsm` store: it was made without the feature `lsm`",
-            )),
+            StoreKind::Lsm => Err(no_lsm()),
             StoreKind::Memory | StoreKind::MemoryOrdered => unreachable!("it has no engine"),
+        }
+    }
+
+    /// Whether this build has an engine for `kind`, if it needs one.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`.
+    pub(super) fn check(&self, kind: StoreKind) -> Result<(), Refusal> {
+        match kind {
+            #[cfg(not(feature = "lsm"))]
+            StoreKind::Lsm => Err(no_lsm()),
+            _ => Ok(()),
         }
     }
 
@@ -81,6 +90,14 @@ impl StoreEngines {
         self.lsm.remove_stores(|id, epoch| gone(StoreKind::Lsm, id, epoch))?;
         Ok(())
     }
+}
+
+#[cfg(not(feature = "lsm"))]
+fn no_lsm() -> Refusal {
+    Refusal::new(
+        stateside_types::Reason::InvalidArgument,
+        "this build has no `lsm` store: it was made without the feature `lsm`",
+    )
 }
 
 /// An engine that is opened when it is asked for first: a node without such partitions has none.

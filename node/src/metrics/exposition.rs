@@ -89,6 +89,8 @@ fn cores(page: &mut Page, metrics: &NodeMetrics) {
         (families::LOG_WRITTEN, |m| &m.log_bytes),
         (families::SNAPSHOTS, |m| &m.snapshots),
         (families::SNAPSHOT_FAILURES, |m| &m.snapshot_failures),
+        (families::STORE_CHANGES, |m| &m.store_changes),
+        (families::STORE_CHANGE_FAILURES, |m| &m.store_change_failures),
     ];
     for (family, pick) in simple {
         page.family(family);
@@ -101,8 +103,11 @@ fn cores(page: &mut Page, metrics: &NodeMetrics) {
         page.sample(&[&core], counts.snapshot_bytes.get());
     }
     type PickLatency = fn(&super::CoreMetrics) -> &Latency;
-    let timed: [(&'static Family, PickLatency); 2] =
-        [(families::LOG_SECONDS, |m| &m.log_write), (families::STORE_WORK, |m| &m.store_work)];
+    let timed: [(&'static Family, PickLatency); 3] = [
+        (families::LOG_SECONDS, |m| &m.log_write),
+        (families::STORE_SWITCH, |m| &m.store_switch),
+        (families::STORE_WORK, |m| &m.store_work),
+    ];
     for (family, pick) in timed {
         page.family(family);
         for (core, counts) in metrics.cores.iter().enumerate() {
