@@ -71,7 +71,7 @@ fn requests(page: &mut Page, metrics: &NodeMetrics) {
 
 fn cores(page: &mut Page, metrics: &NodeMetrics) {
     type Pick = fn(&super::CoreMetrics) -> &Counter;
-    let simple: [(&'static Family, Pick); 17] = [
+    let simple: [(&'static Family, Pick); 19] = [
         (families::RECEIVED, |m| &m.received_bytes),
         (families::SENT, |m| &m.sent_bytes),
         (families::CONNECTIONS, |m| &m.connections),
@@ -393,6 +393,7 @@ mod tests {
             snapshot_unix_ms: 1_000,
             stages: vec![StageCounts { name: "sizes".into(), refused: 4, changed: 9 }],
             detail: String::new(),
+            store_change: None,
             kafka: Some(KafkaReport { epoch: 3, offset: 41, lag: 2 }),
         };
         let report = CoreReport { partitions: vec![partition], ..CoreReport::default() };
