@@ -160,7 +160,7 @@ impl Operations {
         match started {
             Ok(job) => self.snapshots.push(job),
             Err((refusal, Purpose::Operator(reply))) => answer(&reply, Err(refusal)),
-            Err((_, Purpose::StoreChange)) => unreachable!("it starts its own"),
+            Err((_, Purpose::StoreChange { .. })) => unreachable!("it starts its own"),
             Err((refusal, Purpose::Background)) => {
                 self.metrics.snapshot_failures.increment();
                 tracing::warn!(partition = id.0, %refusal, "no background snapshot");
@@ -472,7 +472,7 @@ impl Operations {
         }
         match job.purpose {
             Purpose::Operator(reply) => answer(&reply, result),
-            Purpose::StoreChange => self.store_change_snapshot(job.partition, result, executor),
+            Purpose::StoreChange { .. } => self.store_change_snapshot(job.partition, result, executor),
             Purpose::Background => match result {
                 Ok(report) => {
                     tracing::debug!(

@@ -53,8 +53,8 @@ pub(crate) enum Purpose {
     Operator(Reply<Result<SnapshotReport, Refusal>>),
     /// The node itself, to let go of old log segments.
     Background,
-    /// The change of the partition's store.
-    StoreChange,
+    /// The change of the partition's store. In memory, the store that it has needs none older.
+    StoreChange { supersedes: bool },
 }
 
 enum Phase {
@@ -188,7 +188,10 @@ impl SnapshotJob {
                         self.phase = Phase::Finishing;
                         let path = self.path.clone();
                         let number = self.number;
-                        let supersedes = matches!(self.purpose, Purpose::Background);
+                        let supersedes = matches!(
+                            self.purpose,
+                            Purpose::Background | Purpose::StoreChange { supersedes: true }
+                        );
                         executor.world.pool.submit(move || {
                             PoolDone::SnapshotFile(number, file.publish(&path, supersedes))
                         });

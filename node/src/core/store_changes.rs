@@ -109,7 +109,9 @@ impl Operations {
             Step::Busy => self.busy = true,
             Step::Snapshot(path) => {
                 let number = self.number();
-                let job = SnapshotJob::start(number, id, path, Purpose::StoreChange, executor);
+                let supersedes = self.store_changes[at].is_from_memory();
+                let purpose = Purpose::StoreChange { supersedes };
+                let job = SnapshotJob::start(number, id, path, purpose, executor);
                 let change = &mut self.store_changes[at];
                 match job {
                     Ok(job) => {

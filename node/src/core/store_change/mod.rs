@@ -182,6 +182,11 @@ impl StoreChange {
         matches!(self.phase, Phase::Closed(_))
     }
 
+    /// Whether the partition's own store is in memory.
+    pub(crate) fn is_from_memory(&self) -> bool {
+        !self.spec.store.is_on_disk()
+    }
+
     /// Whether it has not begun.
     pub(crate) fn is_new(&self) -> bool {
         matches!(self.phase, Phase::Waiting) && self.base.is_none()
