@@ -50,6 +50,8 @@ pub async fn control(address: &str) -> Result<Control, tonic::transport::Error> 
 pub async fn channel(address: &str) -> Result<Channel, tonic::transport::Error> {
     Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(Duration::from_secs(5))
+        // A call that never ends fails its test.
+        .timeout(Duration::from_secs(60))
         .tcp_nodelay(true)
         .connect()
         .await

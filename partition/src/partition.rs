@@ -745,6 +745,16 @@ impl Partition {
         match self.store.finish_work(done) {
             Ok(()) => self.disk_full = false,
             Err(StoreError::DiskFull { .. }) => self.disk_full = true,
+            Err(error @ StoreError::Unreadable { .. }) => {
+                // Asked again at once, the store would fail again at once.
+                self.disk_full = true;
+                self.store.forget_fetched();
+                let refusal = Refusal::new(Reason::DiskFull, error.to_string());
+                for waiting in std::mem::take(&mut self.queue) {
+                    refuse(&waiting, refusal.clone(), effects);
+                }
+                return;
+            }
             Err(error) => {
                 let reason = match error {
                     StoreError::Damaged { .. } => Reason::PartitionDamaged,

@@ -164,7 +164,10 @@ impl StateStore for MapStore {
 
     fn finish_work(&mut self, done: WorkDone) -> Result<(), StoreError> {
         self.out = false;
-        self.known.extend(*done.0.downcast::<Vec<Vec<u8>>>().unwrap());
+        let Ok(keys) = done.0.downcast::<Vec<Vec<u8>>>() else {
+            return Err(StoreError::Unreadable { path: "map".into() });
+        };
+        self.known.extend(*keys);
         Ok(())
     }
 }
@@ -290,6 +293,8 @@ enum Step {
     /// The log gives up on a write: at this share of those that are not durable yet.
     Fail(u8),
     Work,
+    /// The disk is full, so that the engine did not even read.
+    NoWork,
     Crash(u8),
     /// The wall clock moves, also backwards.
     Clock(i16),
@@ -328,6 +333,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         5 => prop::collection::vec(0..12_u8, 1..4).prop_map(Step::Read),
         4 => any::<u8>().prop_map(Step::Log),
         4 => Just(Step::Work),
+        1 => Just(Step::NoWork),
         1 => any::<u8>().prop_map(Step::Crash),
         1 => any::<u8>().prop_map(Step::Fail),
         2 => any::<i16>().prop_map(Step::Clock),
@@ -345,6 +351,8 @@ struct Run {
     /// The first sequence that the log gave up on: it and what is behind it is never acknowledged.
     failed: Option<usize>,
     cold: bool,
+    /// Work failed: what waited for it was refused.
+    unreadable: bool,
     ack: Ack,
     reads: HashMap<u64, Vec<u8>>,
     writes: HashMap<u64, Option<Ack>>,
@@ -359,6 +367,7 @@ impl Run {
             durable: 0,
             failed: None,
             cold,
+            unreadable: false,
             ack,
             reads: HashMap::new(),
             writes: HashMap::new(),
@@ -417,6 +426,13 @@ impl Run {
             Step::Work => {
                 if let Some(work) = self.world.work.pop() {
                     self.feed(Input::WorkDone(work()));
+                }
+            }
+            Step::NoWork => {
+                if self.world.work.pop().is_some() {
+                    self.unreadable = true;
+                    self.feed(Input::WorkDone(WorkDone(Box::new(()))));
+                    assert!(self.world.work.is_empty(), "it would fail again at once");
                 }
             }
             Step::Clock(by) => {
@@ -478,6 +494,9 @@ impl Run {
             if let Some(keys) = self.reads.remove(&ticket) {
                 let (time, records) = self.world.records.remove(&ticket).unwrap_or_default();
                 if let Err(refusal) = outcome {
+                    if refusal.reason == Reason::DiskFull && self.unreadable {
+                        continue;
+                    }
                     assert_eq!(refusal.reason, Reason::PartitionStopped);
                     assert!(self.failed.is_some(), "reads are refused when the log failed alone");
                     continue;
@@ -504,6 +523,9 @@ impl Run {
                         let durable = ack.map_or(self.ack, |ack| ack.max(self.ack)) == Ack::Durable;
                         assert!(!durable || sequence <= durable_to, "acknowledged too early");
                         assert!(sequence < self.states.len());
+                    }
+                    Err(refusal) if refusal.reason == Reason::DiskFull => {
+                        assert!(self.unreadable, "the disk was not full");
                     }
                     Err(refusal) if refusal.reason == Reason::PartitionStopped => {
                         assert!(self.failed.is_some(), "nothing failed");

@@ -123,7 +123,7 @@ enum LoadStep {
 struct Scan {
     number: u64,
     sequence: Sequence,
-    /// The engine was reopened meanwhile: what was kept may be kept twice.
+    /// It cannot go on: the engine did not read, or was reopened, and what was kept may be kept twice.
     disturbed: bool,
     cursor: Option<Box<[u8]>>,
     reached_end: bool,
@@ -155,11 +155,12 @@ enum Action {
 /// What it brought. A part that failed gives back what it needs to be tried again.
 struct TaskDone {
     fetched: Vec<KeyedLookup>,
-    /// Keys to fetch again.
-    unfetched: Vec<Box<[u8]>>,
     page: Option<(PageRequest, Page)>,
     outcome: Outcome,
+    /// What kept it from writing or scanning.
     error: Option<StoreError>,
+    /// What kept it from fetching.
+    fetch_error: Option<StoreError>,
 }
 
 enum Outcome {
@@ -168,6 +169,7 @@ enum Outcome {
     Loaded { number: u64, step: LoadStep, meta: Meta, stamp: Option<Stamp> },
     Written { scan: u64, written: Written },
     Scanned { number: u64, scanned: Scanned },
+    ScanFailed { number: u64 },
     Reclaimed { meta: Meta, records: u64 },
 }
 
@@ -278,11 +280,14 @@ impl<D: Database> DiskStore<D> {
             let flush = much || (self.cover_asked && takes_all);
             return Action::Write { batches, keep, scan: self.attempts, flush };
         }
+        if durable == Sequence::ZERO {
+            return Action::Nothing;
+        }
         match self.uncovered.back() {
             Some((_, stamp)) if self.cover_asked || much => {
                 Action::Flush { number: stamp.covered_by }
             }
-            // Once for each time that it was asked for: a full disk is tried again at the next tick.
+            // Once for each time that it was asked for.
             _ => self
                 .expired
                 .take()
@@ -325,6 +330,14 @@ impl<D: Database> DiskStore<D> {
             Outcome::Reclaimed { meta, records } => {
                 self.meta = meta;
                 self.reclaimed += records;
+            }
+            // Tried again it would fail again, at once: whoever wants the snapshot begins anew.
+            Outcome::ScanFailed { number } => {
+                if let Some(scan) = &mut self.scan
+                    && scan.number == number
+                {
+                    scan.disturbed = true;
+                }
             }
             Outcome::Scanned { number, scanned } => {
                 if let Some(scan) = &mut self.scan
@@ -390,31 +403,23 @@ impl Task {
     fn run(self, tree: &TreeAccess<impl Database>) -> TaskDone {
         let mut done = TaskDone {
             fetched: Vec::new(),
-            unfetched: Vec::new(),
             page: None,
             outcome: Outcome::Nothing,
             error: None,
+            fetch_error: None,
         };
         done.error = self.action.run(tree, &mut done.outcome).err();
-        if !self.fetch.is_empty() {
-            let fetched = tree.reading().and_then(|tree| tree.fetch(&self.fetch, self.fetch_bytes));
-            match fetched {
-                Ok(fetched) => done.fetched = fetched,
-                Err(error) => {
-                    done.unfetched = self.fetch;
-                    done.error.get_or_insert(error);
-                }
+        let fetch = || {
+            if !self.fetch.is_empty() {
+                done.fetched = tree.reading()?.fetch(&self.fetch, self.fetch_bytes)?;
             }
-        }
-        if let Some(request) = self.page {
-            match tree.reading().and_then(|tree| tree.page(&request)) {
-                Ok(page) => done.page = Some((request, page)),
-                // Whoever asked asks again.
-                Err(error) => {
-                    done.error.get_or_insert(error);
-                }
+            if let Some(request) = self.page {
+                let page = tree.reading()?.page(&request)?;
+                done.page = Some((request, page));
             }
-        }
+            Ok(())
+        };
+        done.fetch_error = fetch().err();
         done
     }
 }
@@ -444,6 +449,7 @@ impl Action {
                 }
             }
             Self::Scan { number, after, sequence, bytes } => {
+                *outcome = Outcome::ScanFailed { number };
                 let scanned = tree.reading()?.scan(after.as_deref(), sequence, bytes)?;
                 *outcome = Outcome::Scanned { number, scanned };
             }
@@ -722,11 +728,16 @@ impl<D: Database> StateStore for DiskStore<D> {
                 self.fetched_bytes -= held_bytes(&key, before.as_ref());
             }
         }
-        self.fetch_queue.splice(..0, done.unfetched);
         self.page = done.page;
         self.finish_outcome(done.outcome)?;
         self.note_covered();
-        done.error.map_or(Ok(()), Err)
+        match (done.fetch_error, done.error) {
+            (Some(StoreError::DiskFull { path }), None | Some(StoreError::DiskFull { .. })) => {
+                Err(StoreError::Unreadable { path })
+            }
+            (_, Some(error)) | (Some(error), None) => Err(error),
+            (None, None) => Ok(()),
+        }
     }
 }
 

@@ -89,6 +89,13 @@ pub enum StoreError {
         /// File or directory.
         path: String,
     },
+    /// The engine met a full disk and does not even read until there is room. Transient: what was to
+    /// be fetched is forgotten, whoever wants it asks again.
+    #[error("{path}: no space left on the disk; reads that need it fail as well")]
+    Unreadable {
+        /// File or directory.
+        path: String,
+    },
     /// The environment refused: permission, IO error. Permanent for this process.
     #[error("{path}: {message}")]
     Io {
@@ -242,7 +249,8 @@ pub trait StateStore: Send {
     }
 
     /// The next piece of blocking work, if there is any and none is under way. Batches above
-    /// `durable` (the log's durable sequence of this partition) must not be written yet.
+    /// `durable` (the log's durable sequence of this partition) must not be written yet. With
+    /// [`Sequence::ZERO`] it is reads alone, and no flush either: the disk is full.
     fn take_work(&mut self, durable: Sequence) -> Option<Work> {
         let _ = durable;
         None
@@ -251,7 +259,7 @@ pub trait StateStore: Send {
     /// Brings the outcome of the work taken last.
     ///
     /// # Errors
-    /// [`StoreError`]: after `DiskFull` the work is handed out again by `take_work`.
+    /// [`StoreError`]: after `DiskFull` and `Unreadable` writes are handed out again by `take_work`.
     fn finish_work(&mut self, done: WorkDone) -> Result<(), StoreError> {
         drop(done);
         Ok(())

@@ -172,6 +172,14 @@ fn with_small_files<D: Database>(path: &Path, small: D::Options, limit_of: fn(&P
         read(&mut store, &(number - 1).to_be_bytes()),
         Some(vec![(number - 1) as u8; 4_000])
     );
+    // What only the engine knows is served, or refused: not asked for over and over.
+    store.fetch(&[&0_u32.to_be_bytes()]);
+    match work(&mut store) {
+        Ok(done) => assert!(done),
+        Err(StoreError::DiskFull { .. } | StoreError::Unreadable { .. }) => {}
+        Err(other) => panic!("{other:?}"),
+    }
+    assert!(store.take_work(Sequence::ZERO).is_none(), "there is nothing to do on a full disk");
     put(&mut other, b"other", b"once more");
 
     setrlimit(Resource::Fsize, whole).unwrap();

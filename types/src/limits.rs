@@ -102,6 +102,9 @@ pub const LOG_SEGMENT_BYTES: u64 = 64 << 20;
 pub const LOG_SEGMENT_BYTES_MIN: u64 = 8 << 20;
 /// Largest log segment that may be configured, bytes.
 pub const LOG_SEGMENT_BYTES_MAX: u64 = 4 << 30;
+/// Room that making a log segment leaves on the disk, bytes: manifests, registries, and what engines of
+/// stores have accepted and not written yet must not meet a full disk because of the log.
+pub const LOG_DISK_RESERVE_BYTES: u64 = 16 << 20;
 /// Empty segments kept ready for one core's log at most.
 pub const LOG_SPARE_SEGMENTS_MAX: usize = 4;
 /// Bytes of records that an on-disk store holds in memory until it has written them, per partition.

@@ -424,7 +424,7 @@ fn io_failed(path: &Path, error: &io::Error) -> Refusal {
 pub(super) fn store_failed(error: &StoreError) -> Refusal {
     let reason = match error {
         StoreError::Damaged { .. } => Reason::PartitionDamaged,
-        StoreError::DiskFull { .. } => Reason::DiskFull,
+        StoreError::DiskFull { .. } | StoreError::Unreadable { .. } => Reason::DiskFull,
         StoreError::Io { .. } => Reason::PartitionStopped,
     };
     Refusal::new(reason, error.to_string())

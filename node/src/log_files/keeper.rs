@@ -533,6 +533,17 @@ impl LogDirectory {
             let message = "the log has reached its configured size";
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, message));
         }
+        let disk = rustix::fs::statvfs(&self.path)?;
+        let wanted = config.segment_bytes + limits::LOG_DISK_RESERVE_BYTES;
+        if disk.f_bavail * disk.f_frsize < wanted {
+            return Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                format!(
+                    "a segment needs {} MiB of room on the disk, the log's reserve included",
+                    wanted >> 20
+                ),
+            ));
+        }
         let pause = fill_pause(config);
         let between = || {
             if stop.load(Ordering::Relaxed) {

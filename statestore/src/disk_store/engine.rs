@@ -331,7 +331,7 @@ impl<D: Database> Shared<D> {
     /// Remembers an error that the engine will answer every further write with.
     fn note_failure(&self, error: &StoreError) {
         let failure = match error {
-            StoreError::DiskFull { .. } => Failure::DiskFull,
+            StoreError::DiskFull { .. } | StoreError::Unreadable { .. } => Failure::DiskFull,
             StoreError::Io { message, .. } => Failure::Other(message.clone()),
             // One tree's pages: the others can go on.
             StoreError::Damaged { .. } => return,
@@ -346,6 +346,10 @@ impl<D: Database> Shared<D> {
             return Err(self.disk_full());
         }
         Ok(())
+    }
+
+    fn met_a_full_disk(&self) -> bool {
+        matches!(*lock(&self.failure), Some(Failure::DiskFull))
     }
 
     /// Opens the engine anew if it met a full disk: nothing else ends its refusals.
@@ -491,8 +495,12 @@ impl<D: Database> TreeAccess<D> {
         &self.open.shared
     }
 
-    /// For reads only: goes on when writes have failed.
+    /// For reads only: goes on when writes have failed, if the engine does.
     pub(super) fn reading(&self) -> Result<TreeSession<'_, D>, StoreError> {
+        // An engine that met a full disk may refuse reads too, and nobody may want to write.
+        if self.shared().met_a_full_disk() && self.shared().check_room().is_ok() {
+            self.shared().get_over_failure()?;
+        }
         let database = self.shared().database.read().unwrap_or_else(PoisonError::into_inner);
         let tree = match &*database {
             Some(database) => self.shared().call(|| database.tree(&self.name))?,
