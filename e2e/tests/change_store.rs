@@ -233,16 +233,15 @@ fn what_cannot_be_changed_is_refused_and_stays_as_it_is() {
     assert_eq!(now, declared, "a refused change is taken back");
 
     // One at a time; what is under way when the node stops goes on when it is back.
-    let waiting = std::thread::scope(|scope| {
-        let caller = scope.spawn(|| stateside(&site, change("lsm")));
+    std::thread::scope(|scope| {
+        // How the call ends depends on how far the change got; how the change ends does not.
+        scope.spawn(|| stateside(&site, change("lsm")));
         let is_under_way = || (!partition(&site)["store_change"].is_null()).then_some(());
         until("the change is under way", PATIENCE, is_under_way);
         refused(&site, &change("memory-ordered"), "PARTITION_BUSY");
         refused(&site, &["partition", "remove", PARTITION, "--yes"], "PARTITION_BUSY");
         assert!(node.terminate().success());
-        caller.join().unwrap()
     });
-    assert_ne!(waiting.code, Some(0), "{waiting:?}");
     drop(node);
     let _node = site.start();
     until("the change has ended", PATIENCE, || (partition(&site)["store"] == "lsm").then_some(()));

@@ -101,7 +101,8 @@ pub(crate) fn fill(
     })
 }
 
-/// Applies writes that are durable. With `covers` the store survives a crash with all of them.
+/// Applies writes that are durable. With `covers` the store, one on disk, then survives a crash with
+/// all of them.
 pub(crate) fn catch_up(
     mut store: Box<dyn StateStore>,
     portions: Vec<Portion>,

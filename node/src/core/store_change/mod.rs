@@ -441,8 +441,10 @@ impl StoreChange {
         self.phase = if closes { Phase::Closing } else { Phase::CatchingUp(None) };
         self.allow(executor);
         let (progress, number) = (Arc::clone(&self.progress), self.number);
+        // In memory it has the snapshot to begin with after a crash, and the log from there on.
+        let covers = closes && self.to.is_on_disk();
         executor.world.pool.submit(move || {
-            let caught_up = catch_up(store, portions, closes, &progress);
+            let caught_up = catch_up(store, portions, covers, &progress);
             PoolDone::StoreChange(number, Copied::Store(caught_up))
         });
         Step::Waiting
