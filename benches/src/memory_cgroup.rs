@@ -1,7 +1,11 @@
 //! A limit on a process's memory, page cache included. Version 1 or 2 of the kernel's control
 //! groups, whichever is mounted.
 
-use std::{fs, io, path::PathBuf, sync::atomic::{AtomicU32, Ordering::Relaxed}};
+use std::{
+    fs, io,
+    path::PathBuf,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+};
 
 static MADE: AtomicU32 = AtomicU32::new(0);
 

@@ -21,8 +21,8 @@ use std::{
 };
 
 use stateside_proto::v1::{
-    Ack, ChangeStoreRequest, GetRequest, RemoveEntry, RemoveRequest, SnapshotRequest, UpsertEntry, UpsertRequest,
-    WriteResult,
+    Ack, ChangeStoreRequest, GetRequest, RemoveEntry, RemoveRequest, SnapshotRequest, UpsertEntry,
+    UpsertRequest, WriteResult,
 };
 use stateside_router::key_hash;
 use stateside_types::{HashRange, KeyHash};

@@ -105,7 +105,12 @@ async fn read(address: String, keys: Vec<String>, told: Arc<Told>, mut random: R
     }
 }
 
-fn start_load(runtime: &Runtime, site: &Site, keys: &[String], told: &Arc<Told>) -> Vec<JoinHandle<()>> {
+fn start_load(
+    runtime: &Runtime,
+    site: &Site,
+    keys: &[String],
+    told: &Arc<Told>,
+) -> Vec<JoinHandle<()>> {
     told.stop.store(false, SeqCst);
     let mut tasks = Vec::new();
     for (number, own) in keys.chunks(KEYS_PER_WRITER).enumerate() {
@@ -146,7 +151,8 @@ fn check(runtime: &Runtime, site: &Site, told: &Told, first: u64) {
 
 #[test]
 fn reads_and_writes_go_on_while_the_store_changes_and_nothing_is_lost() {
-    let site = Site::new(Config { cores: 2, log_segment_mb: 8, log_max_mb: 24, ..Config::default() });
+    let site =
+        Site::new(Config { cores: 2, log_segment_mb: 8, log_max_mb: 24, ..Config::default() });
     let runtime = Runtime::new().unwrap();
     let mut node = site.start();
     let keys = keys(&site, WRITERS * KEYS_PER_WRITER);
@@ -264,7 +270,5 @@ fn fill(site: &Site) {
             rpc::put_all(&mut data, entries.collect()).await.unwrap();
         }
     });
-    until("all is on disk", PATIENCE, || {
-        (partition(site)["records"] == RECORDS).then_some(())
-    });
+    until("all is on disk", PATIENCE, || (partition(site)["records"] == RECORDS).then_some(()));
 }

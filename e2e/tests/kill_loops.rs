@@ -29,8 +29,9 @@ fn kill_9_under_load_breaks_no_promise_of_the_lsm_store() {
 fn kill_loops(store: Store) {
     let seed = Random::fresh_seed();
     println!("seed {seed}");
-    let outcome = run(Plan { loops: LOOPS, store, ack: "durable", changes_stores: false, seed }, |_, _| {})
-        .unwrap_or_else(|violations| panic!("seed {seed}: {violations}"));
+    let outcome =
+        run(Plan { loops: LOOPS, store, ack: "durable", changes_stores: false, seed }, |_, _| {})
+            .unwrap_or_else(|violations| panic!("seed {seed}: {violations}"));
     println!("{outcome:?}");
     assert!(outcome.acknowledged > 100, "hardly any load: {outcome:?}");
 }
@@ -39,8 +40,7 @@ fn kill_loops(store: Store) {
 fn kill_9_while_partitions_change_their_stores_breaks_no_promise() {
     let seed = Random::fresh_seed();
     println!("seed {seed}");
-    let plan =
-        Plan { loops: 20, store: Store::Memory, ack: "durable", changes_stores: true, seed };
+    let plan = Plan { loops: 20, store: Store::Memory, ack: "durable", changes_stores: true, seed };
     let outcome =
         run(plan, |_, _| {}).unwrap_or_else(|violations| panic!("seed {seed}: {violations}"));
     println!("{outcome:?}");
@@ -50,7 +50,8 @@ fn kill_9_while_partitions_change_their_stores_breaks_no_promise() {
 /// A test of the test: a node that acknowledges what is not on disk loses some of it.
 #[test]
 fn the_oracle_notices_a_node_that_acknowledges_from_memory() {
-    let plan = Plan { loops: LOOPS, store: Store::Memory, ack: "memory", changes_stores: false, seed: 7 };
+    let plan =
+        Plan { loops: LOOPS, store: Store::Memory, ack: "memory", changes_stores: false, seed: 7 };
     let violations = run(plan, |_, _| {}).expect_err("acknowledged from memory, and nothing lost?");
     assert!(violations.contains("promises broken"), "{violations}");
 }

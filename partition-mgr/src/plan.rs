@@ -289,7 +289,10 @@ impl Step {
 /// What becomes of a partition that the node has.
 enum Fate {
     /// With other settings, or another store, or as it is.
-    Keep { update: Option<(PartitionSpec, Vec<SettingChange>)>, store: Option<StoreKind> },
+    Keep {
+        update: Option<(PartitionSpec, Vec<SettingChange>)>,
+        store: Option<StoreKind>,
+    },
     Remove(Removal),
     Hold(HoldReason),
 }

@@ -14,6 +14,7 @@
 //! only after the log is durable was turned down: conditions would need a second index of the
 //! writes under way, and writes that ask for `memory` would wait behind durable ones.)
 
+mod change_store;
 mod held;
 mod owned;
 mod partition;

@@ -9,7 +9,7 @@ use stateside_statestore::{
 };
 use stateside_types::{
     Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
-    Record, Refusal, Sequence, StageKind, StoreKind, Timestamp, WallClock, WriteEntry, check_ack,
+    Record, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
@@ -100,9 +100,9 @@ pub struct SnapshotHead {
 
 /// See the crate's header. Owned by one core, used on its thread alone.
 pub struct Partition {
-    spec: PartitionSpec,
+    pub(crate) spec: PartitionSpec,
     pipeline: Pipeline,
-    store: Box<dyn StateStore>,
+    pub(crate) store: Box<dyn StateStore>,
     held: HeldAnswers,
     /// Room for values that stages change, and for the entries with them.
     changes: Vec<Changes>,
@@ -110,13 +110,13 @@ pub struct Partition {
     /// Requests behind one that waits for its store; the front one is that request.
     queue: VecDeque<Owned>,
     /// A piece of the store's work is out.
-    working: bool,
+    pub(crate) working: bool,
     /// The piece that is out belongs to the store before: its outcome is nobody's.
-    leaving: bool,
+    pub(crate) leaving: bool,
     /// While the records are copied to another store: the writes that it has to have as well.
-    trail: Option<Box<Trail>>,
+    pub(crate) trail: Option<Box<Trail>>,
     /// The store's disk was full when it last tried.
-    disk_full: bool,
+    pub(crate) disk_full: bool,
     /// The last batch that removed something, or whose record was reclaimed: what a read of an
     /// absent key depends on.
     last_remove: Sequence,
@@ -252,51 +252,6 @@ impl Partition {
     pub fn work_ended(&mut self) {
         self.working = false;
         self.leaving = false;
-    }
-
-    /// Keeps what is accepted from now on for another store as well, until [`Self::change_store`]
-    /// or [`Self::trail_end`].
-    pub fn trail_start(&mut self) {
-        self.trail = Some(Box::new(Trail::new()));
-    }
-
-    /// What was accepted since and has not been taken.
-    pub fn trail(&mut self) -> Option<&mut Trail> {
-        self.trail.as_deref_mut()
-    }
-
-    /// The copy is abandoned.
-    pub fn trail_end(&mut self) {
-        self.trail = None;
-    }
-
-    /// Goes on with another store, which holds what this one does. Requests that wait for the disk of
-    /// this one are answered from the other. Hands this one back; while [`Self::is_leaving`] the
-    /// pool still works with it.
-    ///
-    /// # Panics
-    /// When the other store stands at another sequence: whatever was read from it would be wrong.
-    pub fn change_store(
-        &mut self,
-        kind: StoreKind,
-        store: Box<dyn StateStore>,
-        effects: &mut impl Effects,
-    ) -> Box<dyn StateStore> {
-        assert_eq!(store.applied(), self.store.applied(), "the stores hold the same writes");
-        assert!(!self.leaving, "one change at a time");
-        self.trail = None;
-        self.spec.store = kind;
-        self.leaving = mem::take(&mut self.working);
-        self.disk_full = false;
-        let before = mem::replace(&mut self.store, store);
-        self.answer_queue(effects);
-        self.hand_out_work(effects);
-        before
-    }
-
-    /// Whether the pool still works with the store before.
-    pub fn is_leaving(&self) -> bool {
-        self.leaving
     }
 
     /// Ends service: everything under way and everything that follows gets `refusal`. Writes
@@ -767,7 +722,7 @@ impl Partition {
     }
 
     /// Answers the requests that wait, until one has to wait for its store again.
-    fn answer_queue(&mut self, effects: &mut impl Effects) {
+    pub(crate) fn answer_queue(&mut self, effects: &mut impl Effects) {
         while let Some(front) = self.queue.pop_front() {
             let answered = match &front {
                 Owned::Read { ticket, keys } => {
@@ -788,7 +743,7 @@ impl Partition {
         }
     }
 
-    fn hand_out_work(&mut self, effects: &mut impl Effects) {
+    pub(crate) fn hand_out_work(&mut self, effects: &mut impl Effects) {
         // One piece at a time: an outcome does not say which store it is from.
         if !self.blocks() || self.working || self.leaving || self.halted.is_some() {
             return;

@@ -189,12 +189,8 @@ fn copy(
     while !copy_some(partition, world) {}
     other.load_start();
     for (key, value, version, timestamp, expire_at) in &snapshot {
-        let record = Record {
-            value,
-            version: *version,
-            timestamp: *timestamp,
-            expire_at: *expire_at,
-        };
+        let record =
+            Record { value, version: *version, timestamp: *timestamp, expire_at: *expire_at };
         while !other.load(&[SnapshotRecord { key, record }]) {
             let work = other.take_work(Sequence(u64::MAX)).unwrap();
             other.finish_work(work()).unwrap();

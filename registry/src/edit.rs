@@ -232,7 +232,8 @@ id = 9
 
     #[test]
     fn another_store_changes_nothing_but_that() {
-        let file = FILE.replace("ack = \"memory\"\n", "ack = \"memory\"\nstore = \"sled\" # slow\n");
+        let file =
+            FILE.replace("ack = \"memory\"\n", "ack = \"memory\"\nstore = \"sled\" # slow\n");
         let change = Edit::SetStore(PartitionId(1), Some(StoreKind::Lsm));
         let (text, set) = edit(&file, &change).unwrap();
         assert_eq!(text, file.replace("\"sled\" # slow", "\"lsm\" # slow"));

@@ -97,14 +97,15 @@ fn measure(store: Store, arguments: &Arguments) -> Result<String, String> {
     let data_bytes = arguments.records * (KEY_BYTES + VALUE_BYTES);
     let in_memory = matches!(store, Store::Memory | Store::MemoryOrdered);
     // Records, what each costs beside them, the log's page cache, and the node itself.
-    let memory_mb =
-        if in_memory { (data_bytes >> 20) * 3 / 2 + 512 } else { arguments.memory_mb };
+    let memory_mb = if in_memory { (data_bytes >> 20) * 3 / 2 + 512 } else { arguments.memory_mb };
     let group = MemoryCgroup::new(memory_mb << 20).map_err(|error| {
         format!("no memory control group (is this root, and are they mounted?): {error}")
     })?;
-    let mut site = Site::new(Config { store, ack: "durable", more: arguments.more.clone(), ..config() });
+    let mut site =
+        Site::new(Config { store, ack: "durable", more: arguments.more.clone(), ..config() });
     // Joins the group, then becomes the node.
-    let join = format!("echo $$ > {} && exec taskset -c {} \"$@\"", group.procs(), process::SERVER_CPU);
+    let join =
+        format!("echo $$ > {} && exec taskset -c {} \"$@\"", group.procs(), process::SERVER_CPU);
     site.prefix = ["sh", "-c", &join, "sh"].map(str::to_owned).to_vec();
     let mut node = site.start();
     eprintln!("{}: loading {} records", store.as_str(), arguments.records);
@@ -118,8 +119,11 @@ fn measure(store: Store, arguments: &Arguments) -> Result<String, String> {
     let duration = format!("{}s", arguments.seconds);
     for workload in WORKLOADS {
         eprintln!("{}: workload {workload}", store.as_str());
-        let ran =
-            bench(&site, arguments, &["--no-load", "--workload", workload, "--duration", &duration])?;
+        let ran = bench(
+            &site,
+            arguments,
+            &["--no-load", "--workload", workload, "--duration", &duration],
+        )?;
         let run = &ran["runs"][0];
         cells.push(thousands(&run["calls_per_second"]));
         if workload != "f" {

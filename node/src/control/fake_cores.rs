@@ -14,13 +14,16 @@ use std::{
 use stateside_partition_mgr::Manifest;
 use stateside_router::{Route, RoutingTable};
 use stateside_types::{
-    CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence, StoreKind, limits,
+    CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
+    StoreKind, limits,
 };
 use tokio::sync::Notify;
 
 use super::cores::CoreHandle;
 use crate::{
-    core::command::{CopyReport, CoreCommand, CoreReport, PartitionReport, RestoreReport, SnapshotReport},
+    core::command::{
+        CopyReport, CoreCommand, CoreReport, PartitionReport, RestoreReport, SnapshotReport,
+    },
     data_dir::parse_snapshot_name,
 };
 
@@ -433,7 +436,11 @@ impl State {
         let hosted = self.cores[core].hosted.get_mut(&id).ok_or_else(unhosted)?;
         let copy = hosted.copy.take();
         if let Some(spec) = spec {
-            assert_eq!(copy, Some((spec.store, true)), "it was closed before the manifest named it");
+            assert_eq!(
+                copy,
+                Some((spec.store, true)),
+                "it was closed before the manifest named it"
+            );
             assert_eq!(hosted.spec.first_epoch, spec.first_epoch, "the log goes on");
             hosted.spec = spec;
         }

@@ -472,7 +472,9 @@ impl Operations {
         }
         match job.purpose {
             Purpose::Operator(reply) => answer(&reply, result),
-            Purpose::StoreChange { .. } => self.store_change_snapshot(job.partition, result, executor),
+            Purpose::StoreChange { .. } => {
+                self.store_change_snapshot(job.partition, result, executor)
+            }
             Purpose::Background => match result {
                 Ok(report) => {
                     tracing::debug!(

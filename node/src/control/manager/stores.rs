@@ -22,7 +22,7 @@ use super::{
     owed::{Owed, Work},
     reconcile::STEP_WAIT,
 };
-use crate::core::command::{CoreCommand, CopyReport};
+use crate::core::command::{CopyReport, CoreCommand};
 
 /// Each attempt copies the whole partition.
 const BACKOFF_FIRST: Duration = Duration::from_secs(15);

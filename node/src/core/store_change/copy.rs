@@ -63,7 +63,10 @@ impl CopyProgress {
 
     fn check(&self) -> Result<(), Refusal> {
         if self.is_cancelled.load(Relaxed) {
-            return Err(Refusal::new(Reason::PartitionBusy, "the change of the store was cancelled"));
+            return Err(Refusal::new(
+                Reason::PartitionBusy,
+                "the change of the store was cancelled",
+            ));
         }
         Ok(())
     }

@@ -400,9 +400,9 @@ impl StoreChange {
         let base = self.base.as_ref().expect("there is a snapshot");
         let (sequence, path) = (base.sequence, base.path.clone());
         let spec = PartitionSpec { store: self.to, ..self.spec.clone() };
-        let limit =
-            if self.to.is_on_disk() { u64::MAX } else { executor.world.memory.available() };
-        let (files, progress, number) = (Arc::clone(files), Arc::clone(&self.progress), self.number);
+        let limit = if self.to.is_on_disk() { u64::MAX } else { executor.world.memory.available() };
+        let (files, progress, number) =
+            (Arc::clone(files), Arc::clone(&self.progress), self.number);
         self.phase = Phase::Filling;
         executor.world.pool.submit(move || {
             let filled = fill(&files, &spec, &path, sequence, &progress, limit);
@@ -482,11 +482,7 @@ impl StoreChange {
 
     /// Applies a step's worth of the last writes; when nothing is left, the partition serves from the
     /// other store in the same turn.
-    fn apply_rest(
-        &mut self,
-        mut store: Box<dyn StateStore>,
-        executor: &mut Executor,
-    ) -> Step {
+    fn apply_rest(&mut self, mut store: Box<dyn StateStore>, executor: &mut Executor) -> Step {
         let began = Instant::now();
         let Some((partition, mut effects)) = executor.partition(self.spec.id) else {
             unreachable!("nothing else is done to a partition whose store changes")
