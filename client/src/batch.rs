@@ -1,4 +1,4 @@
-//! The three batches of the data plane: what callers hand in, how it is encoded, what comes back.
+//! The batches of the data plane: what callers hand in, how it is encoded, what comes back.
 //!
 //! Entries are borrowed and encoded straight into the request: prost's types own every key and value,
 //! and a retry would copy them all again.
@@ -56,10 +56,8 @@ impl<'a> Upsert<'a> {
         Self { ttl: Some(ttl), ..self }
     }
 
-    /// As a request has it: at least 1 where there is a time to live, for 0 stands for none.
     fn ttl_ms(&self) -> u64 {
-        let millis = |ttl: Duration| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
-        self.ttl.map_or(0, millis)
+        ttl_ms(self.ttl)
     }
 }
 
@@ -150,6 +148,8 @@ pub(crate) struct Head<'a> {
     pub(crate) routing_key: &'a [u8],
     pub(crate) atomic: bool,
     pub(crate) ack: Option<Ack>,
+    /// Of an update: answer with the new values.
+    pub(crate) return_values: bool,
 }
 
 impl Head<'_> {
@@ -163,11 +163,14 @@ impl Head<'_> {
         if let Some(ack) = self.ack {
             put_varint(out, 4, v1::Ack::from(ack) as u64);
         }
+        if self.return_values {
+            put_varint(out, 5, 1);
+        }
     }
 
     /// Bytes at most: three field keys, one length, two one-byte values.
     fn length_max(&self) -> usize {
-        self.routing_key.len() + 12
+        self.routing_key.len() + 12 + 2 * usize::from(self.return_values)
     }
 }
 
@@ -330,7 +333,7 @@ impl Batch for UpsertBatch<'_> {
     }
 
     fn effect(&self, index: usize) -> Effect {
-        Effect::Write { conditional: self.entries[index].condition != Condition::None }
+        Effect::Write { only_once: self.entries[index].condition != Condition::None }
     }
 
     fn unpack(answer: Self::Answer) -> Vec<Result<Written, Error>> {
@@ -371,7 +374,7 @@ impl Batch for RemoveBatch<'_> {
     }
 
     fn effect(&self, index: usize) -> Effect {
-        Effect::Write { conditional: self.entries[index].if_version.is_some() }
+        Effect::Write { only_once: self.entries[index].if_version.is_some() }
     }
 
     fn unpack(answer: Self::Answer) -> Vec<Result<Written, Error>> {
@@ -432,18 +435,23 @@ fn written(result: v1::WriteResult) -> Result<Written, Error> {
     }
 }
 
+/// As a request has it: at least 1 where there is a time to live, for 0 stands for none.
+pub(crate) fn ttl_ms(ttl: Option<Duration>) -> u64 {
+    ttl.map_or(0, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1))
+}
+
 /// A bytes field, its field key (one byte: all numbers are below 16) and length included.
-fn bytes_length(bytes: &[u8]) -> usize {
+pub(crate) fn bytes_length(bytes: &[u8]) -> usize {
     1 + encoded_len_varint(bytes.len() as u64) + bytes.len()
 }
 
-fn put_bytes(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut Vec<u8>, field: u32, bytes: &[u8]) {
     encode_key(field, WireType::LengthDelimited, out);
     encode_varint(bytes.len() as u64, out);
     out.extend_from_slice(bytes);
 }
 
-fn put_varint(out: &mut Vec<u8>, field: u32, value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, field: u32, value: u64) {
     encode_key(field, WireType::Varint, out);
     encode_varint(value, out);
 }
@@ -484,7 +492,7 @@ mod tests {
             ),
             routing_key in prop::collection::vec(any::<u8>(), 0..200), atomic in any::<bool>(), ack in ack(),
         ) {
-            let head = Head { routing_key: &routing_key, atomic, ack };
+            let head = Head { routing_key: &routing_key, atomic, ack, ..Head::default() };
             let ack = ack.map_or(v1::Ack::Default, v1::Ack::from) as i32;
 
             let upserts: Vec<_> = entries

@@ -28,14 +28,15 @@ use tokio::{
 };
 
 use crate::{
-    Endpoint, Error, Options, ReadOptions, Record, Removal, Results, Topology, Upsert,
-    WriteOptions, Written,
+    Endpoint, Error, Options, ReadOptions, Record, Removal, Results, Topology, Update, Updated,
+    Upsert, WriteOptions, Written,
     batch::{Batch, GetBatch, Head, RemoveBatch, UpsertBatch},
     error::Effect,
     link::Link,
     links::{AtHome, Links, TOPOLOGY_PATH},
     plan::{Placed, Request, RequestLimits, Target, plan},
     retry::{Backoff, Verdict, decide},
+    update::UpdateBatch,
 };
 
 /// A client of one node's data plane. Cheap to clone; clones share connections and limits. Lives in
@@ -156,6 +157,46 @@ impl Client {
         one(self.remove(&[entry], options).await?)
     }
 
+    /// Changes records where they are. Otherwise as [`Self::upsert`]; an entry that adds or appends is
+    /// never repeated in doubt, whatever [`Options::retry_unknown_writes`] says.
+    ///
+    /// # Errors
+    /// As [`Self::upsert`]; and what the node says of values that an operator cannot change.
+    pub async fn update(
+        &self,
+        entries: &[Update<'_>],
+        options: &WriteOptions,
+    ) -> Result<Results<Updated>, Error> {
+        let deadline = options.deadline.unwrap_or(self.shared.options.deadline);
+        self.shared.execute(&UpdateBatch { head: write_head(options), entries }, deadline).await
+    }
+
+    /// As [`Self::update`], and answers with the values that the records have from now on.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub async fn update_and_get(
+        &self,
+        entries: &[Update<'_>],
+        options: &WriteOptions,
+    ) -> Result<Results<Updated>, Error> {
+        let deadline = options.deadline.unwrap_or(self.shared.options.deadline);
+        let head = Head { return_values: true, ..write_head(options) };
+        self.shared.execute(&UpdateBatch { head, entries }, deadline).await
+    }
+
+    /// Changes one record, and answers with its value.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub async fn update_one(
+        &self,
+        entry: Update<'_>,
+        options: &WriteOptions,
+    ) -> Result<Updated, Error> {
+        one(self.update_and_get(&[entry], options).await?)
+    }
+
     /// Reads records: `None` where a key has none. The same key may be asked for twice. Keys that
     /// would make an answer too large are asked for in smaller groups.
     ///
@@ -192,6 +233,7 @@ fn write_head(options: &WriteOptions) -> Head<'_> {
         routing_key: options.routing_key.as_deref().unwrap_or_default(),
         atomic: options.atomic,
         ack: options.ack,
+        ..Head::default()
     }
 }
 
@@ -355,9 +397,9 @@ impl Shared {
     async fn send<B: Batch>(&self, batch: &B, request: Request, call: &Call) -> Ended<B::Output> {
         let mut effect = batch.effect(request.picks[0] as usize);
         if !effect.is_read() {
-            let conditional = Effect::Write { conditional: true };
-            if request.picks.iter().any(|&pick| batch.effect(pick as usize) == conditional) {
-                effect = conditional;
+            let only_once = Effect::Write { only_once: true };
+            if request.picks.iter().any(|&pick| batch.effect(pick as usize) == only_once) {
+                effect = only_once;
             }
         }
         let answer = async {

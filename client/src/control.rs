@@ -128,4 +128,4 @@ impl ControlClient {
     }
 }
 
-const WRITE: Effect = Effect::Write { conditional: true };
+const WRITE: Effect = Effect::Write { only_once: true };

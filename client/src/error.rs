@@ -145,10 +145,11 @@ impl From<v1::EntryError> for Error {
 pub(crate) enum Effect {
     /// Nothing.
     Read,
-    /// Something; `conditional` when an entry has a condition.
+    /// Something.
     Write {
-        /// Whether any entry has a condition.
-        conditional: bool,
+        /// Whether doing it again might do something else: an entry has a condition, or adds to
+        /// what is there.
+        only_once: bool,
     },
 }
 
@@ -262,7 +263,7 @@ mod tests {
 
     use super::*;
 
-    const WRITE: Effect = Effect::Write { conditional: false };
+    const WRITE: Effect = Effect::Write { only_once: false };
 
     fn refusal(reason: &str, code: Code) -> Status {
         let mut details = ErrorDetails::new();

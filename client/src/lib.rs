@@ -22,7 +22,7 @@
 //! | refused: `RESPONSE_TOO_LARGE` | in smaller groups | – |
 //! | refused otherwise | no | no |
 //! | not sent: no connection, GOAWAY before its turn | yes | yes: nothing was applied |
-//! | sent, connection lost | yes | [`Error::OutcomeUnknown`], unless [`Options::retry_unknown_writes`] |
+//! | sent, connection lost | yes | [`Error::OutcomeUnknown`], unless [`Options::retry_unknown_writes`] and no entry has a condition, adds or appends |
 //! | sent, no answer within the deadline | [`Error::DeadlineExceeded`] | [`Error::OutcomeUnknown`] |
 //!
 //! All within the call's deadline and [`Options::retries`].
@@ -45,6 +45,7 @@ mod plan;
 mod retry;
 mod scan;
 mod topology;
+mod update;
 
 pub use batch::{Record, Removal, Results, Upsert, Written};
 pub use client::Client;
@@ -54,5 +55,6 @@ pub use error::{Error, Refused};
 pub use options::{Options, ReadOptions, WriteOptions};
 pub use scan::{Page, ScanPlace, ScanRange};
 pub use stateside_proto::v1;
-pub use stateside_types::{Ack, Condition, ExpireAt, Reason, Sequence, Timestamp};
+pub use stateside_types::{Ack, Condition, ExpireAt, Operator, Reason, Sequence, Timestamp};
 pub use topology::Topology;
+pub use update::{Update, Updated};

@@ -31,7 +31,8 @@ pub struct Options {
     /// comes back and the other write is lost. Set this where a key has one writer, or where its
     /// writers write the same. A write with a condition is never retried so: after `if_absent` or
     /// `if_version` was applied, the retry would fail on the very record that it wrote, and the
-    /// caller would read a success as a conflict.
+    /// caller would read a success as a conflict. Nor is an update that adds or appends: it would
+    /// count twice.
     pub retry_unknown_writes: bool,
     /// Calls under way at once, over all connections; more wait. Default: 256.
     pub calls_max: usize,

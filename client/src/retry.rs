@@ -49,8 +49,8 @@ pub(crate) fn decide(error: &Error, effect: Effect, attempt: u32, options: &Opti
         Error::Unreachable { .. } => SOON,
         Error::ConnectionLost { .. } => SOON,
         Error::OutcomeUnknown { .. } => {
-            let idempotent = effect == Effect::Write { conditional: false };
-            if idempotent && options.retry_unknown_writes { SOON } else { Verdict::GiveUp }
+            let repeatable = effect == Effect::Write { only_once: false };
+            if repeatable && options.retry_unknown_writes { SOON } else { Verdict::GiveUp }
         }
         Error::DeadlineExceeded { .. } | Error::Protocol { .. } | Error::InvalidEndpoint { .. } => {
             Verdict::GiveUp
@@ -113,8 +113,8 @@ impl Backoff {
 mod tests {
     use super::*;
 
-    const PLAIN: Effect = Effect::Write { conditional: false };
-    const CONDITIONAL: Effect = Effect::Write { conditional: true };
+    const PLAIN: Effect = Effect::Write { only_once: false };
+    const ONCE: Effect = Effect::Write { only_once: true };
 
     fn options() -> Options {
         Options { jitter_seed: 7, ..Options::default() }
@@ -133,18 +133,18 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_write_is_retried_only_on_request_and_never_with_a_condition() {
+    fn an_unknown_write_is_retried_only_on_request_and_never_what_may_be_done_only_once() {
         let mut options = options();
         assert!(!retries(decide(&unknown(), PLAIN, 0, &options)));
         options.retry_unknown_writes = true;
         assert!(retries(decide(&unknown(), PLAIN, 0, &options)));
-        assert!(!retries(decide(&unknown(), CONDITIONAL, 0, &options)));
+        assert!(!retries(decide(&unknown(), ONCE, 0, &options)));
     }
 
     #[test]
     fn what_was_never_sent_is_retried_for_reads_and_writes_up_to_the_limit() {
         let options = options();
-        for effect in [Effect::Read, PLAIN, CONDITIONAL] {
+        for effect in [Effect::Read, PLAIN, ONCE] {
             assert!(retries(decide(&unreachable(), effect, 0, &options)));
             assert!(retries(decide(&unreachable(), effect, options.retries - 1, &options)));
             assert!(!retries(decide(&unreachable(), effect, options.retries, &options)));
@@ -164,7 +164,7 @@ mod tests {
                 Reason::BadNode => Verdict::Reroute,
                 _ => Verdict::GiveUp,
             };
-            assert_eq!(decide(&error, CONDITIONAL, 0, &options), expected, "{reason:?}");
+            assert_eq!(decide(&error, ONCE, 0, &options), expected, "{reason:?}");
         }
         let too_large = Error::refused(Reason::ResponseTooLarge, "x");
         assert_eq!(decide(&too_large, Effect::Read, 0, &options), Verdict::Halve);

@@ -6,7 +6,8 @@ use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Value, json};
 use stateside_proto::v1::{
     Ack, EntryError, GetRequest, HashRange, Record, RemoveEntry, RemoveRequest, TopologyRequest,
-    TopologyResponse, UpsertEntry, UpsertRequest, WriteResult,
+    TopologyResponse, UpdateEntry, UpdateRequest, UpdateResult, UpsertEntry, UpsertRequest,
+    WriteResult, update_entry::Operator,
 };
 use tokio::runtime::Runtime;
 use tonic::{Request, Status, transport::Channel};
@@ -58,6 +59,13 @@ impl TonicCaller {
                 let message = remove_request(request);
                 let answer = data.remove(with_deadline(message, call)).await?.into_inner();
                 Ok(json!({ "results": answer.results.iter().map(write_result).collect::<Value>() }))
+            }
+            "stateside.v1.DataPlane/Update" => {
+                let message = update_request(request);
+                let answer = data.update(with_deadline(message, call)).await?.into_inner();
+                Ok(
+                    json!({ "results": answer.results.iter().map(update_result).collect::<Value>() }),
+                )
             }
             "stateside.v1.DataPlane/Topology" => {
                 Ok(topology(&data.topology(TopologyRequest {}).await?.into_inner()))
@@ -140,6 +148,46 @@ fn remove_request(request: &Value) -> RemoveRequest {
         atomic: request["atomic"] == json!(true),
         ack: ack(&request["ack"]),
     }
+}
+
+fn update_request(request: &Value) -> UpdateRequest {
+    let entry = |entry: &Value| UpdateEntry {
+        key: bytes(&entry["key"]),
+        operator: operator(entry),
+        if_absent: entry["ifAbsent"] == json!(true),
+        if_version: number(&entry["ifVersion"]),
+        ttl_ms: number(&entry["ttlMs"]).unwrap_or_default(),
+    };
+    UpdateRequest {
+        entries: list(&request["entries"]).iter().map(entry).collect(),
+        routing_key: bytes(&request["routingKey"]),
+        atomic: request["atomic"] == json!(true),
+        ack: ack(&request["ack"]),
+        return_values: request["returnValues"] == json!(true),
+    }
+}
+
+fn operator(entry: &Value) -> Option<Operator> {
+    let integer = |name: &str| {
+        let text = entry[name].as_str()?;
+        Some(text.parse::<i64>().expect("cases write 64-bit numbers as strings"))
+    };
+    let content = |name: &str| entry.get(name).map(bytes);
+    integer("add")
+        .map(Operator::Add)
+        .or(integer("max").map(Operator::Max))
+        .or(integer("min").map(Operator::Min))
+        .or(content("append").map(Operator::Append))
+        .or(content("mergeJson").map(Operator::MergeJson))
+}
+
+fn update_result(result: &UpdateResult) -> Value {
+    json!({
+        "version": result.version.to_string(),
+        "timestamp": result.timestamp.to_string(),
+        "error": result.error.as_ref().map(entry_error),
+        "value": result.value.as_ref().map(|value| BASE64.encode(value)),
+    })
 }
 
 fn write_result(result: &WriteResult) -> Value {

@@ -18,3 +18,4 @@ mod quick_start;
 mod scan;
 mod stages;
 mod startup;
+mod update;

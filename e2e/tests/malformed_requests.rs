@@ -11,6 +11,8 @@ use stateside_e2e::{
 
 const GET: &str = "stateside.v1.DataPlane/Get";
 const UPSERT: &str = "stateside.v1.DataPlane/Upsert";
+const REMOVE: &str = "stateside.v1.DataPlane/Remove";
+const UPDATE: &str = "stateside.v1.DataPlane/Update";
 /// A GetRequest for the key `k`.
 const GET_K: &[u8] = &[0x0a, 1, b'k'];
 
@@ -40,7 +42,7 @@ async fn malformed_protobuf_is_refused() {
             ("a wrong wire type", &[0x08, 1]),
             ("noise", &[0xff; 64]),
         ] {
-            for method in [GET, UPSERT, "stateside.v1.DataPlane/Remove"] {
+            for method in [GET, UPSERT, REMOVE, UPDATE] {
                 let answer = grpc(&address, method, bytes).await.unwrap();
                 assert_eq!(reason(&answer), "MALFORMED_REQUEST", "{what} to {method}: {answer:?}");
                 assert_eq!(code(&answer), "INVALID_ARGUMENT", "{what} to {method}");

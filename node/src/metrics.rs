@@ -168,6 +168,8 @@ methods! {
     Remove = "Remove",
     /// Reads records in order.
     Scan = "Scan",
+    /// Changes records by operators.
+    Update = "Update",
     /// Where partitions live.
     Topology = "Topology",
     /// grpc.health.v1.Health.

@@ -45,6 +45,8 @@ impl Effects for World {
 
     fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {}
 
+    fn value(&mut self, _: Ticket, _: &[u8]) {}
+
     fn read_done(&mut self, _: Ticket, _: Result<(), Refusal>) {}
 
     fn written(&mut self, _: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>) {

@@ -107,6 +107,8 @@ impl Effects for World {
         self.answered += 1;
     }
 
+    fn value(&mut self, _: Ticket, _: &[u8]) {}
+
     fn written(&mut self, _: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>) {
         outcome.expect("a write is never refused here");
         self.answered += 1;

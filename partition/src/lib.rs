@@ -16,9 +16,12 @@
 
 mod change_store;
 mod held;
+mod json_merge;
+mod operators;
 mod owned;
 mod partition;
 mod scan;
+mod snapshot;
 mod trail;
 
 pub use partition::{Effects, Input, Partition, SnapshotHead, Ticket};

@@ -1,6 +1,6 @@
 //! Requests that own their bytes: those that wait while the store asks the disk.
 
-use stateside_types::{Ack, Change, Condition, Expiry, WriteEntry};
+use stateside_types::{Ack, Change, Condition, Expiry, Operator, UpdateEntry, WriteEntry};
 
 use crate::{Scan, Ticket};
 
@@ -10,6 +10,7 @@ pub(crate) enum Owned {
     Read { ticket: Ticket, keys: Vec<Vec<u8>> },
     Scan { ticket: Ticket, scan: Scan },
     Write { ticket: Ticket, ack: Option<Ack>, entries: Vec<OwnedEntry> },
+    Update { ticket: Ticket, ack: Option<Ack>, return_values: bool, entries: Vec<OwnedUpdate> },
 }
 
 #[derive(Debug)]
@@ -40,6 +41,59 @@ impl Owned {
             })
             .collect();
         Self::Write { ticket, ack, entries }
+    }
+
+    pub(crate) fn update(
+        ticket: Ticket,
+        ack: Option<Ack>,
+        return_values: bool,
+        entries: &[UpdateEntry<'_>],
+    ) -> Self {
+        let entries = entries.iter().map(OwnedUpdate::new).collect();
+        Self::Update { ticket, ack, return_values, entries }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct OwnedUpdate {
+    key: Vec<u8>,
+    operator: OwnedOperator,
+    condition: Condition,
+    expiry: Expiry,
+}
+
+#[derive(Debug)]
+enum OwnedOperator {
+    Add(i64),
+    Append(Vec<u8>),
+    Max(i64),
+    Min(i64),
+    Merge(Vec<u8>),
+}
+
+impl OwnedUpdate {
+    fn new(entry: &UpdateEntry<'_>) -> Self {
+        let &UpdateEntry { key, operator, condition, expiry } = entry;
+        let operator = match operator {
+            Operator::Add(operand) => OwnedOperator::Add(operand),
+            Operator::Append(bytes) => OwnedOperator::Append(bytes.to_vec()),
+            Operator::Max(operand) => OwnedOperator::Max(operand),
+            Operator::Min(operand) => OwnedOperator::Min(operand),
+            Operator::Merge(patch) => OwnedOperator::Merge(patch.to_vec()),
+        };
+        Self { key: key.to_vec(), operator, condition, expiry }
+    }
+
+    pub(crate) fn borrow(&self) -> UpdateEntry<'_> {
+        let operator = match &self.operator {
+            OwnedOperator::Add(operand) => Operator::Add(*operand),
+            OwnedOperator::Append(bytes) => Operator::Append(bytes),
+            OwnedOperator::Max(operand) => Operator::Max(*operand),
+            OwnedOperator::Min(operand) => Operator::Min(*operand),
+            OwnedOperator::Merge(patch) => Operator::Merge(patch),
+        };
+        let Self { key, condition, expiry, .. } = self;
+        UpdateEntry { key, operator, condition: *condition, expiry: *expiry }
     }
 }
 

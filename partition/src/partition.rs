@@ -1,5 +1,7 @@
 //! The state machine. See the crate's header for when a write becomes visible.
 
+mod update;
+
 use std::{collections::VecDeque, mem};
 
 use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
@@ -9,7 +11,7 @@ use stateside_statestore::{
 };
 use stateside_types::{
     Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
-    Record, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry, check_ack,
+    Record, Refusal, Sequence, StageKind, Timestamp, UpdateEntry, WallClock, WriteEntry, check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
@@ -50,6 +52,17 @@ pub enum Input<'a> {
         /// None: the partition's default. Never lowers it.
         ack: Option<Ack>,
     },
+    /// Compute new values from the present ones and write them, atomically. Answered by `written`.
+    Update {
+        /// Names the request.
+        ticket: Ticket,
+        /// At least one entry, no key twice.
+        entries: &'a [UpdateEntry<'a>],
+        /// None: the partition's default. Never lowers it.
+        ack: Option<Ack>,
+        /// One `value` per entry, in order, comes before `written` when that is no refusal.
+        return_values: bool,
+    },
     /// The log is durable up to and including this sequence of the partition.
     LogDurable(Sequence),
     /// The log does not answer: answers that wait for a sequence up to this one leave with the
@@ -75,6 +88,9 @@ pub trait Effects: Outlet {
 
     /// A read's answer may leave.
     fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>);
+
+    /// The value that one entry of an update left in the store.
+    fn value(&mut self, ticket: Ticket, value: &[u8]);
 
     /// A write's answer may leave.
     fn written(&mut self, ticket: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>);
@@ -127,7 +143,7 @@ pub struct Partition {
     /// An asynchronous stage failed a write: the refusal for it and everything behind it.
     failing: Option<Refusal>,
     /// Set when the partition serves no more: the refusal for everyone.
-    halted: Option<Refusal>,
+    pub(crate) halted: Option<Refusal>,
 }
 
 impl Partition {
@@ -287,6 +303,14 @@ impl Partition {
                     self.queue.push_back(Owned::write(ticket, ack, entries));
                 }
             }
+            Input::Update { ticket, entries, ack, return_values } => {
+                let owned = || Owned::update(ticket, ack, return_values, entries);
+                if !self.must_queue(owned, effects)
+                    && !self.update_values(ticket, entries, ack, return_values, effects)
+                {
+                    self.queue.push_back(owned());
+                }
+            }
             Input::LogDurable(sequence) => {
                 if let Some(log) = self.pipeline.log() {
                     self.pipeline.completed(log, Completed::Through(sequence));
@@ -326,41 +350,6 @@ impl Partition {
         self.last_remove = self.last_remove.max(reclaimed.newest);
         self.hand_out_work(effects);
         reclaimed.records
-    }
-
-    /// Starts a snapshot of the state after the last batch applied.
-    ///
-    /// # Errors
-    /// The halting refusal: a partition that stopped has nothing to vouch for.
-    pub fn snapshot_start(&mut self) -> Result<SnapshotHead, Refusal> {
-        if let Some(refusal) = &self.halted {
-            return Err(refusal.clone());
-        }
-        self.store.snapshot_start();
-        Ok(SnapshotHead {
-            sequence: self.store.applied(),
-            timestamp: self.store.applied_timestamp(),
-        })
-    }
-
-    /// Hands out the next records of the snapshot. `Wait`: call again after a `WorkDone`.
-    ///
-    /// # Errors
-    /// As the store says; the snapshot is abandoned.
-    pub fn snapshot_next(
-        &mut self,
-        budget_bytes: usize,
-        emit: &mut dyn FnMut(SnapshotRecord<'_>),
-        effects: &mut impl Effects,
-    ) -> Result<SnapshotStep, StoreError> {
-        let step = self.store.snapshot_next(budget_bytes, emit);
-        self.hand_out_work(effects);
-        step
-    }
-
-    /// Ends or abandons the snapshot.
-    pub fn snapshot_end(&mut self) {
-        self.store.snapshot_end();
     }
 
     /// Queues the request behind one that waits for its store; or refuses it. True: dealt with.
@@ -504,28 +493,32 @@ impl Partition {
         }
         match self.execute(entries, ack, effects) {
             Err(refusal) => effects.written(ticket, Err(refusal)),
-            Ok((sequence, timestamp, ack)) => {
-                if ack == Ack::Memory || sequence <= self.passed() {
-                    effects.written(ticket, Ok((sequence, timestamp)));
-                } else {
-                    self.held.hold(sequence, Held::Write(ticket, sequence, timestamp));
-                }
-            }
+            Ok(executed) => self.acknowledge(ticket, executed, effects),
         }
         true
     }
 
-    fn execute(
+    fn acknowledge(
         &mut self,
-        entries: &[WriteEntry<'_>],
-        ack: Option<Ack>,
+        ticket: Ticket,
+        (sequence, timestamp, ack): (Sequence, Timestamp, Ack),
         effects: &mut impl Effects,
-    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+    ) {
+        if ack == Ack::Memory || sequence <= self.passed() {
+            effects.written(ticket, Ok((sequence, timestamp)));
+        } else {
+            self.held.hold(sequence, Held::Write(ticket, sequence, timestamp));
+        }
+    }
+
+    /// Whether writes are taken at present; the acknowledgement that this one gets.
+    #[inline]
+    fn check_serving(&self, asked: Option<Ack>) -> Result<Ack, Refusal> {
         if let Some(refusal) = self.failing.as_ref().or(self.frozen.as_ref()) {
             return Err(refusal.clone());
         }
         // A request may ask for more than the default, never for less.
-        let ack = ack.map_or(self.spec.ack, |asked| asked.max(self.spec.ack));
+        let ack = asked.map_or(self.spec.ack, |asked| asked.max(self.spec.ack));
         if ack == Ack::Durable && self.pipeline.log().is_none() {
             return Err(Refusal::new(
                 Reason::InvalidArgument,
@@ -544,6 +537,16 @@ impl Partition {
             );
             return Err(Refusal::new(Reason::Overloaded, message));
         }
+        Ok(ack)
+    }
+
+    fn execute(
+        &mut self,
+        entries: &[WriteEntry<'_>],
+        ack: Option<Ack>,
+        effects: &mut impl Effects,
+    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+        let ack = self.check_serving(ack)?;
         let now = self.tell_time(effects);
         self.check_expiries(entries)?;
         let write = Write {
@@ -729,6 +732,10 @@ impl Partition {
                     let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
                     self.read(*ticket, &keys, effects)
                 }
+                Owned::Update { ticket, ack, return_values, entries } => {
+                    let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
+                    self.update_values(*ticket, &entries, *ack, *return_values, effects)
+                }
                 Owned::Scan { ticket, scan } => self.scan(*ticket, scan, effects),
                 Owned::Write { ticket, ack, entries } => {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
@@ -766,7 +773,9 @@ fn refuse(owned: &Owned, refusal: Refusal, effects: &mut impl Effects) {
         Owned::Read { ticket, .. } | Owned::Scan { ticket, .. } => {
             effects.read_done(*ticket, Err(refusal))
         }
-        Owned::Write { ticket, .. } => effects.written(*ticket, Err(refusal)),
+        Owned::Write { ticket, .. } | Owned::Update { ticket, .. } => {
+            effects.written(*ticket, Err(refusal))
+        }
     }
 }
 

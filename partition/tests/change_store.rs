@@ -43,6 +43,8 @@ impl Effects for World {
         self.records.push((key.to_vec(), record));
     }
 
+    fn value(&mut self, _: Ticket, _: &[u8]) {}
+
     fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {}
 
     fn read_done(&mut self, _: Ticket, outcome: Result<(), Refusal>) {

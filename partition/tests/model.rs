@@ -4,6 +4,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+#[path = "model/update.rs"]
+mod update;
+
 use std::{
     cell::Cell,
     collections::{BTreeMap, HashMap},
@@ -17,9 +20,9 @@ use stateside_statestore::{
     WorkDone,
 };
 use stateside_types::{
-    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, PartitionId,
-    PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StoreKind, Timestamp,
-    WallClock, WriteEntry,
+    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, Operator,
+    PartitionId, PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StoreKind,
+    Timestamp, UpdateEntry, WallClock, WriteEntry,
 };
 
 type Content = BTreeMap<Vec<u8>, Stored>;
@@ -195,6 +198,8 @@ struct World {
     work: Vec<Work>,
     /// What reads were told, and when.
     records: HashMap<u64, (WallClock, Vec<Seen>)>,
+    /// What updates made, by ticket.
+    values: HashMap<u64, Vec<Vec<u8>>>,
     done: Vec<(u64, Result<Option<Sequence>, Refusal>)>,
 }
 
@@ -242,6 +247,10 @@ impl Effects for World {
         self.done.push((ticket.0, outcome.map(|()| None)));
     }
 
+    fn value(&mut self, ticket: Ticket, value: &[u8]) {
+        self.values.entry(ticket.0).or_default().push(value.to_vec());
+    }
+
     fn written(&mut self, ticket: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>) {
         self.done.push((ticket.0, outcome.map(|(sequence, _)| Some(sequence))));
     }
@@ -287,6 +296,8 @@ fn replay(log: &[Logged], cold: bool) -> MapStore {
 #[derive(Clone, Debug)]
 enum Step {
     Write(Vec<Planned>, Option<Ack>),
+    /// Append these bytes, one to each of these keys.
+    Append(Vec<(u8, u8)>, Option<Ack>),
     Read(Vec<u8>),
     /// The log becomes durable up to this share of what is not yet.
     Log(u8),
@@ -328,7 +339,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         map.into_iter().map(plan).collect()
     });
     let ack = prop_oneof![Just(None), Just(Some(Ack::Memory)), Just(Some(Ack::Durable))];
+    let appends = prop::collection::btree_map(0..12_u8, any::<u8>(), 1..4);
     let step = prop_oneof![
+        3 => (appends, ack.clone()).prop_map(|(map, ack)| Step::Append(map.into_iter().collect(), ack)),
         6 => (entries, ack).prop_map(|(entries, ack)| Step::Write(entries, ack)),
         5 => prop::collection::vec(0..12_u8, 1..4).prop_map(Step::Read),
         4 => any::<u8>().prop_map(Step::Log),
@@ -356,6 +369,8 @@ struct Run {
     ack: Ack,
     reads: HashMap<u64, Vec<u8>>,
     writes: HashMap<u64, Option<Ack>>,
+    /// Updates under way: keys and what is appended to each.
+    appends: HashMap<u64, Vec<(u8, u8)>>,
 }
 
 impl Run {
@@ -371,6 +386,7 @@ impl Run {
             ack,
             reads: HashMap::new(),
             writes: HashMap::new(),
+            appends: HashMap::new(),
         }
     }
 
@@ -402,6 +418,23 @@ impl Run {
                     .collect();
                 self.writes.insert(ticket, ack);
                 self.feed(Input::Write { ticket: Ticket(ticket), entries: &entries, ack });
+            }
+            Step::Append(appends, ack) => {
+                let bytes: Vec<_> = appends.iter().map(|(key, byte)| ([*key], [*byte])).collect();
+                let entries: Vec<_> = bytes
+                    .iter()
+                    .map(|(key, byte)| UpdateEntry {
+                        key,
+                        operator: Operator::Append(byte),
+                        condition: Condition::None,
+                        expiry: Expiry::Never,
+                    })
+                    .collect();
+                self.writes.insert(ticket, ack);
+                self.appends.insert(ticket, appends);
+                let ticket = Ticket(ticket);
+                let input = Input::Update { ticket, entries: &entries, ack, return_values: true };
+                self.feed(input);
             }
             Step::Read(keys) => {
                 let bytes: Vec<_> = keys.iter().map(|key| vec![*key]).collect();
@@ -480,8 +513,10 @@ impl Run {
         self.failed = None;
         self.world.work.clear();
         self.world.records.clear();
+        self.world.values.clear();
         self.reads.clear();
         self.writes.clear();
+        self.appends.clear();
         let store = replay(&self.world.log, self.cold);
         self.world.told.set(store.timestamp.millis());
         self.partition = partition(self.ack, self.cold, store);
@@ -523,6 +558,9 @@ impl Run {
                         let durable = ack.map_or(self.ack, |ack| ack.max(self.ack)) == Ack::Durable;
                         assert!(!durable || sequence <= durable_to, "acknowledged too early");
                         assert!(sequence < self.states.len());
+                        if let Some(appends) = self.appends.remove(&ticket) {
+                            self.check_appended(ticket, sequence, &appends);
+                        }
                     }
                     Err(refusal) if refusal.reason == Reason::DiskFull => {
                         assert!(self.unreadable, "the disk was not full");
@@ -533,6 +571,21 @@ impl Run {
                     Err(refusal) => assert_eq!(refusal.reason, Reason::ConditionFailed),
                 }
             }
+        }
+    }
+
+    /// An update made its values of those that the write before it left, and nothing came between.
+    fn check_appended(&mut self, ticket: u64, sequence: usize, appends: &[(u8, u8)]) {
+        let told = self.world.values.remove(&ticket).expect("values come before the answer");
+        assert_eq!(told.len(), appends.len());
+        for ((key, byte), told) in appends.iter().zip(told) {
+            let value = |state: &Content| state.get(&vec![*key]).map(|stored| stored.value.clone());
+            let after = value(&self.states[sequence]).expect("the update wrote it");
+            // A record that had expired counts as none.
+            let before = value(&self.states[sequence - 1]).unwrap_or_default();
+            let appended = [&before[..], &[*byte]].concat();
+            assert!(after == appended || after == [*byte], "{after:?} after {before:?}");
+            assert_eq!(after, told);
         }
     }
 

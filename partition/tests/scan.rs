@@ -47,6 +47,10 @@ impl Effects for World {
         assert!(self.answer.replace(outcome).is_none(), "answered twice");
     }
 
+    fn value(&mut self, _: Ticket, _: &[u8]) {
+        unreachable!("nothing is updated here");
+    }
+
     fn written(&mut self, _: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>) {
         outcome.unwrap();
     }

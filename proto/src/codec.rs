@@ -12,7 +12,8 @@ use prost::{
     encoding::{self, DecodeContext, WireType},
 };
 use stateside_types::{
-    Ack, Condition, Expiry, Reason, Record, Refusal, Sequence, Timestamp, WriteEntry,
+    Ack, Condition, Expiry, Operator, Reason, Record, Refusal, Sequence, Timestamp, UpdateEntry,
+    WriteEntry,
     limits::{
         BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, KEY_BYTES_MAX, ROUTING_KEY_BYTES_MAX, TTL_MS_MAX,
     },
@@ -27,6 +28,8 @@ pub struct WriteHead<'a> {
     pub atomic: bool,
     /// None: the partition's default.
     pub ack: Option<Ack>,
+    /// Of an update: answer with the new values.
+    pub return_values: bool,
 }
 
 /// Decodes an `UpsertRequest`; `entries` is cleared and filled.
@@ -55,26 +58,8 @@ pub fn decode_upsert<'a>(
                 _ => reader.skip(wire, field)?,
             }
         }
-        let condition = match (if_absent, if_version) {
-            (false, None) => Condition::None,
-            (true, None) => Condition::IfAbsent,
-            (false, Some(version)) => Condition::IfVersion(version),
-            (true, Some(_)) => {
-                return Err(Refusal::new(
-                    Reason::InvalidCondition,
-                    format!("entry {index} sets both if_absent and if_version"),
-                )
-                .with("entry", index));
-            }
-        };
-        let expiry = match ttl_ms {
-            0 => Expiry::Never,
-            1..=TTL_MS_MAX => Expiry::After(ttl_ms),
-            _ => {
-                let message = format!("entry {index} has a ttl_ms of {ttl_ms}");
-                return Err(Refusal::new(Reason::InvalidTtl, message).with("entry", index));
-            }
-        };
+        let condition = condition(if_absent, if_version, index)?;
+        let expiry = expiry(ttl_ms, index)?;
         Ok(WriteEntry::put(key, value).under(condition).expiring(expiry))
     })
 }
@@ -121,6 +106,44 @@ pub fn decode_remove<'a>(
     })
 }
 
+/// Decodes an `UpdateRequest`; `entries` is cleared and filled.
+///
+/// # Errors
+/// As [`decode_upsert`]; `INVALID_OPERATOR`.
+pub fn decode_update<'a>(
+    message: &'a [u8],
+    entries: &mut Vec<UpdateEntry<'a>>,
+) -> Result<WriteHead<'a>, Refusal> {
+    decode_batch(message, entries, |entry, index| {
+        let mut reader = Reader(entry);
+        let mut key: &[u8] = &[];
+        let (mut operator, mut operators) = (None, 0);
+        let (mut if_absent, mut if_version, mut ttl_ms) = (false, None, 0);
+        while let Some((field, wire)) = reader.key()? {
+            operators += usize::from((2..=6).contains(&field));
+            match field {
+                1 => key = reader.bytes(wire)?,
+                2 => operator = Some(Operator::Add(zigzag(reader.varint(wire)?))),
+                3 => operator = Some(Operator::Append(reader.bytes(wire)?)),
+                4 => operator = Some(Operator::Max(zigzag(reader.varint(wire)?))),
+                5 => operator = Some(Operator::Min(zigzag(reader.varint(wire)?))),
+                6 => operator = Some(Operator::Merge(reader.bytes(wire)?)),
+                7 => if_absent = reader.varint(wire)? != 0,
+                8 => if_version = Some(Sequence(reader.varint(wire)?)),
+                9 => ttl_ms = reader.varint(wire)?,
+                _ => reader.skip(wire, field)?,
+            }
+        }
+        // protobuf lets the last of several win; an operator that is passed over is a lost update.
+        let Some(operator) = operator.filter(|_| operators == 1) else {
+            let message = format!("entry {index} has {operators} operators");
+            return Err(Refusal::new(Reason::InvalidOperator, message).with("entry", index));
+        };
+        let condition = condition(if_absent, if_version, index)?;
+        Ok((key, UpdateEntry { key, operator, condition, expiry: expiry(ttl_ms, index)? }))
+    })
+}
+
 /// Decodes a `GetRequest`: `keys` is cleared and filled, the routing key is returned.
 ///
 /// # Errors
@@ -158,6 +181,13 @@ pub fn recycle_entries<'b>(mut entries: Vec<WriteEntry<'_>>) -> Vec<WriteEntry<'
     entries.into_iter().map(|_| WriteEntry::remove(&[])).collect()
 }
 
+/// As [`recycle_entries`], for updates.
+pub fn recycle_updates<'b>(mut entries: Vec<UpdateEntry<'_>>) -> Vec<UpdateEntry<'b>> {
+    entries.clear();
+    let empty = |_| -> UpdateEntry<'b> { unreachable!("it is empty") };
+    entries.into_iter().map(empty).collect()
+}
+
 /// As [`recycle_entries`], for keys.
 pub fn recycle_keys<'b>(mut keys: Vec<&[u8]>) -> Vec<&'b [u8]> {
     keys.clear();
@@ -184,7 +214,29 @@ pub fn encode_write_results(
     }
 }
 
-/// Writes one refused `WriteResult`.
+/// Writes one `UpdateResult`.
+pub fn encode_update_result(
+    out: &mut Vec<u8>,
+    version: Sequence,
+    timestamp: Timestamp,
+    value: Option<&[u8]>,
+) {
+    let mut head = [0_u8; 2 * 11];
+    let mut head_length = put_field(&mut head, 1, version.0);
+    head_length += put_field(&mut head[head_length..], 2, timestamp.0);
+    let value_length = value.map_or(0, |value| 1 + varint_length(value.len() as u64) + value.len());
+    out.reserve(head_length + value_length + 6);
+    out.push(tag(1, WireType::LengthDelimited));
+    encoding::encode_varint((head_length + value_length) as u64, out);
+    out.extend_from_slice(&head[..head_length]);
+    if let Some(value) = value {
+        out.push(tag(4, WireType::LengthDelimited));
+        encoding::encode_varint(value.len() as u64, out);
+        out.extend_from_slice(value);
+    }
+}
+
+/// Writes one refused `WriteResult`; an `UpdateResult` looks the same.
 pub fn encode_write_refused(out: &mut Vec<u8>, refusal: &Refusal) {
     let result = crate::v1::WriteResult { error: Some(refusal.into()), ..Default::default() };
     encoding::message::encode(1, &result, out);
@@ -246,6 +298,17 @@ fn decode_write<'a>(
     entries: &mut Vec<WriteEntry<'a>>,
     entry: impl Fn(&'a [u8], usize) -> Result<WriteEntry<'a>, Refusal>,
 ) -> Result<WriteHead<'a>, Refusal> {
+    decode_batch(message, entries, |bytes, index| {
+        entry(bytes, index).map(|entry| (entry.key, entry))
+    })
+}
+
+/// `entry` gives each entry with its key.
+fn decode_batch<'a, E>(
+    message: &'a [u8],
+    entries: &mut Vec<E>,
+    entry: impl Fn(&'a [u8], usize) -> Result<(&'a [u8], E), Refusal>,
+) -> Result<WriteHead<'a>, Refusal> {
     check_size(message)?;
     entries.clear();
     let mut routing_key: &[u8] = &[];
@@ -255,8 +318,8 @@ fn decode_write<'a>(
         match field {
             1 => {
                 check_entries(entries.len())?;
-                let entry = entry(reader.bytes(wire)?, entries.len())?;
-                check_key(entry.key, entries.len())?;
+                let (key, entry) = entry(reader.bytes(wire)?, entries.len())?;
+                check_key(key, entries.len())?;
                 entries.push(entry);
             }
             2 => routing_key = reader.bytes(wire)?,
@@ -272,6 +335,8 @@ fn decode_write<'a>(
                     }
                 }
             }
+            // No other request has a field of this number.
+            5 => head.return_values = reader.varint(wire)? != 0,
             _ => reader.skip(wire, field)?,
         }
     }
@@ -280,6 +345,39 @@ fn decode_write<'a>(
     }
     head.routing_key = check_routing_key(routing_key)?;
     Ok(head)
+}
+
+fn condition(
+    if_absent: bool,
+    if_version: Option<Sequence>,
+    index: usize,
+) -> Result<Condition, Refusal> {
+    match (if_absent, if_version) {
+        (false, None) => Ok(Condition::None),
+        (true, None) => Ok(Condition::IfAbsent),
+        (false, Some(version)) => Ok(Condition::IfVersion(version)),
+        (true, Some(_)) => Err(Refusal::new(
+            Reason::InvalidCondition,
+            format!("entry {index} sets both if_absent and if_version"),
+        )
+        .with("entry", index)),
+    }
+}
+
+fn expiry(ttl_ms: u64, index: usize) -> Result<Expiry, Refusal> {
+    match ttl_ms {
+        0 => Ok(Expiry::Never),
+        1..=TTL_MS_MAX => Ok(Expiry::After(ttl_ms)),
+        _ => {
+            let message = format!("entry {index} has a ttl_ms of {ttl_ms}");
+            Err(Refusal::new(Reason::InvalidTtl, message).with("entry", index))
+        }
+    }
+}
+
+/// A `sint64` as it stands on the wire.
+const fn zigzag(value: u64) -> i64 {
+    (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
 }
 
 fn check_size(message: &[u8]) -> Result<(), Refusal> {
@@ -504,6 +602,7 @@ mod tests {
                 prop_assert!(ours.is_err());
             }
             let _ = decode_remove(&bytes, &mut Vec::new());
+            let _ = decode_update(&bytes, &mut Vec::new());
             let _ = decode_get(&bytes, &mut Vec::new());
         }
 
@@ -530,11 +629,39 @@ mod tests {
         }
 
         #[test]
+        fn update_decodes_to_what_prost_encoded(
+            key in prop::collection::vec(any::<u8>(), 1..40), operand in any::<i64>(), which in 0..5,
+            bytes in prop::collection::vec(any::<u8>(), 0..300), if_version in any::<Option<u64>>(),
+            ttl_ms in prop_oneof![Just(0), 1..=TTL_MS_MAX], return_values in any::<bool>(),
+        ) {
+            use v1::update_entry::Operator as Theirs;
+            let (ours, theirs) = match which {
+                0 => (Operator::Add(operand), Theirs::Add(operand)),
+                1 => (Operator::Append(&bytes), Theirs::Append(bytes.clone())),
+                2 => (Operator::Max(operand), Theirs::Max(operand)),
+                3 => (Operator::Min(operand), Theirs::Min(operand)),
+                _ => (Operator::Merge(&bytes), Theirs::MergeJson(bytes.clone())),
+            };
+            let entry = v1::UpdateEntry {
+                key: key.clone(), operator: Some(theirs), if_absent: false, if_version, ttl_ms,
+            };
+            let request = v1::UpdateRequest { entries: vec![entry], return_values, ..Default::default() };
+            let message = request.encode_to_vec();
+            let mut entries = Vec::new();
+            let head = decode_update(&message, &mut entries).unwrap();
+            prop_assert_eq!(head.return_values, return_values);
+            let condition = if_version.map_or(Condition::None, |v| Condition::IfVersion(Sequence(v)));
+            let expiry = if ttl_ms == 0 { Expiry::Never } else { Expiry::After(ttl_ms) };
+            prop_assert_eq!(&entries, &[UpdateEntry { key: &key, operator: ours, condition, expiry }]);
+        }
+
+        #[test]
         fn answers_are_byte_for_byte_what_prost_writes(
             key in prop::collection::vec(any::<u8>(), 1..300), value in prop::collection::vec(any::<u8>(), 0..20_000),
             version in any::<u64>(), timestamp in any::<u64>(), found in any::<bool>(), count in 0..4_usize,
             expire_at_ms in prop_oneof![Just(0), any::<u64>()],
         ) {
+            let ours_value = value.clone();
             let mut ours = Vec::new();
             let expire_at = ExpireAt::from_millis(expire_at_ms);
             let record = Record { value: &value, version: Sequence(version), timestamp: Timestamp(timestamp), expire_at };
@@ -548,9 +675,27 @@ mod tests {
             prop_assert_eq!(ours, theirs.encode_to_vec());
 
             let mut ours = Vec::new();
+            let told = found.then_some(&ours_value[..]);
+            encode_update_result(&mut ours, Sequence(version), Timestamp(timestamp), told);
+            let theirs = v1::UpdateResponse { results: vec![v1::UpdateResult {
+                version, timestamp, error: None, value: told.map(<[u8]>::to_vec),
+            }] };
+            prop_assert_eq!(ours, theirs.encode_to_vec());
+
+            let mut ours = Vec::new();
             encode_write_results(&mut ours, count, Sequence(version), Timestamp(timestamp));
             let theirs = v1::UpsertResponse { results: vec![v1::WriteResult { version, timestamp, error: None }; count] };
             prop_assert_eq!(ours, theirs.encode_to_vec());
+        }
+    }
+
+    #[test]
+    fn an_update_has_one_operator() {
+        // Entries with key `k`: none, and both add and append.
+        for entry in [&[0x0a, 1, b'k'][..], &[0x0a, 1, b'k', 0x10, 2, 0x1a, 0]] {
+            let message = [&[0x0a, entry.len() as u8], entry].concat();
+            let refusal = decode_update(&message, &mut Vec::new()).unwrap_err();
+            assert_eq!(refusal.reason, Reason::InvalidOperator);
         }
     }
 

@@ -14,6 +14,7 @@ mod partition;
 mod refusal;
 mod stage;
 mod timestamp;
+mod update;
 
 pub use ack::Ack;
 pub use desired::{DesiredError, DesiredPartition, DesiredSet};
@@ -28,3 +29,4 @@ pub use stage::{
     check_pipeline, misplaced, stage_names,
 };
 pub use timestamp::{Timestamp, WallClock};
+pub use update::{Operator, UpdateEntry};

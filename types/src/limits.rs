@@ -11,6 +11,9 @@ pub const BATCH_BYTES_MAX: usize = 1 << 20;
 pub const BATCH_ENTRIES_MAX: usize = 16 << 10;
 /// Largest answer message, bytes. A `Get` whose records exceed it is refused: ask for fewer keys.
 pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
+/// Bytes of values that the answer to an `Update` tells, over all its partitions; further ones are left
+/// out. What else is in the answer has the room up to [`RESPONSE_BYTES_MAX`].
+pub const UPDATED_VALUES_BYTES_MAX: usize = RESPONSE_BYTES_MAX - (2 << 20);
 /// Longest time to live of a record, milliseconds: a hundred years.
 pub const TTL_MS_MAX: u64 = 100 * 365 * 24 * 60 * 60 * 1_000;
 

@@ -23,6 +23,7 @@ pub enum Code {
     ResourceExhausted = 8,
     FailedPrecondition = 9,
     Aborted = 10,
+    OutOfRange = 11,
     Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
@@ -77,6 +78,14 @@ reasons! {
     DuplicateKey = "DUPLICATE_KEY", InvalidArgument, "name each key once in a write batch";
     /// `if_absent` together with `if_version`, or an unknown enum value.
     InvalidCondition = "INVALID_CONDITION", InvalidArgument, "set if_absent or if_version, not both";
+    /// An update without an operator, or with several.
+    InvalidOperator = "INVALID_OPERATOR", InvalidArgument, "give every entry of an update exactly one operator";
+    /// The value is not what the operator works on.
+    WrongType = "WRONG_TYPE", FailedPrecondition, "read the record; add, max and min take decimal integers, merge takes JSON";
+    /// The result of an addition is no 64-bit integer.
+    OutOfRange = "OUT_OF_RANGE", OutOfRange, "read the record; integers have 64 bits and a sign";
+    /// A patch that is no JSON document, or nested too deeply.
+    MalformedJson = "MALFORMED_JSON", InvalidArgument, "send a JSON document (RFC 7396) with at most 32 levels of objects";
     /// A time to live beyond the limit, or in a partition that keeps no time.
     InvalidTtl = "INVALID_TTL", InvalidArgument,
         "give a ttl_ms of at most 3153600000000 (a hundred years), in a partition with a clock stage";

@@ -140,6 +140,13 @@ impl DataPlane for Peer {
         Ok(Response::new(RemoveResponse { results }))
     }
 
+    async fn update(
+        &self,
+        _: Request<stateside_proto::v1::UpdateRequest>,
+    ) -> Result<Response<stateside_proto::v1::UpdateResponse>, Status> {
+        Err(Status::unimplemented("Update"))
+    }
+
     async fn scan(&self, _: Request<ScanRequest>) -> Result<Response<ScanResponse>, Status> {
         Err(Status::unimplemented("this peer keeps no order"))
     }

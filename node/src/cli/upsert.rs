@@ -130,7 +130,7 @@ pub(super) fn print_written(
 }
 
 /// Reads a value, no further than what can be stored.
-fn read_value(source: impl Read, name: &str) -> Result<Vec<u8>, Failure> {
+pub(super) fn read_value(source: impl Read, name: &str) -> Result<Vec<u8>, Failure> {
     let mut value = Vec::new();
     source
         .take(BATCH_BYTES_MAX as u64 + 1)

@@ -16,11 +16,14 @@ use stateside_partition::{PageEnd, Ticket};
 use stateside_proto::{codec, scan::encode_scan_end};
 use stateside_types::{
     CoreId, PartitionId, Reason, Record, Refusal, Sequence, Timestamp,
-    limits::{CALLS_PER_CORE_MAX, RESPONSE_BYTES_MAX},
+    limits::{CALLS_PER_CORE_MAX, RESPONSE_BYTES_MAX, UPDATED_VALUES_BYTES_MAX},
 };
 
 /// Buffers above this size are not kept for the next call.
 const KEPT_BUFFER_BYTES: usize = 64 << 10;
+
+/// In place of the end of a value that did not fit into the answer.
+const LEFT_OUT: u32 = u32::MAX;
 
 /// Who waits for a call's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,12 +52,24 @@ pub enum Outcome {
 pub struct Part {
     /// Entries of the request that it covers.
     pub entries: u32,
-    /// A read's records, encoded as the answer has them.
+    /// A read's records, encoded as the answer has them; an update's values, one after the other.
     pub body: Vec<u8>,
-    /// Where each record ends in `body`; kept only where answers are put together from parts.
+    /// Where each record ends in `body`, kept only where answers are put together from parts; or
+    /// where each value ends, for an update that is to tell them.
     pub ends: Vec<u32>,
     /// See [`Outcome`].
     pub outcome: Outcome,
+}
+
+impl Part {
+    /// The values of an update, in its entries' order; none at all unless it is to tell them.
+    pub fn values(&self) -> impl Iterator<Item = Option<&[u8]>> {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| {
+            (end != LEFT_OUT)
+                .then(|| &self.body[std::mem::replace(&mut start, end as usize)..end as usize])
+        })
+    }
 }
 
 /// A call under way.
@@ -256,6 +271,34 @@ impl<S: Copy> Calls<S> {
         }
     }
 
+    /// The value that an entry of an update left behind.
+    pub fn value(&mut self, ticket: Ticket, value: &[u8]) {
+        let Some((call, part)) = find(&mut self.slots, ticket) else { return };
+        // Values that do not fit into the answer are left out of it: the update has taken effect and
+        // must not be refused any more.
+        let fits = call.body_bytes + value.len() <= UPDATED_VALUES_BYTES_MAX;
+        let part = &mut call.parts[part];
+        if fits {
+            call.body_bytes += value.len();
+            part.body.extend_from_slice(value);
+        }
+        part.ends.push(if fits { part.body.len() as u32 } else { LEFT_OUT });
+    }
+
+    /// Values of a part that another core executed.
+    pub fn take_values(&mut self, ticket: Ticket, body: Vec<u8>, mut ends: Vec<u32>) {
+        let Some((call, part)) = find(&mut self.slots, ticket) else { return };
+        let fits = call.body_bytes + body.len() <= UPDATED_VALUES_BYTES_MAX;
+        if fits {
+            call.body_bytes += body.len();
+        } else {
+            ends.fill(LEFT_OUT);
+        }
+        let part = &mut call.parts[part];
+        part.body = if fits { body } else { Vec::new() };
+        part.ends = ends;
+    }
+
     /// The end of a scan's page, behind its records.
     pub fn page_end(&mut self, ticket: Ticket, partition: PartitionId, end: PageEnd<'_>) {
         let Some((call, part)) = find(&mut self.slots, ticket) else { return };
@@ -358,6 +401,25 @@ mod tests {
         assert_eq!(take_ready(&mut calls), None, "a ticket of the slot's former call does nothing");
         calls.finish(new, Outcome::Read);
         assert_eq!(take_ready(&mut calls), Some(again));
+    }
+
+    #[test]
+    fn values_that_do_not_fit_are_left_out_and_nothing_is_refused_for_them() {
+        let mut calls = calls();
+        let slot = calls.open(Origin::Stream(7), 0, 1, false).unwrap();
+        let tickets = [calls.add_part(slot, 3), calls.add_part(slot, 1)];
+        calls.value(tickets[0], b"first");
+        calls.value(tickets[0], &vec![0; UPDATED_VALUES_BYTES_MAX]);
+        calls.value(tickets[0], b"");
+        calls.take_values(tickets[1], vec![0; UPDATED_VALUES_BYTES_MAX], vec![7]);
+        for ticket in tickets {
+            calls.finish(ticket, Outcome::Written(Sequence(3), Timestamp(4)));
+        }
+        let slot = take_ready(&mut calls).unwrap();
+        let call = calls.get_mut(slot);
+        let values: Vec<_> = call.parts().iter().flat_map(Part::values).collect();
+        assert_eq!(values, [Some(&b"first"[..]), None, Some(b""), None]);
+        assert!(call.parts().iter().all(|part| matches!(part.outcome, Outcome::Written(..))));
     }
 
     #[test]

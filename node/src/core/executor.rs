@@ -8,6 +8,8 @@
 //! Lives on its core's thread. Buffers for decoding are kept, so a request of one partition
 //! allocates nothing here.
 
+mod update;
+
 use std::{collections::HashMap, io, mem, sync::Arc};
 
 use stateside_partition::{Input, Partition, Scan, Ticket};
@@ -20,7 +22,7 @@ use stateside_router::{BatchPlan, Placement, RoutingTable, UNOWNED};
 use stateside_statestore::PageRequest;
 use stateside_types::{
     Ack, CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
-    WriteEntry,
+    UpdateEntry, WriteEntry,
     limits::{EXPIRED_PER_TICK_MAX, HOPS_PER_CORE_PAIR_MAX, SCAN_PAGE_BYTES},
 };
 
@@ -30,6 +32,8 @@ use super::{
     world::{PartitionEffects, StreamRef, World},
 };
 use crate::metrics::CoreMetrics;
+
+pub(crate) use update::{assemble_update, assemble_values};
 
 /// A route's partition is not on this core.
 const ELSEWHERE: u32 = u32::MAX;
@@ -58,6 +62,7 @@ pub(crate) enum Verb {
     Get,
     Remove,
     Scan,
+    Update,
 }
 
 /// See the module's header.
@@ -72,6 +77,7 @@ pub(crate) struct Executor {
     plan: BatchPlan,
     parts: PartScratch,
     entries: Vec<WriteEntry<'static>>,
+    updates: Vec<UpdateEntry<'static>>,
     keys: Vec<&'static [u8]>,
     /// Requests to each core, and answers, that leave at the end of the turn.
     pub(crate) requests_out: Vec<HopRequests>,
@@ -80,6 +86,25 @@ pub(crate) struct Executor {
     hops_out: Vec<usize>,
     /// The slot whose partition is the first to reclaim at the next tick.
     reclaim_from: usize,
+}
+
+/// An entry of a batch that writes.
+trait Keyed {
+    fn key(&self) -> &[u8];
+}
+
+impl Keyed for WriteEntry<'_> {
+    #[inline]
+    fn key(&self) -> &[u8] {
+        self.key
+    }
+}
+
+impl Keyed for UpdateEntry<'_> {
+    #[inline]
+    fn key(&self) -> &[u8] {
+        self.key
+    }
 }
 
 /// Which part of a call each route has got. Stamped instead of cleared: there may be thousands
@@ -149,6 +174,7 @@ impl Executor {
             plan: BatchPlan::new(seed),
             parts: PartScratch::default(),
             entries: Vec::new(),
+            updates: Vec::new(),
             keys: Vec::new(),
             requests_out: (0..cores).map(|_| HopRequests::default()).collect(),
             answers_out: (0..cores).map(|_| HopAnswers::default()).collect(),
@@ -306,6 +332,7 @@ impl Executor {
             Verb::Upsert => self.write(stream, verb, &message),
             Verb::Remove => self.write(stream, verb, &message),
             Verb::Scan => self.scan(stream, &message).map(|()| None),
+            Verb::Update => self.update(stream, &message),
         };
         match kept {
             Ok(None) => Ok(Some(message)),
@@ -374,26 +401,32 @@ impl Executor {
             Verb::Remove => codec::decode_remove(message, &mut entries),
             _ => codec::decode_upsert(message, &mut entries),
         };
-        let done = decoded.and_then(|head| self.place_write(stream, verb, &entries, &head));
+        let done = decoded.and_then(|head| {
+            self.place_write(stream, verb, &entries, &head, |this, ticket, route, part| {
+                this.write_part(ticket, route, part, head.ack);
+            })
+        });
         self.entries = codec::recycle_entries(entries);
         done
     }
 
-    fn place_write(
+    /// `run` executes a part.
+    fn place_write<E: Keyed + Copy>(
         &mut self,
         stream: StreamRef,
         verb: Verb,
-        entries: &[WriteEntry<'_>],
+        entries: &[E],
         head: &codec::WriteHead<'_>,
+        run: impl Fn(&mut Self, Ticket, u32, &[E]),
     ) -> Result<Option<u32>, Refusal> {
-        self.plan.check_duplicates(entries.len(), |at| entries[at].key)?;
-        let keys = entries.iter().map(|entry| entry.key);
+        self.plan.check_duplicates(entries.len(), |at| entries[at].key())?;
+        let keys = entries.iter().map(Keyed::key);
         match self.plan.place(&self.table, keys, head.routing_key) {
             Placement::One(UNOWNED) => Err(bad_node()),
             Placement::One(route) => {
                 let slot = self.open(stream, verb, false)?;
                 let ticket = self.world.calls.add_part(slot, entries.len());
-                self.write_part(ticket, route, entries, head.ack);
+                run(self, ticket, route, entries);
                 Ok(None)
             }
             Placement::Several if head.atomic => Err(Refusal::new(
@@ -407,7 +440,7 @@ impl Executor {
                 let sorted: Vec<_> = order.iter().map(|&at| entries[at as usize]).collect();
                 self.parts.order = order;
                 self.each_part(slot, |this, ticket, route, start, end| {
-                    this.write_part(ticket, route, &sorted[start..end], head.ack);
+                    run(this, ticket, route, &sorted[start..end]);
                 });
                 Ok(None)
             }
@@ -471,11 +504,13 @@ impl Executor {
     pub(crate) fn hopped(&mut self, from: CoreId, batch: &HopRequests) {
         let mut keys = Vec::new();
         let mut entries = Vec::new();
+        let mut updates = Vec::new();
         for request in batch.requests() {
             let method = match request.kind {
                 HopKind::Read => Verb::Get,
                 HopKind::Scan => Verb::Scan,
                 HopKind::Write(_) => Verb::Upsert,
+                HopKind::Update { .. } => Verb::Update,
             };
             let origin = Origin::Hop(from, request.ticket);
             let now = self.world.turn_ns;
@@ -519,6 +554,15 @@ impl Executor {
                         None => self.world.calls.finish(ticket, Outcome::Refused(bad_node())),
                     }
                 }
+                HopKind::Update { ack, return_values } => {
+                    batch.updates(request, &mut updates);
+                    let ticket = self.world.calls.add_part(slot, updates.len());
+                    let input = Input::Update { ticket, entries: &updates, ack, return_values };
+                    match hosted {
+                        Some(at) => self.step_slot(at, ticket, input),
+                        None => self.world.calls.finish(ticket, Outcome::Refused(bad_node())),
+                    }
+                }
             }
         }
     }
@@ -533,6 +577,10 @@ impl Executor {
                     Outcome::Read
                 }
                 HopOutcome::Written(sequence, timestamp) => Outcome::Written(sequence, timestamp),
+                HopOutcome::Updated { sequence, timestamp, body, ends } => {
+                    self.world.calls.take_values(ticket, body, ends);
+                    Outcome::Written(sequence, timestamp)
+                }
                 HopOutcome::Refused(refusal) => Outcome::Refused(refusal),
             };
             self.world.calls.finish(ticket, outcome);
@@ -544,6 +592,12 @@ impl Executor {
         let part = &mut self.world.calls.get_mut(slot).parts_mut()[0];
         let outcome = match mem::replace(&mut part.outcome, Outcome::Waiting) {
             Outcome::Read => HopOutcome::Read {
+                body: mem::take(&mut part.body),
+                ends: mem::take(&mut part.ends),
+            },
+            Outcome::Written(sequence, timestamp) if !part.ends.is_empty() => HopOutcome::Updated {
+                sequence,
+                timestamp,
                 body: mem::take(&mut part.body),
                 ends: mem::take(&mut part.ends),
             },

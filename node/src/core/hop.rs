@@ -10,6 +10,8 @@
 //!
 //! All requests of a message share one buffer: an allocation a turn, not one a request.
 
+mod update;
+
 use stateside_partition::Ticket;
 use stateside_types::{
     Ack, Change, Condition, ExpireAt, Expiry, PartitionId, Refusal, Sequence, Timestamp, WriteEntry,
@@ -43,6 +45,13 @@ pub enum HopKind {
     Scan,
     /// Write entries.
     Write(Option<Ack>),
+    /// Change records, and tell their values if that is wanted.
+    Update {
+        /// None: the partition's default.
+        ack: Option<Ack>,
+        /// See [`Input::Update`](stateside_partition::Input::Update).
+        return_values: bool,
+    },
 }
 
 impl HopRequests {
@@ -82,30 +91,35 @@ impl HopRequests {
     ) {
         let start = self.bytes.len();
         for entry in entries {
-            let (condition, version) = match entry.condition {
-                Condition::None => (0, 0),
-                Condition::IfAbsent => (1, 0),
-                Condition::IfVersion(version) => (2, version.0),
-            };
-            let (expiry, moment) = match entry.expiry {
-                Expiry::Never => (0, 0),
-                Expiry::After(ttl_ms) => (1, ttl_ms),
-                Expiry::At(moment) => (2, moment.millis()),
-            };
             let put = matches!(entry.change, Change::Put(_));
-            self.bytes.push(expiry << 3 | condition << 1 | u8::from(put));
-            if condition == 2 {
-                self.bytes.extend_from_slice(&version.to_le_bytes());
-            }
-            if expiry != 0 {
-                self.bytes.extend_from_slice(&moment.to_le_bytes());
-            }
+            self.put_terms(entry.condition, entry.expiry, put);
             put_bytes(&mut self.bytes, entry.key);
             if let Change::Put(value) = entry.change {
                 put_bytes(&mut self.bytes, value);
             }
         }
         self.finish(ticket, partition, HopKind::Write(ack), start);
+    }
+
+    /// Condition, expiry and a flag: a byte, then the numbers that they have.
+    fn put_terms(&mut self, condition: Condition, expiry: Expiry, flag: bool) {
+        let (condition, version) = match condition {
+            Condition::None => (0, 0),
+            Condition::IfAbsent => (1, 0),
+            Condition::IfVersion(version) => (2, version.0),
+        };
+        let (expiry, moment) = match expiry {
+            Expiry::Never => (0, 0),
+            Expiry::After(ttl_ms) => (1, ttl_ms),
+            Expiry::At(moment) => (2, moment.millis()),
+        };
+        self.bytes.push(expiry << 3 | condition << 1 | u8::from(flag));
+        if condition == 2 {
+            self.bytes.extend_from_slice(&version.to_le_bytes());
+        }
+        if expiry != 0 {
+            self.bytes.extend_from_slice(&moment.to_le_bytes());
+        }
     }
 
     fn finish(&mut self, ticket: Ticket, partition: PartitionId, kind: HopKind, start: usize) {
@@ -137,20 +151,9 @@ impl HopRequests {
         entries.clear();
         let mut bytes = &self.bytes[request.start..request.end];
         while !bytes.is_empty() {
-            let flags = take(&mut bytes, 1)[0];
-            let condition = match flags >> 1 & 3 {
-                0 => Condition::None,
-                1 => Condition::IfAbsent,
-                _ => Condition::IfVersion(Sequence(take_u64(&mut bytes))),
-            };
-            let expiry = match flags >> 3 {
-                0 => Expiry::Never,
-                1 => Expiry::After(take_u64(&mut bytes)),
-                _ => Expiry::from(ExpireAt::from_millis(take_u64(&mut bytes))),
-            };
+            let (condition, expiry, put) = take_terms(&mut bytes);
             let key = take_bytes(&mut bytes);
-            let change =
-                if flags & 1 == 1 { Change::Put(take_bytes(&mut bytes)) } else { Change::Remove };
+            let change = if put { Change::Put(take_bytes(&mut bytes)) } else { Change::Remove };
             entries.push(WriteEntry::new(key, change).under(condition).expiring(expiry));
         }
     }
@@ -182,6 +185,17 @@ pub enum HopOutcome {
     },
     /// The batch was written.
     Written(Sequence, Timestamp),
+    /// The update was written; its values, and where each ends in `body`.
+    Updated {
+        /// The batch's sequence.
+        sequence: Sequence,
+        /// The batch's timestamp.
+        timestamp: Timestamp,
+        /// Values, one after the other.
+        body: Vec<u8>,
+        /// See [`Part::ends`](super::calls::Part::ends).
+        ends: Vec<u32>,
+    },
     /// It was not.
     Refused(Refusal),
 }
@@ -202,6 +216,22 @@ fn take_bytes<'a>(bytes: &mut &'a [u8]) -> &'a [u8] {
     let length = take(bytes, 4);
     let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
     take(bytes, length as usize)
+}
+
+/// What `put_terms` wrote.
+fn take_terms(bytes: &mut &[u8]) -> (Condition, Expiry, bool) {
+    let flags = take(bytes, 1)[0];
+    let condition = match flags >> 1 & 3 {
+        0 => Condition::None,
+        1 => Condition::IfAbsent,
+        _ => Condition::IfVersion(Sequence(take_u64(bytes))),
+    };
+    let expiry = match flags >> 3 {
+        0 => Expiry::Never,
+        1 => Expiry::After(take_u64(bytes)),
+        _ => Expiry::from(ExpireAt::from_millis(take_u64(bytes))),
+    };
+    (condition, expiry, flags & 1 == 1)
 }
 
 fn take_u64(bytes: &mut &[u8]) -> u64 {

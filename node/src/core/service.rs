@@ -12,7 +12,7 @@ use stateside_wire::{Event, Rejections, Session};
 use super::{
     calls::{Call, Origin, Outcome},
     connections::Connections,
-    executor::{Executor, Verb, assemble_read, assemble_write},
+    executor::{Executor, Verb, assemble_read, assemble_update, assemble_values, assemble_write},
     world::StreamRef,
 };
 use crate::{
@@ -28,6 +28,7 @@ pub(crate) const METHODS: &[&str] = &[
     "/stateside.v1.DataPlane/Topology",
     "/grpc.health.v1.Health/Check",
     "/stateside.v1.DataPlane/Scan",
+    "/stateside.v1.DataPlane/Update",
 ];
 
 const UPSERT: u16 = 0;
@@ -35,6 +36,7 @@ const GET: u16 = 1;
 const REMOVE: u16 = 2;
 const TOPOLOGY: u16 = 3;
 const SCAN: u16 = 5;
+const UPDATE: u16 = 6;
 
 /// The service of `grpc.health.v1` that this plane is.
 const HEALTH_SERVICES: [&str; 2] = ["", "stateside.v1.DataPlane"];
@@ -81,6 +83,7 @@ pub(crate) fn on_event(
         GET => Verb::Get,
         REMOVE => Verb::Remove,
         SCAN => Verb::Scan,
+        UPDATE => Verb::Update,
         other => {
             let outcome = if other == TOPOLOGY {
                 let topology = topology(node, executor.table());
@@ -201,6 +204,9 @@ fn write_answer<S>(call: &Call<S>, metrics: &CoreMetrics, out: &mut Vec<u8>) {
     if let [only] = call.parts() {
         match only.outcome {
             Outcome::Read => out.extend_from_slice(&only.body),
+            Outcome::Written(sequence, timestamp) if !only.ends.is_empty() => {
+                assemble_values(only, sequence, timestamp, out);
+            }
             Outcome::Written(sequence, timestamp) => {
                 codec::encode_write_results(out, only.entries as usize, sequence, timestamp);
             }
@@ -215,6 +221,8 @@ fn write_answer<S>(call: &Call<S>, metrics: &CoreMetrics, out: &mut Vec<u8>) {
     }
     if call.method == Verb::Get as u8 {
         assemble_read(call.parts(), &call.part_of_entry, &call.message, out);
+    } else if call.method == Verb::Update as u8 {
+        assemble_update(call.parts(), &call.part_of_entry, out);
     } else {
         assemble_write(call.parts(), &call.part_of_entry, out);
     }
@@ -227,6 +235,7 @@ impl From<Verb> for Method {
             Verb::Get => Self::Get,
             Verb::Remove => Self::Remove,
             Verb::Scan => Self::Scan,
+            Verb::Update => Self::Update,
         }
     }
 }
@@ -236,6 +245,7 @@ const _: () = {
     assert!(Method::Get as u8 == Verb::Get as u8);
     assert!(Method::Remove as u8 == Verb::Remove as u8);
     assert!(Method::Scan as u8 == Verb::Scan as u8);
+    assert!(Method::Update as u8 == Verb::Update as u8);
 };
 
 /// Counts what sessions answered by themselves.
@@ -251,6 +261,7 @@ fn label(method: Option<stateside_wire::Method>) -> Method {
         Some(GET) => Method::Get,
         Some(REMOVE) => Method::Remove,
         Some(SCAN) => Method::Scan,
+        Some(UPDATE) => Method::Update,
         Some(TOPOLOGY) => Method::Topology,
         Some(_) => Method::Health,
         None => Method::Unknown,

@@ -141,6 +141,10 @@ impl Effects for PartitionEffects<'_> {
         self.world.calls.finish(ticket, outcome);
     }
 
+    fn value(&mut self, ticket: Ticket, value: &[u8]) {
+        self.world.calls.value(ticket, value);
+    }
+
     fn written(&mut self, ticket: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>) {
         let outcome = match outcome {
             Ok((sequence, timestamp)) => Outcome::Written(sequence, timestamp),

@@ -158,6 +158,89 @@ pub struct RemoveResponse {
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<WriteResult>,
 }
+/// One record to change. The value of an integer is its decimal text, 64 bits with a sign.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateEntry {
+    /// 1 to 4096 bytes; each key once in a batch.
+    #[prost(bytes = "vec", tag = "1")]
+    pub key: ::prost::alloc::vec::Vec<u8>,
+    /// Change only if the key has no record. Not together with if_version.
+    #[prost(bool, tag = "7")]
+    pub if_absent: bool,
+    /// Change only if the key's record has exactly this version.
+    #[prost(uint64, optional, tag = "8")]
+    pub if_version: ::core::option::Option<u64>,
+    /// Time to live from this write on, milliseconds. 0: the record expires when it would have.
+    #[prost(uint64, tag = "9")]
+    pub ttl_ms: u64,
+    /// Exactly one.
+    #[prost(oneof = "update_entry::Operator", tags = "2, 3, 4, 5, 6")]
+    pub operator: ::core::option::Option<update_entry::Operator>,
+}
+/// Nested message and enum types in `UpdateEntry`.
+pub mod update_entry {
+    /// Exactly one.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Operator {
+        /// Adds to an integer; an absent record counts as 0.
+        #[prost(sint64, tag = "2")]
+        Add(i64),
+        /// Puts bytes behind those that are there.
+        #[prost(bytes, tag = "3")]
+        Append(::prost::alloc::vec::Vec<u8>),
+        /// Stores this integer where the present one is lower, or there is none.
+        #[prost(sint64, tag = "4")]
+        Max(i64),
+        /// Stores this integer where the present one is higher, or there is none.
+        #[prost(sint64, tag = "5")]
+        Min(i64),
+        /// Merges this JSON document into the present one (RFC 7396): members that are null go.
+        #[prost(bytes, tag = "6")]
+        MergeJson(::prost::alloc::vec::Vec<u8>),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateRequest {
+    /// 1 to 16384 entries. The values that they change have at most 1 MiB (less a key's 4 KiB) together in
+    /// a partition, before and after.
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<UpdateEntry>,
+    /// The routing key that the records were written with, if any.
+    #[prost(bytes = "vec", tag = "2")]
+    pub routing_key: ::prost::alloc::vec::Vec<u8>,
+    /// Refuse the batch unless all its keys share a partition.
+    #[prost(bool, tag = "3")]
+    pub atomic: bool,
+    /// May ask for more than the partition's default, never for less.
+    #[prost(enumeration = "Ack", tag = "4")]
+    pub ack: i32,
+    /// Answer with the new values.
+    #[prost(bool, tag = "5")]
+    pub return_values: bool,
+}
+/// What became of one entry of an update.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateResult {
+    /// Sequence of the batch in its partition: the version of every record that it wrote.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// Hybrid logical timestamp: milliseconds since 1970 in the upper 48 bits, a counter below.
+    #[prost(uint64, tag = "2")]
+    pub timestamp: u64,
+    /// Set when the entry was not written; then version and timestamp are 0.
+    #[prost(message, optional, tag = "3")]
+    pub error: ::core::option::Option<EntryError>,
+    /// The new value, where return_values asked for it. Missing when the values of an answer exceed
+    /// 14 MiB: the update took effect all the same.
+    #[prost(bytes = "vec", optional, tag = "4")]
+    pub value: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct UpdateResponse {
+    /// One per entry, in the request's order.
+    #[prost(message, repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<UpdateResult>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ScanRequest {
     /// Scans the partition that this routing key belongs to. Which of its records were written with the
@@ -457,6 +540,34 @@ pub mod data_plane_client {
                 .insert(GrpcMethod::new("stateside.v1.DataPlane", "Remove"));
             self.inner.unary(req, path, codec).await
         }
+        /// Computes new values from the present ones where they are, and writes them: all entries of one
+        /// partition atomically and under one version. An update is the write of its result: the result is what
+        /// the stages of the pipeline see and may change, what is logged, and what return_values tells. The
+        /// version is a new one also where the value stays as it was. An expiry stays unless the entry sets one.
+        /// Sent again after an answer was lost, add and append count twice: use if_version, or read first.
+        /// Semantics and errors as for Upsert; and INVALID_OPERATOR, WRONG_TYPE, OUT_OF_RANGE, MALFORMED_JSON, by
+        /// which nothing of the partition's batch was written, as by any other.
+        pub async fn update(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateRequest>,
+        ) -> std::result::Result<tonic::Response<super::UpdateResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/stateside.v1.DataPlane/Update",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("stateside.v1.DataPlane", "Update"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Reads the records of one partition in the order of their keys (bytewise), page by page. Only
         /// partitions whose store orders its keys: memory-ordered, lsm, sled.
         ///
@@ -552,6 +663,17 @@ pub mod data_plane_server {
             &self,
             request: tonic::Request<super::RemoveRequest>,
         ) -> std::result::Result<tonic::Response<super::RemoveResponse>, tonic::Status>;
+        /// Computes new values from the present ones where they are, and writes them: all entries of one
+        /// partition atomically and under one version. An update is the write of its result: the result is what
+        /// the stages of the pipeline see and may change, what is logged, and what return_values tells. The
+        /// version is a new one also where the value stays as it was. An expiry stays unless the entry sets one.
+        /// Sent again after an answer was lost, add and append count twice: use if_version, or read first.
+        /// Semantics and errors as for Upsert; and INVALID_OPERATOR, WRONG_TYPE, OUT_OF_RANGE, MALFORMED_JSON, by
+        /// which nothing of the partition's batch was written, as by any other.
+        async fn update(
+            &self,
+            request: tonic::Request<super::UpdateRequest>,
+        ) -> std::result::Result<tonic::Response<super::UpdateResponse>, tonic::Status>;
         /// Reads the records of one partition in the order of their keys (bytewise), page by page. Only
         /// partitions whose store orders its keys: memory-ordered, lsm, sled.
         ///
@@ -767,6 +889,49 @@ pub mod data_plane_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/stateside.v1.DataPlane/Update" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateSvc<T: DataPlane>(pub Arc<T>);
+                    impl<T: DataPlane> tonic::server::UnaryService<super::UpdateRequest>
+                    for UpdateSvc<T> {
+                        type Response = super::UpdateResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as DataPlane>::update(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
