@@ -5,14 +5,17 @@
 
 use std::{ops::Deref, time::Duration, vec};
 
-use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use prost::encoding::{self, WireType, encode_key, encode_varint, encoded_len_varint};
 use stateside_proto::v1;
 use stateside_types::{
     Ack, Condition, ExpireAt, Reason, Sequence, Timestamp,
-    limits::{BATCH_BYTES_MAX, KEY_BYTES_MAX, ROUTING_KEY_BYTES_MAX, TTL_MS_MAX},
+    limits::{
+        BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, KEY_BYTES_MAX, REQUEST_CLIENT_BYTES_MAX,
+        ROUTING_KEY_BYTES_MAX, TTL_MS_MAX,
+    },
 };
 
-use crate::{Error, error::Effect};
+use crate::{Error, RequestId, error::Effect};
 
 /// One record to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,9 +151,14 @@ pub(crate) struct Head<'a> {
     pub(crate) routing_key: &'a [u8],
     pub(crate) atomic: bool,
     pub(crate) ack: Option<Ack>,
+    /// Its requests get ids.
+    pub(crate) has_id: bool,
     /// Of an update: answer with the new values.
     pub(crate) return_values: bool,
 }
+
+/// Most bytes of a request's id: field key and length; a name of 32 bytes and two numbers with theirs.
+const REQUEST_ID_BYTES_MAX: usize = 2 + 34 + 2 * 11;
 
 impl Head<'_> {
     fn encode(&self, out: &mut Vec<u8>) {
@@ -168,9 +176,10 @@ impl Head<'_> {
         }
     }
 
-    /// Bytes at most: three field keys, one length, two one-byte values.
+    /// Bytes at most: three field keys, one length, two one-byte values, and the id.
     fn length_max(&self) -> usize {
-        self.routing_key.len() + 12 + 2 * usize::from(self.return_values)
+        let id = if self.has_id { REQUEST_ID_BYTES_MAX } else { 0 };
+        self.routing_key.len() + 12 + 2 * usize::from(self.return_values) + id
     }
 }
 
@@ -208,14 +217,33 @@ pub(crate) trait Batch: Sync {
         BATCH_BYTES_MAX - self.head().length_max()
     }
 
-    fn encode(&self, picks: &[u32], entries_bytes: usize) -> Vec<u8> {
+    fn encode(&self, picks: &[u32], entries_bytes: usize, id: Option<&RequestId>) -> Vec<u8> {
         let mut out = Vec::with_capacity(entries_bytes + self.head().length_max());
         for &pick in picks {
             self.encode_entry(pick as usize, &mut out);
         }
         debug_assert_eq!(out.len(), entries_bytes, "entry_length and encode_entry agree");
         self.head().encode(&mut out);
+        if let Some(RequestId { client, number, settled }) = id {
+            let id = v1::RequestId { client: client.clone(), number: *number, settled: *settled };
+            encoding::message::encode(6, &id, &mut out);
+        }
         out
+    }
+
+    /// Finds an id that every node refuses, and a batch too large for one.
+    fn check_id(&self, id: &RequestId) -> Result<(), Error> {
+        if id.number == 0 || !(1..=REQUEST_CLIENT_BYTES_MAX).contains(&id.client.len()) {
+            let text = "a request id has a client of 1 to 32 bytes and a number from 1";
+            return Err(Error::refused(Reason::InvalidRequestId, text));
+        }
+        let bytes: usize = (0..self.len()).map(|index| self.entry_length(index)).sum();
+        if bytes > self.entries_bytes_max() || self.len() > BATCH_ENTRIES_MAX {
+            let text =
+                "a batch with a request id of its own is never split, and this one is too large";
+            return Err(Error::refused(Reason::BatchTooLarge, text));
+        }
+        Ok(())
     }
 
     /// Finds what every node refuses, before anything is sent: a batch that is split must not be
@@ -475,10 +503,10 @@ mod tests {
         prop_oneof![Just(None), Just(Some(Ack::Memory)), Just(Some(Ack::Durable))]
     }
 
-    fn encode_all<B: Batch>(batch: &B) -> Vec<u8> {
+    fn encode_all<B: Batch>(batch: &B, id: Option<&RequestId>) -> Vec<u8> {
         let picks: Vec<u32> = (0..batch.len() as u32).collect();
         let bytes = (0..batch.len()).map(|index| batch.entry_length(index)).sum();
-        let out = batch.encode(&picks, bytes);
+        let out = batch.encode(&picks, bytes, id);
         assert!(out.len() <= bytes + batch.head().length_max());
         out
     }
@@ -491,8 +519,14 @@ mod tests {
                 1..20,
             ),
             routing_key in prop::collection::vec(any::<u8>(), 0..200), atomic in any::<bool>(), ack in ack(),
+            id in prop::option::of((prop::collection::vec(any::<u8>(), 1..33), 1_u64.., any::<u64>())),
         ) {
-            let head = Head { routing_key: &routing_key, atomic, ack, ..Head::default() };
+            let has_id = id.is_some();
+            let head = Head { routing_key: &routing_key, atomic, ack, has_id, ..Head::default() };
+            let id = id.map(|(client, number, settled)| RequestId { client, number, settled });
+            let request_id = id.clone().map(|RequestId { client, number, settled }| {
+                v1::RequestId { client, number, settled }
+            });
             let ack = ack.map_or(v1::Ack::Default, v1::Ack::from) as i32;
 
             let upserts: Vec<_> = entries
@@ -510,9 +544,9 @@ mod tests {
                     if_version: if let Condition::IfVersion(version) = condition { Some(version.0) } else { None },
                     ttl_ms: ttl_ms.map_or(0, |ttl_ms| u64::from(ttl_ms.max(1))),
                 }).collect(),
-                routing_key: routing_key.clone(), atomic, ack,
+                routing_key: routing_key.clone(), atomic, ack, request_id: request_id.clone(),
             };
-            let ours = encode_all(&UpsertBatch { head, entries: &upserts });
+            let ours = encode_all(&UpsertBatch { head, entries: &upserts }, id.as_ref());
             prop_assert_eq!(v1::UpsertRequest::decode(&ours[..]).unwrap(), theirs.clone());
             prop_assert_eq!(ours, theirs.encode_to_vec());
 
@@ -525,14 +559,14 @@ mod tests {
                 .collect();
             let theirs = v1::RemoveRequest {
                 entries: removals.iter().map(|r| v1::RemoveEntry { key: r.key.to_vec(), if_version: r.if_version.map(|v| v.0) }).collect(),
-                routing_key: routing_key.clone(), atomic, ack,
+                routing_key: routing_key.clone(), atomic, ack, request_id: request_id.clone(),
             };
-            prop_assert_eq!(encode_all(&RemoveBatch { head, entries: &removals }), theirs.encode_to_vec());
+            prop_assert_eq!(encode_all(&RemoveBatch { head, entries: &removals }, id.as_ref()), theirs.encode_to_vec());
 
             let keys: Vec<_> = entries.iter().map(|(key, ..)| key.clone()).collect();
             let head = Head { routing_key: &routing_key, ..Head::default() };
             let theirs = v1::GetRequest { keys: keys.clone(), routing_key: routing_key.clone() };
-            prop_assert_eq!(encode_all(&GetBatch { head, keys: &keys }), theirs.encode_to_vec());
+            prop_assert_eq!(encode_all(&GetBatch { head, keys: &keys }, None), theirs.encode_to_vec());
         }
     }
 
@@ -556,7 +590,7 @@ mod tests {
             let batch = UpsertBatch { head: Head::default(), entries: &entries };
             assert_eq!(batch.check().is_err(), refused);
             if !refused {
-                assert!(encode_all(&batch).len() <= BATCH_BYTES_MAX);
+                assert!(encode_all(&batch, None).len() <= BATCH_BYTES_MAX);
             }
         }
     }

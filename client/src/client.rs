@@ -28,13 +28,14 @@ use tokio::{
 };
 
 use crate::{
-    Endpoint, Error, Options, ReadOptions, Record, Removal, Results, Topology, Update, Updated,
-    Upsert, WriteOptions, Written,
+    Endpoint, Error, Options, ReadOptions, Record, Removal, RequestId, Results, Topology, Update,
+    Updated, Upsert, WriteOptions, Written,
     batch::{Batch, GetBatch, Head, RemoveBatch, UpsertBatch},
     error::Effect,
     link::Link,
     links::{AtHome, Links, TOPOLOGY_PATH},
     plan::{Placed, Request, RequestLimits, Target, plan},
+    request_ids::{Naming, Session},
     retry::{Backoff, Verdict, decide},
     update::UpdateBatch,
 };
@@ -53,6 +54,8 @@ pub(crate) struct Shared {
     backoff: Backoff,
     links: Links,
     turns: Semaphore,
+    /// Of [`Options::request_ids`].
+    session: Option<Session>,
     topology: RwLock<Option<Arc<Topology>>>,
     /// Counts installed topologies: whoever waited for a refresh sees that it was done.
     generation: AtomicU64,
@@ -73,6 +76,7 @@ impl Client {
             backoff: Backoff::new(&options),
             links: Links::new(options.connect_timeout),
             turns: Semaphore::new(options.calls_max.clamp(1, Semaphore::MAX_PERMITS)),
+            session: options.request_ids.then(Session::new),
             topology: RwLock::default(),
             generation: AtomicU64::new(0),
             refreshing: Mutex::default(),
@@ -117,7 +121,8 @@ impl Client {
         options: &WriteOptions,
     ) -> Result<Results<Written>, Error> {
         let deadline = options.deadline.unwrap_or(self.shared.options.deadline);
-        self.shared.execute(&UpsertBatch { head: write_head(options), entries }, deadline).await
+        let batch = UpsertBatch { head: self.shared.write_head(options), entries };
+        self.shared.execute(&batch, options.request_id.as_ref(), deadline).await
     }
 
     /// Writes one record.
@@ -142,7 +147,8 @@ impl Client {
         options: &WriteOptions,
     ) -> Result<Results<Written>, Error> {
         let deadline = options.deadline.unwrap_or(self.shared.options.deadline);
-        self.shared.execute(&RemoveBatch { head: write_head(options), entries }, deadline).await
+        let batch = RemoveBatch { head: self.shared.write_head(options), entries };
+        self.shared.execute(&batch, options.request_id.as_ref(), deadline).await
     }
 
     /// Deletes one record.
@@ -168,7 +174,8 @@ impl Client {
         options: &WriteOptions,
     ) -> Result<Results<Updated>, Error> {
         let deadline = options.deadline.unwrap_or(self.shared.options.deadline);
-        self.shared.execute(&UpdateBatch { head: write_head(options), entries }, deadline).await
+        let batch = UpdateBatch { head: self.shared.write_head(options), entries };
+        self.shared.execute(&batch, options.request_id.as_ref(), deadline).await
     }
 
     /// As [`Self::update`], and answers with the values that the records have from now on.
@@ -181,8 +188,9 @@ impl Client {
         options: &WriteOptions,
     ) -> Result<Results<Updated>, Error> {
         let deadline = options.deadline.unwrap_or(self.shared.options.deadline);
-        let head = Head { return_values: true, ..write_head(options) };
-        self.shared.execute(&UpdateBatch { head, entries }, deadline).await
+        let head = Head { return_values: true, ..self.shared.write_head(options) };
+        let batch = UpdateBatch { head, entries };
+        self.shared.execute(&batch, options.request_id.as_ref(), deadline).await
     }
 
     /// Changes one record, and answers with its value.
@@ -212,7 +220,7 @@ impl Client {
             routing_key: options.routing_key.as_deref().unwrap_or_default(),
             ..Head::default()
         };
-        self.shared.execute(&GetBatch { head, keys }, deadline).await
+        self.shared.execute(&GetBatch { head, keys }, None, deadline).await
     }
 
     /// Reads one record.
@@ -225,15 +233,6 @@ impl Client {
         options: &ReadOptions,
     ) -> Result<Option<Record>, Error> {
         one(self.get(&[key], options).await?)
-    }
-}
-
-fn write_head(options: &WriteOptions) -> Head<'_> {
-    Head {
-        routing_key: options.routing_key.as_deref().unwrap_or_default(),
-        atomic: options.atomic,
-        ack: options.ack,
-        ..Head::default()
     }
 }
 
@@ -263,6 +262,8 @@ struct Progress<T> {
     results: Vec<Option<Result<T, Error>>>,
     /// Entries that some attempt may have applied without an answer.
     unknown: HashSet<u32>,
+    /// Its requests have ids.
+    named: bool,
     /// Set when the last round was one call for the whole batch and that call failed.
     whole: Option<Error>,
 }
@@ -270,6 +271,24 @@ struct Progress<T> {
 impl Shared {
     pub(crate) fn options(&self) -> &Options {
         &self.options
+    }
+
+    fn write_head<'a>(&self, options: &'a WriteOptions) -> Head<'a> {
+        Head {
+            routing_key: options.routing_key.as_deref().unwrap_or_default(),
+            atomic: options.atomic,
+            ack: options.ack,
+            has_id: self.session.is_some() || options.request_id.is_some(),
+            ..Head::default()
+        }
+    }
+
+    fn naming<'a>(&'a self, head: &Head<'_>, given: Option<&'a RequestId>) -> Naming<'a> {
+        match (given, &self.session) {
+            (Some(id), _) => Naming::Given(id),
+            (None, Some(session)) if head.has_id => Naming::own(session),
+            _ => Naming::None,
+        }
     }
 
     pub(crate) fn turns(&self) -> &Semaphore {
@@ -325,15 +344,23 @@ impl Shared {
     async fn execute<B: Batch>(
         &self,
         batch: &B,
+        id: Option<&RequestId>,
         deadline: Duration,
     ) -> Result<Results<B::Output>, Error> {
         batch.check()?;
+        if let Some(id) = id {
+            batch.check_id(id)?;
+        }
+        let mut naming = self.naming(&batch.head(), id);
+        // Of each entry: the number of the request that it was first sent with, and is retried with.
+        let mut numbers = vec![0; if naming.is_none() { 0 } else { batch.len() }];
         let until = Instant::now() + deadline;
         let mut request_limits =
             RequestLimits { bytes: batch.entries_bytes_max(), entries: limits::BATCH_ENTRIES_MAX };
         let mut progress = Progress {
             results: (0..batch.len()).map(|_| None).collect(),
             unknown: HashSet::new(),
+            named: !naming.is_none(),
             whole: None,
         };
         let mut pending: Vec<u32> = (0..batch.len() as u32).collect();
@@ -345,11 +372,20 @@ impl Shared {
                 drop(self.refresh(seen, until).await);
             }
             let topology = self.topology();
-            let requests = requests(batch, &pending, topology.as_deref(), request_limits)?;
+            let is_unnumbered = numbers.first() == Some(&0);
+            let mut requests = if is_unnumbered || naming.is_none() {
+                requests(batch, &pending, topology.as_deref(), request_limits)?
+            } else {
+                renumbered(batch, &mut pending, &numbers, topology.as_deref(), request_limits)?
+            };
+            if is_unnumbered {
+                number(&mut requests, &mut naming, &mut numbers, request_limits);
+            }
             if attempt == 0 && requests.len() > 1 && !batch.effect(0).is_read() {
                 refuse_duplicates(batch)?;
             }
-            let ended = self.round(batch, requests, &Call { topology, until, deadline }).await;
+            let ended =
+                self.round(batch, requests, &naming, &Call { topology, until, deadline }).await;
             let next = self.sort_out(ended, attempt, &mut progress);
             if next.pending.is_empty() {
                 break;
@@ -380,21 +416,28 @@ impl Shared {
         &self,
         batch: &B,
         mut requests: Vec<Request>,
+        naming: &Naming<'_>,
         call: &Call,
     ) -> Vec<Ended<B::Output>> {
         if requests.len() == 1 {
             let request = requests.swap_remove(0);
-            return vec![self.send(batch, request, call).await];
+            return vec![self.send(batch, request, naming, call).await];
         }
         requests
             .into_iter()
-            .map(|request| self.send(batch, request, call))
+            .map(|request| self.send(batch, request, naming, call))
             .collect::<FuturesUnordered<_>>()
             .collect()
             .await
     }
 
-    async fn send<B: Batch>(&self, batch: &B, request: Request, call: &Call) -> Ended<B::Output> {
+    async fn send<B: Batch>(
+        &self,
+        batch: &B,
+        request: Request,
+        naming: &Naming<'_>,
+        call: &Call,
+    ) -> Ended<B::Output> {
         let mut effect = batch.effect(request.picks[0] as usize);
         if !effect.is_read() {
             let only_once = Effect::Write { only_once: true };
@@ -407,7 +450,8 @@ impl Shared {
                 return Err(Error::DeadlineExceeded { deadline: call.deadline });
             };
             let _turn = turn.expect("the semaphore is never closed");
-            let message = Bytes::from(batch.encode(&request.picks, request.bytes));
+            let id = naming.name(request.number);
+            let message = Bytes::from(batch.encode(&request.picks, request.bytes, id.as_ref()));
             let answer: B::Answer =
                 self.call_path(B::PATH, request.target, message, effect, call).await?;
             let results = B::unpack(answer);
@@ -496,7 +540,7 @@ impl Shared {
                 if matches!(error, Error::OutcomeUnknown { .. }) {
                     progress.unknown.insert(index);
                 }
-                match decide(&error, effect, attempt, &self.options) {
+                match decide(&error, effect, progress.named, attempt, &self.options) {
                     Verdict::Halve if asked > 1 => {
                         next.halve = true;
                         next.halved_from = next.halved_from.max(asked);
@@ -561,7 +605,45 @@ fn requests<B: Batch>(
     let first = placed[0];
     let share = placed.iter().all(|entry| entry.partition == first.partition);
     let target = if share { first.target } else { Target::Shared };
-    Ok(vec![Request { target, picks: pending.to_vec(), bytes }])
+    Ok(vec![Request { target, picks: pending.to_vec(), bytes, number: 0 }])
+}
+
+/// Gives the requests of the first round their numbers: one for all, as a partition has its part of one
+/// request only; but several where the batch was cut by size, for then a partition may have more.
+fn number(
+    requests: &mut [Request],
+    naming: &mut Naming<'_>,
+    numbers: &mut [u64],
+    limits: RequestLimits,
+) {
+    let bytes: usize = requests.iter().map(|request| request.bytes).sum();
+    let is_cut = bytes > limits.bytes || numbers.len() > limits.entries;
+    let mut number = 0;
+    for request in requests {
+        if number == 0 || is_cut {
+            number = naming.next();
+        }
+        request.number = number;
+        request.picks.iter().for_each(|&pick| numbers[pick as usize] = number);
+    }
+}
+
+/// Places pending entries again, each under the number that it was first sent with.
+fn renumbered<B: Batch>(
+    batch: &B,
+    pending: &mut [u32],
+    numbers: &[u64],
+    topology: Option<&Topology>,
+    limits: RequestLimits,
+) -> Result<Vec<Request>, Error> {
+    pending.sort_unstable_by_key(|&index| (numbers[index as usize], index));
+    let mut all = Vec::new();
+    for part in pending.chunk_by(|&a, &b| numbers[a as usize] == numbers[b as usize]) {
+        let mut part_requests = requests(batch, part, topology, limits)?;
+        part_requests.iter_mut().for_each(|request| request.number = numbers[part[0] as usize]);
+        all.append(&mut part_requests);
+    }
+    Ok(all)
 }
 
 /// What the next round has to do.
@@ -584,10 +666,12 @@ impl<T> Progress<T> {
     }
 
     fn finish(self) -> Result<Results<T>, Error> {
-        let unknown = self.unknown;
+        let (unknown, named) = (self.unknown, self.named);
         // A later attempt that failed harmlessly does not tell what the earlier one did.
         let honest = |index: u32, error: Error| match error {
             Error::OutcomeUnknown { .. } => error,
+            // Under an id this is the answer to every attempt.
+            error if named && error.reason().is_some_and(Reason::is_verdict) => error,
             error if unknown.contains(&index) => Error::OutcomeUnknown {
                 why: format!("an attempt got no answer, and the last one failed: {error}").into(),
             },

@@ -22,10 +22,14 @@
 //! | refused: `RESPONSE_TOO_LARGE` | in smaller groups | – |
 //! | refused otherwise | no | no |
 //! | not sent: no connection, GOAWAY before its turn | yes | yes: nothing was applied |
-//! | sent, connection lost | yes | [`Error::OutcomeUnknown`], unless [`Options::retry_unknown_writes`] and no entry has a condition, adds or appends |
+//! | sent, connection lost | yes | with a request id yes; else [`Error::OutcomeUnknown`], unless [`Options::retry_unknown_writes`] and no entry has a condition, adds or appends |
+//! | refused: `LOG_UNAVAILABLE` | – | with a request id after the node's hint; else no |
 //! | sent, no answer within the deadline | [`Error::DeadlineExceeded`] | [`Error::OutcomeUnknown`] |
 //!
 //! All within the call's deadline and [`Options::retries`].
+//!
+//! With [`Options::request_ids`] every write has a name under which partitions execute it once and answer it
+//! alike as often as it comes, so that each of these retries is safe, conditions included.
 //!
 //! # Routing
 //! The client reads `Topology` once and sends each key to the port of the core that owns it. It needs no
@@ -42,6 +46,7 @@ mod link;
 mod links;
 mod options;
 mod plan;
+mod request_ids;
 mod retry;
 mod scan;
 mod topology;
@@ -53,6 +58,7 @@ pub use control::ControlClient;
 pub use endpoint::Endpoint;
 pub use error::{Error, Refused};
 pub use options::{Options, ReadOptions, WriteOptions};
+pub use request_ids::RequestId;
 pub use scan::{Page, ScanPlace, ScanRange};
 pub use stateside_proto::v1;
 pub use stateside_types::{Ack, Condition, ExpireAt, Operator, Reason, Sequence, Timestamp};

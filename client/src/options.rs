@@ -7,6 +7,8 @@ use std::{
 
 use stateside_types::{Ack, limits};
 
+use crate::RequestId;
+
 /// Settings of a client. `Options::default()` suits a sidecar on the same machine.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -34,6 +36,11 @@ pub struct Options {
     /// caller would read a success as a conflict. Nor is an update that adds or appends: it would
     /// count twice.
     pub retry_unknown_writes: bool,
+    /// Give every write an id, so that it is retried safely whatever became of the first attempt: also one
+    /// with a condition, also when the node was killed meanwhile. Default: `false`. Costs some 30 bytes a
+    /// request, and a place in the windows of the partitions that it touches (`request_ids.*` in their node's
+    /// configuration). A client that is gone leaves its place there until others need it.
+    pub request_ids: bool,
     /// Calls under way at once, over all connections; more wait. Default: 256.
     pub calls_max: usize,
     /// Seeds the jitter of backoffs. Default: random per client, so that clients refused together
@@ -51,6 +58,7 @@ impl Default for Options {
             backoff_initial: Duration::from_millis(20),
             backoff_max: Duration::from_secs(1),
             retry_unknown_writes: false,
+            request_ids: false,
             calls_max: limits::CLIENT_CALLS_MAX,
             jitter_seed: RandomState::new().hash_one(0_u8),
         }
@@ -70,6 +78,10 @@ pub struct WriteOptions {
     pub ack: Option<Ack>,
     /// Instead of [`Options::deadline`].
     pub deadline: Option<Duration>,
+    /// The write's name, in place of one that [`Options::request_ids`] makes up: for a caller that repeats
+    /// its writes itself, after its own restart for instance. Such a batch is never split: above 1 MiB or
+    /// 16384 entries it is refused.
+    pub request_id: Option<RequestId>,
 }
 
 /// How to read.

@@ -50,6 +50,8 @@ pub(crate) struct Request {
     pub(crate) picks: Vec<u32>,
     /// Bytes of its entries.
     pub(crate) bytes: usize,
+    /// Of its id; 0: it has none.
+    pub(crate) number: u64,
 }
 
 /// Cuts the batch. `placed` is sorted on the way.
@@ -73,8 +75,12 @@ pub(crate) fn plan(placed: &mut [Placed], limits: RequestLimits) -> Vec<Request>
             if let Some(full) = current.take_if(|request| !fits(request, 1, entry.bytes as usize)) {
                 requests.push(full);
             }
-            let request =
-                current.get_or_insert_with(|| Request { target, picks: Vec::new(), bytes: 0 });
+            let request = current.get_or_insert_with(|| Request {
+                target,
+                picks: Vec::new(),
+                bytes: 0,
+                number: 0,
+            });
             request.picks.push(entry.index);
             request.bytes += entry.bytes as usize;
         }
@@ -108,8 +114,13 @@ mod tests {
         assert_eq!(
             plan(&mut batch, WIDE),
             [
-                Request { target: Target::Home(0), picks: vec![0, 2, 5, 1, 4], bytes: 5 },
-                Request { target: Target::Home(1), picks: vec![3], bytes: 1 },
+                Request {
+                    target: Target::Home(0),
+                    picks: vec![0, 2, 5, 1, 4],
+                    bytes: 5,
+                    number: 0
+                },
+                Request { target: Target::Home(1), picks: vec![3], bytes: 1, number: 0 },
             ]
         );
         assert!(plan(&mut [], WIDE).is_empty());

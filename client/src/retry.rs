@@ -1,6 +1,7 @@
 //! Whether a failed entry is tried again, when, and what must happen first. Pure.
 //!
-//! Safe to retry is what changed nothing: a read, a refusal, a call that was never sent. Among
+//! Safe to retry is what changed nothing: a read, a refusal, a call that was never sent; and whatever has a
+//! request id. Among
 //! refusals only those are worth it that pass by themselves soon: a full queue, a partition that
 //! starts, a node that drains. A full disk or full memory needs an operator; waiting for one inside a
 //! call would only hide it, so the caller gets the refusal with the node's hint.
@@ -34,7 +35,14 @@ pub(crate) enum Verdict {
 }
 
 /// Decides. `attempt` counts from 0: the attempt that failed.
-pub(crate) fn decide(error: &Error, effect: Effect, attempt: u32, options: &Options) -> Verdict {
+/// `named`: the request has an id, so that it is executed once however often it is sent.
+pub(crate) fn decide(
+    error: &Error,
+    effect: Effect,
+    named: bool,
+    attempt: u32,
+    options: &Options,
+) -> Verdict {
     if effect.is_read() && error.reason() == Some(Reason::ResponseTooLarge) {
         // No failure to be waited out: it ends when a single key is left. Not counted.
         return Verdict::Halve;
@@ -44,13 +52,14 @@ pub(crate) fn decide(error: &Error, effect: Effect, attempt: u32, options: &Opti
     }
     const SOON: Verdict = Verdict::Retry { not_before: Duration::ZERO };
     match error {
-        Error::Refused(refused) => decide_refused(refused, attempt),
+        Error::Refused(refused) => decide_refused(refused, named, attempt),
         // Not sent: nothing was applied.
         Error::Unreachable { .. } => SOON,
         Error::ConnectionLost { .. } => SOON,
         Error::OutcomeUnknown { .. } => {
             let repeatable = effect == Effect::Write { only_once: false };
-            if repeatable && options.retry_unknown_writes { SOON } else { Verdict::GiveUp }
+            let retries = named || (repeatable && options.retry_unknown_writes);
+            if retries { SOON } else { Verdict::GiveUp }
         }
         Error::DeadlineExceeded { .. } | Error::Protocol { .. } | Error::InvalidEndpoint { .. } => {
             Verdict::GiveUp
@@ -58,7 +67,7 @@ pub(crate) fn decide(error: &Error, effect: Effect, attempt: u32, options: &Opti
     }
 }
 
-fn decide_refused(refused: &Refused, attempt: u32) -> Verdict {
+fn decide_refused(refused: &Refused, named: bool, attempt: u32) -> Verdict {
     match refused.reason {
         Some(
             Reason::Overloaded
@@ -66,6 +75,10 @@ fn decide_refused(refused: &Refused, attempt: u32) -> Verdict {
             | Reason::PartitionBusy
             | Reason::ShuttingDown,
         ) => Verdict::Retry { not_before: refused.retry_after.unwrap_or_default() },
+        // Its outcome may be unknown, which the id settles.
+        Some(Reason::LogUnavailable) if named => {
+            Verdict::Retry { not_before: refused.retry_after.unwrap_or_default() }
+        }
         Some(Reason::BadNode) if attempt < CLIENT_REROUTES_MAX => Verdict::Reroute,
         _ => Verdict::GiveUp,
     }
@@ -135,19 +148,24 @@ mod tests {
     #[test]
     fn an_unknown_write_is_retried_only_on_request_and_never_what_may_be_done_only_once() {
         let mut options = options();
-        assert!(!retries(decide(&unknown(), PLAIN, 0, &options)));
+        assert!(!retries(decide(&unknown(), PLAIN, false, 0, &options)));
         options.retry_unknown_writes = true;
-        assert!(retries(decide(&unknown(), PLAIN, 0, &options)));
-        assert!(!retries(decide(&unknown(), ONCE, 0, &options)));
+        assert!(retries(decide(&unknown(), PLAIN, false, 0, &options)));
+        assert!(!retries(decide(&unknown(), ONCE, false, 0, &options)));
+        // Under an id it is executed once, whatever it is.
+        options.retry_unknown_writes = false;
+        assert!(retries(decide(&unknown(), ONCE, true, 0, &options)));
+        let silent = Error::refused(Reason::LogUnavailable, "x");
+        assert!(retries(decide(&silent, PLAIN, true, 0, &options)));
     }
 
     #[test]
     fn what_was_never_sent_is_retried_for_reads_and_writes_up_to_the_limit() {
         let options = options();
         for effect in [Effect::Read, PLAIN, ONCE] {
-            assert!(retries(decide(&unreachable(), effect, 0, &options)));
-            assert!(retries(decide(&unreachable(), effect, options.retries - 1, &options)));
-            assert!(!retries(decide(&unreachable(), effect, options.retries, &options)));
+            assert!(retries(decide(&unreachable(), effect, false, 0, &options)));
+            assert!(retries(decide(&unreachable(), effect, false, options.retries - 1, &options)));
+            assert!(!retries(decide(&unreachable(), effect, true, options.retries, &options)));
         }
     }
 
@@ -164,12 +182,12 @@ mod tests {
                 Reason::BadNode => Verdict::Reroute,
                 _ => Verdict::GiveUp,
             };
-            assert_eq!(decide(&error, ONCE, 0, &options), expected, "{reason:?}");
+            assert_eq!(decide(&error, ONCE, false, 0, &options), expected, "{reason:?}");
         }
         let too_large = Error::refused(Reason::ResponseTooLarge, "x");
-        assert_eq!(decide(&too_large, Effect::Read, 0, &options), Verdict::Halve);
+        assert_eq!(decide(&too_large, Effect::Read, false, 0, &options), Verdict::Halve);
         let bad_node = Error::refused(Reason::BadNode, "x");
-        assert!(!retries(decide(&bad_node, PLAIN, CLIENT_REROUTES_MAX, &options)));
+        assert!(!retries(decide(&bad_node, PLAIN, false, CLIENT_REROUTES_MAX, &options)));
     }
 
     #[test]

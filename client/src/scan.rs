@@ -150,12 +150,12 @@ impl Shared {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let (reroute, not_before) = match decide(&error, Effect::Read, attempt, self.options())
-            {
-                Verdict::Retry { not_before } => (false, not_before),
-                Verdict::Reroute => (true, Duration::ZERO),
-                Verdict::Halve | Verdict::GiveUp => return Err(error),
-            };
+            let (reroute, not_before) =
+                match decide(&error, Effect::Read, false, attempt, self.options()) {
+                    Verdict::Retry { not_before } => (false, not_before),
+                    Verdict::Reroute => (true, Duration::ZERO),
+                    Verdict::Halve | Verdict::GiveUp => return Err(error),
+                };
             let delay = self.delay(attempt, not_before);
             if Instant::now() + delay >= until {
                 return Err(error);

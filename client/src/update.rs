@@ -225,7 +225,7 @@ mod tests {
                 ttl_ms: ttl.map_or(0, |ttl| ttl.as_millis().max(1) as u64),
             };
             let theirs = v1::UpdateRequest { entries: vec![entry], return_values, ..Default::default() };
-            let ours = batch.encode(&[0], batch.entry_length(0));
+            let ours = batch.encode(&[0], batch.entry_length(0), None);
             prop_assert_eq!(ours, theirs.encode_to_vec());
         }
     }

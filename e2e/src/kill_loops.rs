@@ -652,6 +652,7 @@ fn upsert_request(write: &Write) -> UpsertRequest {
         routing_key: write.routing_key.clone(),
         atomic: !write.routing_key.is_empty(),
         ack: Ack::Default.into(),
+        request_id: None,
     }
 }
 
@@ -668,6 +669,7 @@ fn remove_request(write: &Write) -> RemoveRequest {
         routing_key: write.routing_key.clone(),
         atomic: !write.routing_key.is_empty(),
         ack: Ack::Default.into(),
+        request_id: None,
     }
 }
 

@@ -83,8 +83,7 @@ pub async fn put_all(
     data: &mut Data,
     entries: Vec<UpsertEntry>,
 ) -> Result<Vec<WriteResult>, Status> {
-    let request =
-        UpsertRequest { entries, routing_key: Vec::new(), atomic: false, ack: Ack::Default.into() };
+    let request = UpsertRequest { entries, ack: Ack::Default.into(), ..UpsertRequest::default() };
     for _ in 0..OVERLOADED_RETRIES {
         match data.upsert(request.clone()).await {
             Err(status) if reason(&status) == OVERLOADED => {
@@ -113,9 +112,8 @@ pub async fn get(data: &mut Data, key: &str) -> Result<Record, Status> {
 pub async fn remove(data: &mut Data, key: &str) -> Result<WriteResult, Status> {
     let request = RemoveRequest {
         entries: vec![RemoveEntry { key: key.into(), if_version: None }],
-        routing_key: Vec::new(),
-        atomic: false,
         ack: Ack::Default.into(),
+        ..RemoveRequest::default()
     };
     Ok(data.remove(request).await?.into_inner().results.remove(0))
 }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use serde_json::{Value, json};
 use stateside_proto::v1::{
-    Ack, EntryError, GetRequest, HashRange, Record, RemoveEntry, RemoveRequest, TopologyRequest,
-    TopologyResponse, UpdateEntry, UpdateRequest, UpdateResult, UpsertEntry, UpsertRequest,
-    WriteResult, update_entry::Operator,
+    Ack, EntryError, GetRequest, HashRange, Record, RemoveEntry, RemoveRequest, RequestId,
+    TopologyRequest, TopologyResponse, UpdateEntry, UpdateRequest, UpdateResult, UpsertEntry,
+    UpsertRequest, WriteResult, update_entry::Operator,
 };
 use tokio::runtime::Runtime;
 use tonic::{Request, Status, transport::Channel};
@@ -132,6 +132,7 @@ fn upsert_request(request: &Value) -> UpsertRequest {
         routing_key: bytes(&request["routingKey"]),
         atomic: request["atomic"] == json!(true),
         ack: ack(&request["ack"]),
+        request_id: request.get("requestId").map(request_id),
     }
 }
 
@@ -147,6 +148,15 @@ fn remove_request(request: &Value) -> RemoveRequest {
         routing_key: bytes(&request["routingKey"]),
         atomic: request["atomic"] == json!(true),
         ack: ack(&request["ack"]),
+        request_id: request.get("requestId").map(request_id),
+    }
+}
+
+fn request_id(id: &Value) -> RequestId {
+    RequestId {
+        client: bytes(&id["client"]),
+        number: number(&id["number"]).unwrap_or_default(),
+        settled: number(&id["settled"]).unwrap_or_default(),
     }
 }
 
@@ -164,6 +174,7 @@ fn update_request(request: &Value) -> UpdateRequest {
         atomic: request["atomic"] == json!(true),
         ack: ack(&request["ack"]),
         return_values: request["returnValues"] == json!(true),
+        request_id: request.get("requestId").map(request_id),
     }
 }
 

@@ -476,12 +476,8 @@ fn kafka_a_thousand_partitions_need_no_more_threads_and_connections_than_eight()
         let took = begun.elapsed();
         let mut data = connect(&runtime, &site);
         let entries = (0..4_000).map(|n| rpc::entry(format!("{n}"), "v")).collect();
-        let request = UpsertRequest {
-            entries,
-            routing_key: Vec::new(),
-            atomic: false,
-            ack: Ack::Default.into(),
-        };
+        let request =
+            UpsertRequest { entries, ack: Ack::Default.into(), ..UpsertRequest::default() };
         let results = runtime.block_on(data.upsert(request)).unwrap().into_inner().results;
         assert!(results.iter().all(|result| result.error.is_none()));
         let metrics = node.metrics();

@@ -15,6 +15,7 @@ mod malformed_requests;
 mod metrics;
 mod partitions;
 mod quick_start;
+mod retries;
 mod scan;
 mod stages;
 mod startup;

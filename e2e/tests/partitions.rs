@@ -297,7 +297,7 @@ fn a_snapshot_that_is_damaged_or_foreign_changes_nothing() {
             .as_bytes(),
         "SNAPSHOT_FOREIGN",
     );
-    restore("other-version", &of_version(&good, 3), "FILE_VERSION");
+    restore("other-version", &of_version(&good, 4), "FILE_VERSION");
     let foreign = site.folder().join("foreign");
     json(&site, &["partition", "snapshot", &other["id"].to_string(), &text(&foreign)]);
     restore("other-partition", &fs::read(&foreign).unwrap(), "SNAPSHOT_FOREIGN");

@@ -176,7 +176,8 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
     let keeper = Arc::new(keeper);
     let seed = secret();
     let engines = StoreEngines::new(&data_dir, &settings.store);
-    let files = PartitionFiles::new(Arc::clone(&data_dir), engines, seed);
+    let files =
+        PartitionFiles::new(Arc::clone(&data_dir), engines, seed, (&settings.request_ids).into());
     let specs: Vec<PartitionSpec> =
         manifest.partitions.values().map(|placed| placed.spec.clone()).collect();
     files.sweep(&specs).map_err(ServeError::Sweep)?;

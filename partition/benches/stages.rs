@@ -26,7 +26,7 @@ struct World {
 }
 
 impl Outlet for World {
-    fn log_admit(&mut self, _: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+    fn log_admit(&mut self, _: &Write<'_>) -> Result<(), Refusal> {
         Ok(())
     }
 
@@ -153,7 +153,10 @@ fn write(partition: &mut Partition, world: &mut World, number: u64) {
     key[4..12]
         .copy_from_slice(&(number % RECORDS).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
     let entry = WriteEntry::put(&key, VALUE);
-    partition.step(Input::Write { ticket: Ticket(1), entries: &[entry], ack: None }, world);
+    partition.step(
+        Input::Write { ticket: Ticket(1), entries: &[entry], ack: None, request: None },
+        world,
+    );
     if number.is_multiple_of(32) {
         partition.step(Input::LogDurable(world.appended), world);
     }

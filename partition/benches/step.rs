@@ -75,8 +75,8 @@ impl Outlet for World {
         "vm-1"
     }
 
-    fn log_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
-        self.reservation = Some(self.writer.reserve(record_bytes(entries))?);
+    fn log_admit(&mut self, write: &Write<'_>) -> Result<(), Refusal> {
+        self.reservation = Some(self.writer.reserve(record_bytes(write.entries, write.request))?);
         Ok(())
     }
 
@@ -88,7 +88,8 @@ impl Outlet for World {
             timestamp: write.timestamp,
         };
         let reservation = self.reservation.take().expect("admitted");
-        self.writer.append_reserved(reservation, head, write.entries, write.ack, self.now);
+        let Write { request, entries, ack, .. } = *write;
+        self.writer.append_reserved(reservation, head, request, entries, ack, self.now);
     }
 }
 
@@ -151,7 +152,8 @@ fn partition(world: &mut World) -> Partition {
 
 fn put(partition: &mut Partition, world: &mut World, key: &[u8], ack: Ack) {
     let entry = WriteEntry::put(key, &VALUE);
-    let input = Input::Write { ticket: Ticket(1), entries: &[entry], ack: Some(ack) };
+    let input =
+        Input::Write { ticket: Ticket(1), entries: &[entry], ack: Some(ack), request: None };
     partition.step(input, world);
 }
 

@@ -1,15 +1,17 @@
 //! Answers that wait for the line monitor's edge.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
-use stateside_types::{Sequence, Timestamp};
+use stateside_types::{Refusal, Sequence, Timestamp};
 
 use crate::Ticket;
 
 /// What leaves when its sequence has passed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Held {
     Write(Ticket, Sequence, Timestamp),
+    /// A refusal that is recorded.
+    Refused(Ticket, Arc<Refusal>),
     Read(Ticket),
 }
 

@@ -20,6 +20,7 @@ mod json_merge;
 mod operators;
 mod owned;
 mod partition;
+mod retries;
 mod scan;
 mod snapshot;
 mod trail;

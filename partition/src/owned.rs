@@ -1,16 +1,52 @@
 //! Requests that own their bytes: those that wait while the store asks the disk.
 
-use stateside_types::{Ack, Change, Condition, Expiry, Operator, UpdateEntry, WriteEntry};
+use stateside_types::{
+    Ack, Change, Condition, Expiry, Operator, RequestId, UpdateEntry, WriteEntry,
+};
 
 use crate::{Scan, Ticket};
 
 /// A request in the partition's queue.
 #[derive(Debug)]
 pub(crate) enum Owned {
-    Read { ticket: Ticket, keys: Vec<Vec<u8>> },
-    Scan { ticket: Ticket, scan: Scan },
-    Write { ticket: Ticket, ack: Option<Ack>, entries: Vec<OwnedEntry> },
-    Update { ticket: Ticket, ack: Option<Ack>, return_values: bool, entries: Vec<OwnedUpdate> },
+    Read {
+        ticket: Ticket,
+        keys: Vec<Vec<u8>>,
+    },
+    Scan {
+        ticket: Ticket,
+        scan: Scan,
+    },
+    Write {
+        ticket: Ticket,
+        ack: Option<Ack>,
+        request: Option<OwnedRequestId>,
+        entries: Vec<OwnedEntry>,
+    },
+    Update {
+        ticket: Ticket,
+        ack: Option<Ack>,
+        request: Option<OwnedRequestId>,
+        return_values: bool,
+        entries: Vec<OwnedUpdate>,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct OwnedRequestId {
+    client: Box<[u8]>,
+    number: u64,
+    settled: u64,
+}
+
+impl OwnedRequestId {
+    fn new(RequestId { client, number, settled }: RequestId<'_>) -> Self {
+        Self { client: client.into(), number, settled }
+    }
+
+    pub(crate) fn borrow(&self) -> RequestId<'_> {
+        RequestId { client: &self.client, number: self.number, settled: self.settled }
+    }
 }
 
 #[derive(Debug)]
@@ -27,7 +63,12 @@ impl Owned {
         Self::Read { ticket, keys: keys.iter().map(|key| key.to_vec()).collect() }
     }
 
-    pub(crate) fn write(ticket: Ticket, ack: Option<Ack>, entries: &[WriteEntry<'_>]) -> Self {
+    pub(crate) fn write(
+        ticket: Ticket,
+        ack: Option<Ack>,
+        request: Option<RequestId<'_>>,
+        entries: &[WriteEntry<'_>],
+    ) -> Self {
         let entries = entries
             .iter()
             .map(|entry| OwnedEntry {
@@ -40,17 +81,24 @@ impl Owned {
                 expiry: entry.expiry,
             })
             .collect();
-        Self::Write { ticket, ack, entries }
+        Self::Write { ticket, ack, request: request.map(OwnedRequestId::new), entries }
     }
 
     pub(crate) fn update(
         ticket: Ticket,
         ack: Option<Ack>,
+        request: Option<RequestId<'_>>,
         return_values: bool,
         entries: &[UpdateEntry<'_>],
     ) -> Self {
         let entries = entries.iter().map(OwnedUpdate::new).collect();
-        Self::Update { ticket, ack, return_values, entries }
+        Self::Update {
+            ticket,
+            ack,
+            request: request.map(OwnedRequestId::new),
+            return_values,
+            entries,
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The state machine. See the crate's header for when a write becomes visible.
 
+mod checks;
 mod update;
 
 use std::{collections::VecDeque, mem};
@@ -9,15 +10,18 @@ use stateside_statestore::{
     Lookup, PageStep, SnapshotRecord, StateStore, StoreError, StoreStats, Work, WorkDone,
 };
 use stateside_types::{
-    Ack, Change, Condition, ExpireAt, Expiry, PartitionSpec, PartitionState, PipelineError, Reason,
-    Record, Refusal, Sequence, StageKind, Timestamp, UpdateEntry, WallClock, WriteEntry, check_ack,
+    Ack, Change, Condition, PartitionSpec, PartitionState, PipelineError, Reason, Record, Refusal,
+    RequestId, RequestMark, Sequence, StageKind, Timestamp, UpdateEntry, WallClock, WriteEntry,
+    check_ack,
     limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
 };
 
+use self::update::UpdateTerms;
 use crate::{
     PageEnd, Scan,
     held::{Held, HeldAnswers},
     owned::Owned,
+    retries::{Accepted, payload_hash, with_values},
     trail::Trail,
 };
 
@@ -50,6 +54,8 @@ pub enum Input<'a> {
         entries: &'a [WriteEntry<'a>],
         /// None: the partition's default. Never lowers it.
         ack: Option<Ack>,
+        /// Under its id a request is executed once, and answered alike as often as it comes.
+        request: Option<RequestId<'a>>,
     },
     /// Compute new values from the present ones and write them, atomically. Answered by `written`.
     Update {
@@ -59,6 +65,8 @@ pub enum Input<'a> {
         entries: &'a [UpdateEntry<'a>],
         /// None: the partition's default. Never lowers it.
         ack: Option<Ack>,
+        /// As for a write.
+        request: Option<RequestId<'a>>,
         /// One `value` per entry, in order, comes before `written` when that is no refusal.
         return_values: bool,
     },
@@ -116,9 +124,10 @@ pub struct SnapshotHead {
 /// See the crate's header. Owned by one core, used on its thread alone.
 pub struct Partition {
     pub(crate) spec: PartitionSpec,
-    pipeline: Pipeline,
+    pub(crate) pipeline: Pipeline,
     pub(crate) store: Box<dyn StateStore>,
-    held: HeldAnswers,
+    pub(crate) held: HeldAnswers,
+    pub(crate) retries_answered: u64,
     /// Room for values that stages change, and for the entries with them.
     changes: Vec<Changes>,
     changed: Vec<WriteEntry<'static>>,
@@ -160,6 +169,7 @@ impl Partition {
             pipeline,
             store,
             held: HeldAnswers::default(),
+            retries_answered: 0,
             changes: Vec::new(),
             changed: Vec::new(),
             queue: VecDeque::new(),
@@ -295,17 +305,19 @@ impl Partition {
                     self.queue.push_back(owned());
                 }
             }
-            Input::Write { ticket, entries, ack } => {
-                if !self.must_queue(|| Owned::write(ticket, ack, entries), effects)
-                    && !self.write(ticket, entries, ack, effects)
+            Input::Write { ticket, entries, ack, request } => {
+                let owned = || Owned::write(ticket, ack, request, entries);
+                if !self.must_queue(owned, effects)
+                    && !self.write(ticket, entries, ack, request, effects)
                 {
-                    self.queue.push_back(Owned::write(ticket, ack, entries));
+                    self.queue.push_back(owned());
                 }
             }
-            Input::Update { ticket, entries, ack, return_values } => {
-                let owned = || Owned::update(ticket, ack, return_values, entries);
+            Input::Update { ticket, entries, ack, request, return_values } => {
+                let owned = || Owned::update(ticket, ack, request, return_values, entries);
+                let terms = UpdateTerms { ack, request, return_values };
                 if !self.must_queue(owned, effects)
-                    && !self.update_values(ticket, entries, ack, return_values, effects)
+                    && !self.update_values(ticket, entries, terms, effects)
                 {
                     self.queue.push_back(owned());
                 }
@@ -478,9 +490,17 @@ impl Partition {
         ticket: Ticket,
         entries: &[WriteEntry<'_>],
         ack: Option<Ack>,
+        request: Option<RequestId<'_>>,
         effects: &mut impl Effects,
     ) -> bool {
         debug_assert!(!entries.is_empty());
+        let mut mark = None;
+        if let Some(id) = request {
+            mark = self.recall(ticket, id, payload_hash(entries), ack, effects);
+            if mark.is_none() {
+                return true;
+            }
+        }
         let conditional = entries.iter().filter(|entry| entry.condition != Condition::None);
         let missing: Vec<&[u8]> = conditional
             .filter(|entry| self.store.get(entry.key) == Lookup::Unknown)
@@ -490,24 +510,16 @@ impl Partition {
             self.store.fetch(&missing);
             return false;
         }
-        match self.execute(entries, ack, effects) {
+        match self.execute(entries, ack, mark.as_ref(), effects) {
             Err(refusal) => effects.written(ticket, Err(refusal)),
-            Ok(executed) => self.acknowledge(ticket, executed, effects),
+            Ok(accepted) => self.acknowledge(ticket, accepted, effects),
         }
         true
     }
 
-    fn acknowledge(
-        &mut self,
-        ticket: Ticket,
-        (sequence, timestamp, ack): (Sequence, Timestamp, Ack),
-        effects: &mut impl Effects,
-    ) {
-        if ack == Ack::Memory || sequence <= self.passed() {
-            effects.written(ticket, Ok((sequence, timestamp)));
-        } else {
-            self.held.hold(sequence, Held::Write(ticket, sequence, timestamp));
-        }
+    /// A request may ask for more than the default, never for less.
+    pub(crate) fn effective_ack(&self, asked: Option<Ack>) -> Ack {
+        asked.map_or(self.spec.ack, |asked| asked.max(self.spec.ack))
     }
 
     /// Whether writes are taken at present; the acknowledgement that this one gets.
@@ -516,8 +528,7 @@ impl Partition {
         if let Some(refusal) = self.failing.as_ref().or(self.frozen.as_ref()) {
             return Err(refusal.clone());
         }
-        // A request may ask for more than the default, never for less.
-        let ack = asked.map_or(self.spec.ack, |asked| asked.max(self.spec.ack));
+        let ack = self.effective_ack(asked);
         if ack == Ack::Durable && self.pipeline.log().is_none() {
             return Err(Refusal::new(
                 Reason::InvalidArgument,
@@ -543,21 +554,13 @@ impl Partition {
         &mut self,
         entries: &[WriteEntry<'_>],
         ack: Option<Ack>,
+        request: Option<&RequestMark<'_>>,
         effects: &mut impl Effects,
-    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+    ) -> Result<Accepted, Refusal> {
         let ack = self.check_serving(ack)?;
         let now = self.tell_time(effects);
         self.check_expiries(entries)?;
-        let write = Write {
-            partition: self.spec.id,
-            epoch: self.spec.first_epoch,
-            entries,
-            now,
-            ack,
-            sequence: self.store.applied().next(),
-            timestamp: Timestamp::ZERO,
-            pending: 0,
-        };
+        let write = self.next_write(entries, request, now, ack);
         if !self.pipeline.has_front() {
             return self.commit(write, effects);
         }
@@ -573,102 +576,70 @@ impl Partition {
         outcome
     }
 
+    /// A write as it begins.
+    fn next_write<'a>(
+        &self,
+        entries: &'a [WriteEntry<'a>],
+        request: Option<&'a RequestMark<'a>>,
+        now: WallClock,
+        ack: Ack,
+    ) -> Write<'a> {
+        Write {
+            partition: self.spec.id,
+            epoch: self.spec.first_epoch,
+            entries,
+            request,
+            now,
+            ack,
+            sequence: self.store.applied().next(),
+            timestamp: Timestamp::ZERO,
+            pending: 0,
+        }
+    }
+
     /// What follows when the stages before the clock have let a write through.
     fn commit(
         &mut self,
-        mut write: Write<'_>,
+        write: Write<'_>,
         effects: &mut impl Effects,
-    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
+    ) -> Result<Accepted, Refusal> {
         let entries = write.entries;
-        self.check_conditions(entries, write.now)?;
-        self.check_memory(entries, effects.memory_available())?;
+        if let Err(refusal) = self.check_conditions(entries, write.now) {
+            return self.refuse_for_good(&write, refusal, effects);
+        }
+        let told = write.request.and_then(|mark| with_values(mark, entries));
+        let mut write = Write { request: told.as_ref().or(write.request), ..write };
+        self.check_memory(&write, effects.memory_available())?;
         self.pipeline.admit(&write, effects)?;
         self.pipeline.accept(&mut write, effects);
+        if let Some(mark) = write.request {
+            self.store.remember(write.sequence, write.timestamp, mark);
+        }
         self.store.apply(write.sequence, write.timestamp, entries);
         if let Some(trail) = &mut self.trail {
-            trail.record(write.sequence, write.timestamp, entries);
+            trail.record(write.sequence, write.timestamp, write.request, entries);
         }
         if entries.iter().any(|entry| entry.change == Change::Remove) {
             self.last_remove = write.sequence;
         }
-        Ok((write.sequence, write.timestamp, write.ack))
+        let Write { sequence, timestamp, ack, .. } = write;
+        Ok(Accepted { sequence, timestamp, ack, refusal: None })
     }
 
     /// The time that requests are judged by: the wall clock, held back from jumping back. A
     /// record that was once absent stays so, and a write's conditions are judged by the time that
     /// the clock stage stamps it with.
-    fn tell_time(&mut self, effects: &impl Effects) -> WallClock {
+    pub(crate) fn tell_time(&mut self, effects: &impl Effects) -> WallClock {
         self.time = self.time.max(effects.now());
         self.time
-    }
-
-    fn check_expiries(&self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
-        let asks = |entry: &WriteEntry<'_>| matches!(entry.expiry, Expiry::After(_));
-        match entries.iter().position(asks) {
-            Some(index) if !self.pipeline.has(StageKind::Clock) => Err(Refusal::new(
-                Reason::InvalidTtl,
-                format!("partition {} has no clock stage, so nothing can expire", self.spec.id),
-            )
-            .with("entry", index)),
-            _ => Ok(()),
-        }
-    }
-
-    fn check_conditions(&self, entries: &[WriteEntry<'_>], now: WallClock) -> Result<(), Refusal> {
-        let exists = |expire_at: Option<ExpireAt>| !expire_at.is_some_and(|at| at.has_come(now));
-        for (index, entry) in entries.iter().enumerate() {
-            if entry.condition == Condition::None {
-                continue;
-            }
-            let current = match self.store.get(entry.key) {
-                Lookup::Found(Record { version, expire_at, .. })
-                | Lookup::Withheld { version, expire_at, .. } => {
-                    exists(expire_at).then_some(version)
-                }
-                Lookup::Absent | Lookup::Unknown => None,
-            };
-            let holds = match entry.condition {
-                Condition::None => true,
-                Condition::IfAbsent => current.is_none(),
-                Condition::IfVersion(wanted) => current == Some(wanted),
-            };
-            if holds {
-                continue;
-            }
-            let found = match current {
-                Some(version) => format!("the record has version {version}"),
-                None => "there is no record".to_owned(),
-            };
-            let wanted = match entry.condition {
-                Condition::IfVersion(version) => format!("if_version {version}"),
-                _ => "if_absent".to_owned(),
-            };
-            let key = String::from_utf8_lossy(&entry.key[..entry.key.len().min(64)]).into_owned();
-            return Err(Refusal::new(
-                Reason::ConditionFailed,
-                format!("{wanted} does not hold for key `{key}`: {found}; nothing was written"),
-            )
-            .with("entry", index)
-            .with("version", current.unwrap_or(Sequence::ZERO)));
-        }
-        Ok(())
-    }
-
-    fn check_memory(&self, entries: &[WriteEntry<'_>], available: u64) -> Result<(), Refusal> {
-        // The cheap bound decides nearly always; lookups are made only near the limit.
-        if available == u64::MAX
-            || self.store.growth_max(entries) <= available
-            || u64::try_from(self.store.growth(entries)).unwrap_or(0) <= available
-        {
-            return Ok(());
-        }
-        Err(Refusal::new(Reason::MemoryFull, "the node's memory limit is reached"))
     }
 
     fn give_up(&mut self, through: Sequence, refusal: &Refusal, effects: &mut impl Effects) {
         while let Some(held) = self.held.pop(through) {
             match held {
-                Held::Write(ticket, ..) => effects.written(ticket, Err(refusal.clone())),
+                Held::Write(ticket, ..) | Held::Refused(ticket, _) => {
+                    effects.written(ticket, Err(refusal.clone()));
+                }
                 Held::Read(ticket) => effects.read_done(ticket, Err(refusal.clone())),
             }
         }
@@ -680,6 +651,9 @@ impl Partition {
             match held {
                 Held::Write(ticket, sequence, timestamp) => {
                     effects.written(ticket, Ok((sequence, timestamp)));
+                }
+                Held::Refused(ticket, refusal) => {
+                    effects.written(ticket, Err((*refusal).clone()));
                 }
                 Held::Read(ticket) => effects.read_done(ticket, Ok(())),
             }
@@ -731,14 +705,18 @@ impl Partition {
                     let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
                     self.read(*ticket, &keys, effects)
                 }
-                Owned::Update { ticket, ack, return_values, entries } => {
+                Owned::Update { ticket, ack, request, return_values, entries } => {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
-                    self.update_values(*ticket, &entries, *ack, *return_values, effects)
+                    let request = request.as_ref().map(|request| request.borrow());
+                    let (ack, return_values) = (*ack, *return_values);
+                    let terms = UpdateTerms { ack, request, return_values };
+                    self.update_values(*ticket, &entries, terms, effects)
                 }
                 Owned::Scan { ticket, scan } => self.scan(*ticket, scan, effects),
-                Owned::Write { ticket, ack, entries } => {
+                Owned::Write { ticket, ack, request, entries } => {
                     let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
-                    self.write(*ticket, &entries, *ack, effects)
+                    let request = request.as_ref().map(|request| request.borrow());
+                    self.write(*ticket, &entries, *ack, request, effects)
                 }
             };
             if !answered {

@@ -15,7 +15,7 @@ use std::{collections::VecDeque, mem};
 
 use stateside_pipeline::trail::push_write;
 use stateside_types::{
-    Sequence, Timestamp, WriteEntry,
+    RequestMark, Sequence, Timestamp, WriteEntry,
     limits::{STORE_CHANGE_BACKLOG_BYTES_MAX, STORE_CHANGE_ROUND_BYTES, STORE_CHANGE_SWITCH_BYTES},
 };
 
@@ -54,10 +54,11 @@ impl Trail {
         &mut self,
         sequence: Sequence,
         timestamp: Timestamp,
+        request: Option<&RequestMark<'_>>,
         entries: &[WriteEntry<'_>],
     ) {
         let before = self.open.bytes.len();
-        push_write(&mut self.open.bytes, sequence, timestamp, entries);
+        push_write(&mut self.open.bytes, sequence, timestamp, request, entries);
         self.bytes += self.open.bytes.len() - before;
         self.open.last = sequence;
         if self.open.bytes.len() >= PIECE_BYTES {
@@ -137,7 +138,7 @@ mod tests {
         let mut seen = Vec::new();
         for sequence in 1..=1_000 {
             let entries = [WriteEntry::put(b"key", &value)];
-            trail.record(Sequence(sequence), Timestamp::from_wall(WallClock(1)), &entries);
+            trail.record(Sequence(sequence), Timestamp::from_wall(WallClock(1)), None, &entries);
             if sequence % 400 == 0 || sequence == 1_000 {
                 let pieces: Vec<_> = trail.take().collect();
                 assert!(pieces.len() > 1 || sequence == 1_000, "long runs come in several pieces");
@@ -145,8 +146,8 @@ mod tests {
                 for piece in &pieces {
                     assert!(piece.bytes.len() < PIECE_BYTES + 1_100);
                     let (mut rest, mut entries) = (piece.bytes.as_slice(), Vec::new());
-                    while let Some((sequence, _)) = next_write(&mut rest, &mut entries).unwrap() {
-                        seen.push(sequence.0);
+                    while let Some(write) = next_write(&mut rest, &mut entries).unwrap() {
+                        seen.push(write.sequence.0);
                     }
                     assert_eq!(seen.last(), Some(&piece.last.0));
                 }
@@ -161,7 +162,7 @@ mod tests {
         let mut trail = Trail::new();
         trail.allow(10);
         assert!(!trail.is_full());
-        trail.record(Sequence(1), Timestamp::ZERO, &[WriteEntry::put(b"key", b"value")]);
+        trail.record(Sequence(1), Timestamp::ZERO, None, &[WriteEntry::put(b"key", b"value")]);
         assert!(trail.is_full() && trail.bytes() > 10);
         assert_eq!(trail.take().count(), 1);
         assert!(!trail.is_full());

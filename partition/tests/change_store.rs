@@ -119,12 +119,18 @@ fn write(partition: &mut Partition, world: &mut World, step: &Step, number: usiz
             let expiry = if *ttl == 0 { Expiry::Never } else { Expiry::After(*ttl) };
             let key = key(name);
             let entries = [WriteEntry::put(&key, value.as_bytes()).expiring(expiry)];
-            partition.step(Input::Write { ticket: Ticket(0), entries: &entries, ack: None }, world);
+            partition.step(
+                Input::Write { ticket: Ticket(0), entries: &entries, ack: None, request: None },
+                world,
+            );
         }
         Step::Remove { key: name } => {
             let key = key(name);
             let entries = [WriteEntry::remove(&key)];
-            partition.step(Input::Write { ticket: Ticket(0), entries: &entries, ack: None }, world);
+            partition.step(
+                Input::Write { ticket: Ticket(0), entries: &entries, ack: None, request: None },
+                world,
+            );
         }
         Step::Durable => partition.step(Input::LogDurable(partition.applied()), world),
         Step::Time(ms) => world.now += ms,
@@ -205,8 +211,8 @@ fn copy(
     pieces.extend(partition.trail().unwrap().take());
     for piece in pieces {
         let (mut rest, mut entries) = (piece.bytes.as_slice(), Vec::new());
-        while let Some((sequence, timestamp)) = next_write(&mut rest, &mut entries).unwrap() {
-            other.apply(sequence, timestamp, &entries);
+        while let Some(write) = next_write(&mut rest, &mut entries).unwrap() {
+            other.apply(write.sequence, write.timestamp, &entries);
         }
     }
 }

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+#[path = "model/map_store.rs"]
+mod map_store;
 #[path = "model/update.rs"]
 mod update;
 
@@ -15,15 +17,14 @@ use std::{
 use proptest::prelude::*;
 use stateside_partition::{Effects, Input, PageEnd, Partition, Ticket};
 use stateside_pipeline::{Outlet, Write};
-use stateside_statestore::{
-    Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
-    WorkDone,
-};
+use stateside_statestore::{RequestWindow, StateStore, Work, WorkDone};
 use stateside_types::{
     Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, Operator,
     PartitionId, PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StoreKind,
     Timestamp, UpdateEntry, WallClock, WriteEntry,
 };
+
+use map_store::MapStore;
 
 type Content = BTreeMap<Vec<u8>, Stored>;
 
@@ -38,140 +39,6 @@ struct Stored {
 impl Stored {
     fn is_expired(&self, now: WallClock) -> bool {
         self.expire_at.is_some_and(|moment| moment.has_come(now))
-    }
-}
-
-/// A store with everything in a map. With `cold`, lookups are `Unknown` until fetched by work,
-/// as in a store on disk, except for what was written since.
-struct MapStore {
-    content: Content,
-    applied: Sequence,
-    timestamp: Timestamp,
-    cold: bool,
-    known: Vec<Vec<u8>>,
-    wanted: Vec<Vec<u8>>,
-    out: bool,
-}
-
-impl StateStore for MapStore {
-    fn kind(&self) -> &'static str {
-        "map"
-    }
-
-    fn get(&self, key: &[u8]) -> Lookup<'_> {
-        if self.cold && !self.known.iter().any(|known| known == key) {
-            return Lookup::Unknown;
-        }
-        match self.content.get(key) {
-            None => Lookup::Absent,
-            Some(stored) => Lookup::Found(Record {
-                value: &stored.value,
-                version: stored.version,
-                timestamp: stored.timestamp,
-                expire_at: stored.expire_at,
-            }),
-        }
-    }
-
-    fn apply(&mut self, sequence: Sequence, timestamp: Timestamp, entries: &[WriteEntry<'_>]) {
-        assert_eq!(sequence, self.applied.next(), "sequences have no gaps");
-        assert!(timestamp > self.timestamp, "timestamps rise");
-        for entry in entries {
-            match entry.change {
-                Change::Put(value) => {
-                    let (value, version) = (value.to_vec(), sequence);
-                    let expire_at = entry.expiry.fixed_by(timestamp);
-                    let stored = Stored { value, version, timestamp, expire_at };
-                    self.content.insert(entry.key.to_vec(), stored);
-                }
-                Change::Remove => {
-                    self.content.remove(entry.key);
-                }
-            }
-        }
-        (self.applied, self.timestamp) = (sequence, timestamp);
-    }
-
-    fn applied(&self) -> Sequence {
-        self.applied
-    }
-
-    fn applied_timestamp(&self) -> Timestamp {
-        self.timestamp
-    }
-
-    fn covered(&self) -> Sequence {
-        Sequence::ZERO
-    }
-
-    fn stats(&self) -> StoreStats {
-        StoreStats { records: self.content.len() as u64, ..StoreStats::default() }
-    }
-
-    fn growth_max(&self, entries: &[WriteEntry<'_>]) -> u64 {
-        entries.len() as u64
-    }
-
-    fn growth(&self, entries: &[WriteEntry<'_>]) -> i64 {
-        entries.iter().filter(|e| matches!(e.change, Change::Put(_))).count() as i64
-    }
-
-    fn reclaim(&mut self, now: WallClock, records_max: usize) -> Reclaimed {
-        let expired = self.content.iter().filter(|(_, stored)| stored.is_expired(now));
-        let expired: Vec<_> =
-            expired.map(|(key, stored)| (key.clone(), stored.version)).take(records_max).collect();
-        let mut reclaimed = Reclaimed { records: expired.len(), ..Reclaimed::default() };
-        for (key, version) in expired {
-            self.content.remove(&key);
-            reclaimed.newest = reclaimed.newest.max(version);
-        }
-        reclaimed
-    }
-
-    fn snapshot_start(&mut self) {}
-
-    fn snapshot_next(
-        &mut self,
-        _: usize,
-        _: &mut dyn FnMut(SnapshotRecord<'_>),
-    ) -> Result<SnapshotStep, StoreError> {
-        Ok(SnapshotStep::Done)
-    }
-
-    fn snapshot_end(&mut self) {}
-
-    fn load_start(&mut self) {}
-
-    fn load(&mut self, _: &[SnapshotRecord<'_>]) -> bool {
-        true
-    }
-
-    fn load_end(&mut self, _: Sequence, _: Timestamp) {}
-
-    fn fetch(&mut self, keys: &[&[u8]]) {
-        self.wanted.extend(keys.iter().map(|key| key.to_vec()));
-    }
-
-    fn forget_fetched(&mut self) {
-        self.known.clear();
-    }
-
-    fn take_work(&mut self, _: Sequence) -> Option<Work> {
-        if self.out || self.wanted.is_empty() {
-            return None;
-        }
-        self.out = true;
-        let keys = std::mem::take(&mut self.wanted);
-        Some(Box::new(move || WorkDone(Box::new(keys))))
-    }
-
-    fn finish_work(&mut self, done: WorkDone) -> Result<(), StoreError> {
-        self.out = false;
-        let Ok(keys) = done.0.downcast::<Vec<Vec<u8>>>() else {
-            return Err(StoreError::Unreadable { path: "map".into() });
-        };
-        self.known.extend(*keys);
-        Ok(())
     }
 }
 
@@ -208,7 +75,7 @@ impl Outlet for World {
         "vm-1"
     }
 
-    fn log_admit(&mut self, _: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+    fn log_admit(&mut self, _: &Write<'_>) -> Result<(), Refusal> {
         Ok(())
     }
 
@@ -272,6 +139,7 @@ impl Effects for World {
 fn replay(log: &[Logged], cold: bool) -> MapStore {
     let mut store = MapStore {
         content: Content::new(),
+        requests: RequestWindow::default(),
         applied: Sequence::ZERO,
         timestamp: Timestamp::ZERO,
         cold,
@@ -417,7 +285,12 @@ impl Run {
                     })
                     .collect();
                 self.writes.insert(ticket, ack);
-                self.feed(Input::Write { ticket: Ticket(ticket), entries: &entries, ack });
+                self.feed(Input::Write {
+                    ticket: Ticket(ticket),
+                    entries: &entries,
+                    ack,
+                    request: None,
+                });
             }
             Step::Append(appends, ack) => {
                 let bytes: Vec<_> = appends.iter().map(|(key, byte)| ([*key], [*byte])).collect();
@@ -433,7 +306,13 @@ impl Run {
                 self.writes.insert(ticket, ack);
                 self.appends.insert(ticket, appends);
                 let ticket = Ticket(ticket);
-                let input = Input::Update { ticket, entries: &entries, ack, return_values: true };
+                let input = Input::Update {
+                    ticket,
+                    entries: &entries,
+                    ack,
+                    request: None,
+                    return_values: true,
+                };
                 self.feed(input);
             }
             Step::Read(keys) => {
@@ -649,7 +528,7 @@ fn conditions_decide_against_everything_accepted_before() {
     let write = |run: &mut Run, ticket, condition| {
         let entries = [WriteEntry::put(b"k", b"v").under(condition)];
         run.partition.step(
-            Input::Write { ticket: Ticket(ticket), entries: &entries, ack: None },
+            Input::Write { ticket: Ticket(ticket), entries: &entries, ack: None, request: None },
             &mut run.world,
         );
     };
@@ -661,7 +540,7 @@ fn conditions_decide_against_everything_accepted_before() {
         run.world.done.iter().map(|(ticket, outcome)| (*ticket, outcome.is_err())).collect();
     assert_eq!(refused, [(2, true), (4, true)], "refusals leave at once, acknowledgements wait");
     let refusal = run.world.done[1].1.as_ref().unwrap_err();
-    assert!(refusal.metadata.contains(&("version", "2".to_owned())));
+    assert!(refusal.metadata.contains(&("version".into(), "2".to_owned())));
     run.partition.step(Input::LogDurable(Sequence(2)), &mut run.world);
     let written: Vec<_> = run.world.done[2..]
         .iter()
@@ -684,7 +563,7 @@ fn a_record_is_absent_from_its_moment_on_for_reads_and_conditions_and_stays_so()
     let write = |run: &mut Run, ticket, entry: WriteEntry<'_>| {
         let entries = [entry];
         run.partition.step(
-            Input::Write { ticket: Ticket(ticket), entries: &entries, ack: None },
+            Input::Write { ticket: Ticket(ticket), entries: &entries, ack: None, request: None },
             &mut run.world,
         );
         run.world.done.pop().expect("answered at once").1.map_err(|refusal| refusal.reason)
@@ -719,7 +598,7 @@ fn an_absence_that_a_reclaimed_record_left_waits_for_the_log() {
     let lasting = [WriteEntry::put(b"k", b"v")];
     let brief = [WriteEntry::put(b"k", b"v").expiring(Expiry::After(1))];
     for (ticket, entries) in [(1, &lasting), (2, &brief)] {
-        let input = Input::Write { ticket: Ticket(ticket), entries, ack: None };
+        let input = Input::Write { ticket: Ticket(ticket), entries, ack: None, request: None };
         run.partition.step(input, &mut run.world);
     }
     run.partition.step(Input::LogDurable(Sequence(1)), &mut run.world);
@@ -739,8 +618,10 @@ fn without_a_clock_stage_nothing_can_be_given_a_time_to_live() {
     let spec = PartitionSpec { pipeline: Vec::new().into(), ..run.partition.spec().clone() };
     run.partition = Partition::new(spec, Box::new(replay(&[], false))).unwrap();
     let entries = [WriteEntry::put(b"k", b"v").expiring(Expiry::After(500))];
-    run.partition
-        .step(Input::Write { ticket: Ticket(1), entries: &entries, ack: None }, &mut run.world);
+    run.partition.step(
+        Input::Write { ticket: Ticket(1), entries: &entries, ack: None, request: None },
+        &mut run.world,
+    );
     let (_, outcome) = run.world.done.pop().expect("answered at once");
     assert_eq!(outcome.unwrap_err().reason, Reason::InvalidTtl);
 }
@@ -751,7 +632,8 @@ fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
     for ticket in 1..=4_u64 {
         let key = [ticket as u8];
         let entry = WriteEntry::put(&key, b"v");
-        let input = Input::Write { ticket: Ticket(ticket), entries: &[entry], ack: None };
+        let input =
+            Input::Write { ticket: Ticket(ticket), entries: &[entry], ack: None, request: None };
         run.partition.step(input, &mut run.world);
     }
     run.partition.step(Input::Read { ticket: Ticket(5), keys: &[&[4]] }, &mut run.world);
@@ -760,7 +642,7 @@ fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
     assert!(run.world.done.is_empty(), "1 and 2 are not done, and 3 does not overtake them");
     // New writes are told at once, reads of what is durable go on.
     let entry = WriteEntry::put(b"k", b"v");
-    let input = Input::Write { ticket: Ticket(6), entries: &[entry], ack: None };
+    let input = Input::Write { ticket: Ticket(6), entries: &[entry], ack: None, request: None };
     run.partition.step(input, &mut run.world);
     assert!(matches!(run.world.done[..], [(6, Err(_))]));
     // The log says more than the failed write lets through.
@@ -775,8 +657,10 @@ fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
 fn a_halted_partition_answers_everything_with_the_reason() {
     let mut run = Run::new(Ack::Durable, false);
     let entries = [WriteEntry::put(b"k", b"v")];
-    run.partition
-        .step(Input::Write { ticket: Ticket(1), entries: &entries, ack: None }, &mut run.world);
+    run.partition.step(
+        Input::Write { ticket: Ticket(1), entries: &entries, ack: None, request: None },
+        &mut run.world,
+    );
     run.partition.step(Input::Read { ticket: Ticket(2), keys: &[b"k"] }, &mut run.world);
     assert!(run.world.done.is_empty(), "the write and the read that saw it wait for the log");
     run.partition.halt(Refusal::new(Reason::PartitionStopped, "disk gone"), &mut run.world);

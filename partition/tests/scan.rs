@@ -21,7 +21,7 @@ struct World {
 }
 
 impl Outlet for World {
-    fn log_admit(&mut self, _: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+    fn log_admit(&mut self, _: &Write<'_>) -> Result<(), Refusal> {
         Ok(())
     }
 
@@ -88,7 +88,7 @@ fn ordered() -> Partition {
 
 fn write(partition: &mut Partition, key: &[u8], change: Change<'_>) {
     let entry = WriteEntry::new(key, change);
-    let input = Input::Write { ticket: Ticket(0), entries: &[entry], ack: None };
+    let input = Input::Write { ticket: Ticket(0), entries: &[entry], ack: None, request: None };
     partition.step(input, &mut World::default());
 }
 

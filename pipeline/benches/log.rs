@@ -7,7 +7,9 @@ use stateside_pipeline::log::{
     Generation, GroupNumber, LogWriter, PartitionBase, Placement, ReadBuffers, RecordHead, Replay,
     Retention, RunRange, SegmentInput, SegmentSource, WriterLimits, read_run,
 };
-use stateside_types::{Ack, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry};
+use stateside_types::{
+    Ack, CoreId, Epoch, PartitionId, RequestMark, Sequence, Timestamp, WriteEntry,
+};
 
 const SEGMENT_BYTES: u64 = 64 << 20;
 const PARTITIONS: u32 = 8;
@@ -98,9 +100,12 @@ fn append(criterion: &mut Criterion) {
                 covered: Sequence::ZERO,
             });
             let mut bytes = 0;
-            let mut replay = Replay::new(bases, |_: &RecordHead, entries: &[WriteEntry<'_>]| {
-                bytes += entries.iter().map(|entry| entry.key.len()).sum::<usize>();
-            });
+            let mut replay = Replay::new(
+                bases,
+                |_: &RecordHead, _: Option<&RequestMark<'_>>, entries: &[WriteEntry<'_>]| {
+                    bytes += entries.iter().map(|entry| entry.key.len()).sum::<usize>();
+                },
+            );
             replay.begin_run(CoreId(0), Placement(1));
             let mut segments = [SegmentInput {
                 generation: Generation(1),

@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(admit(&mut filter, &[put("user/7", b""), put("else", b"")], 0), Ok(()));
         let denied = admit(&mut filter, &[put("user/7", b""), put("user/01", b"")], 0).unwrap_err();
         assert_eq!(denied.reason, Reason::Filtered);
-        assert_eq!(denied.metadata, [("entry", "1".to_owned())]);
+        assert_eq!(denied.metadata, [("entry".into(), "1".to_owned())]);
         assert!(denied.message.contains("begin with `user/0` are denied"), "{denied}");
         let other = admit(&mut filter, &[REMOVE], 0).unwrap_err();
         assert!(other.message.contains("the key `tmp/x` begins with no allowed prefix"), "{other}");
@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(admit(&mut filter, &[put("k", b"123"), REMOVE], 0), Ok(()));
         let refusal = admit(&mut filter, &[put("k", b"1234")], 0).unwrap_err();
         assert_eq!(refusal.reason, Reason::Filtered);
-        assert_eq!(refusal.metadata[1], ("limit", "3".to_owned()));
+        assert_eq!(refusal.metadata[1], ("limit".into(), "3".to_owned()));
     }
 
     #[test]

@@ -15,7 +15,7 @@ impl Stage for KafkaStage {
     }
 
     fn admit(&mut self, write: &Write<'_>, outlet: &mut dyn Outlet) -> Result<(), Refusal> {
-        outlet.kafka_admit(write.entries)
+        outlet.kafka_admit(write)
     }
 
     fn accept(&mut self, write: &mut Write<'_>, outlet: &mut dyn Outlet) -> Progress {

@@ -131,6 +131,7 @@ mod tests {
             partition: PartitionId(0),
             epoch: Epoch(1),
             entries: &[],
+            request: None,
             now: WallClock(0),
             ack: Ack::Durable,
             sequence: Sequence(sequence),

@@ -14,7 +14,7 @@ impl Stage for LogStage {
     }
 
     fn admit(&mut self, write: &Write<'_>, outlet: &mut dyn Outlet) -> Result<(), Refusal> {
-        outlet.log_admit(write.entries)
+        outlet.log_admit(write)
     }
 
     fn accept(&mut self, write: &mut Write<'_>, outlet: &mut dyn Outlet) -> Progress {

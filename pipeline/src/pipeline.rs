@@ -144,6 +144,11 @@ impl Pipeline {
         self.back.iter_mut().try_for_each(|stage| stage.admit(write, outlet))
     }
 
+    /// Second pass of a refusal that is recorded: the stages before the clock have no part in it.
+    pub fn accept_refusal(&mut self, write: &mut Write<'_>, outlet: &mut dyn Outlet) {
+        self.accept_back(write, outlet);
+    }
+
     /// Second pass.
     pub fn accept(&mut self, write: &mut Write<'_>, outlet: &mut dyn Outlet) {
         for front in &mut self.front {
@@ -151,6 +156,10 @@ impl Pipeline {
             let progress = front.stage.accept(write, outlet);
             assert_eq!(progress, Progress::Done, "stages before the clock are done at once");
         }
+        self.accept_back(write, outlet);
+    }
+
+    fn accept_back(&mut self, write: &mut Write<'_>, outlet: &mut dyn Outlet) {
         for (at, stage) in self.back.iter_mut().enumerate() {
             if stage.accept(write, outlet) == Progress::Pending {
                 write.pending |= StageIndex(at as u8).bit();

@@ -190,7 +190,7 @@ mod tests {
             pass(&[("sanitizer", std::slice::from_ref(&drop))], &[("k", b"{}"), ("l", b"{]")])
                 .unwrap_err();
         assert_eq!(refusal.reason.as_str(), "VALUE_UNREADABLE");
-        assert_eq!(refusal.metadata[0], ("entry", "1".to_owned()));
+        assert_eq!(refusal.metadata[0], ("entry".into(), "1".to_owned()));
         assert!(refusal.message.contains("a member's name expected at byte 1"), "{refusal}");
         let lenient = [drop, ("unreadable", OptionValue::Text("pass".to_owned()))];
         assert_eq!(pass(&[("sanitizer", &lenient)], &[("k", b"{]")]).unwrap(), [b"{]"]);

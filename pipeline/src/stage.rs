@@ -1,7 +1,8 @@
 //! The stage trait, and what stages work on.
 
 use stateside_types::{
-    Ack, Epoch, PartitionId, Reason, Refusal, Sequence, StageKind, Timestamp, WallClock, WriteEntry,
+    Ack, Epoch, PartitionId, Reason, Refusal, RequestMark, Sequence, StageKind, Timestamp,
+    WallClock, WriteEntry,
 };
 
 use crate::Changes;
@@ -16,6 +17,9 @@ pub struct Write<'a> {
     pub epoch: Epoch,
     /// The entries; keys are unique.
     pub entries: &'a [WriteEntry<'a>],
+    /// The name of the request, when it has one. One that is refused for good has a place in the log
+    /// as well, without entries.
+    pub request: Option<&'a RequestMark<'a>>,
     /// What the wall clock said when the write arrived.
     pub now: WallClock,
     /// What must hold before the answer leaves.
@@ -30,11 +34,15 @@ pub struct Write<'a> {
 
 impl<'a> Write<'a> {
     /// The same write with other entries.
-    pub fn with<'b>(&self, entries: &'b [WriteEntry<'b>]) -> Write<'b> {
+    pub fn with<'b>(&self, entries: &'b [WriteEntry<'b>]) -> Write<'b>
+    where
+        'a: 'b,
+    {
         Write {
             partition: self.partition,
             epoch: self.epoch,
             entries,
+            request: self.request,
             now: self.now,
             ack: self.ack,
             sequence: self.sequence,
@@ -78,12 +86,12 @@ pub enum Completed {
 
 /// What stages do to the world. The node implements it; tests record it.
 pub trait Outlet {
-    /// Whether the log takes a record of these entries now. After `Ok`, one `log_append` of
-    /// them cannot fail.
+    /// Whether the log takes a record of this write now. After `Ok`, one `log_append` of
+    /// it cannot fail.
     ///
     /// # Errors
     /// `OVERLOADED`, `DISK_FULL`, `PARTITION_STOPPED`.
-    fn log_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal>;
+    fn log_admit(&mut self, write: &Write<'_>) -> Result<(), Refusal>;
 
     /// The name of the node that the write is executed on.
     fn node(&self) -> &str;
@@ -95,8 +103,8 @@ pub trait Outlet {
     ///
     /// # Errors
     /// `OVERLOADED`, `LOG_UNAVAILABLE`, `BATCH_TOO_LARGE`, `PARTITION_STOPPED`.
-    fn kafka_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
-        let _ = entries;
+    fn kafka_admit(&mut self, write: &Write<'_>) -> Result<(), Refusal> {
+        let _ = write;
         Err(Refusal::new(Reason::PartitionStopped, "this node has no Kafka client"))
     }
 
@@ -173,7 +181,7 @@ pub(crate) mod tests {
     pub(crate) struct Nowhere;
 
     impl Outlet for Nowhere {
-        fn log_admit(&mut self, _: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+        fn log_admit(&mut self, _: &Write<'_>) -> Result<(), Refusal> {
             Ok(())
         }
 
@@ -190,6 +198,7 @@ pub(crate) mod tests {
             partition: PartitionId(0),
             epoch: Epoch(1),
             entries,
+            request: None,
             now: WallClock(now),
             ack: Ack::Durable,
             sequence: Sequence::ZERO,

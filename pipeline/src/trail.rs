@@ -2,18 +2,19 @@
 //! store, on their way there. They stay in the process, or in a file that ends with it.
 //!
 //! ```text
-//!  0        4               8         10   12         20          28
-//! ┌────────┬───────────────┬─────────┬────┬──────────┬───────────┬──────────────────────┐
-//! │ crc32c │ payload bytes │ entries │ 0  │ sequence │ timestamp │ payload, as in a log │
-//! │ u32    │ u32           │ u16     │ u16│ u64      │ u64       │                      │
-//! └────────┴───────────────┴─────────┴────┴──────────┴───────────┴──────────────────────┘
+//!  0        4               8         10       12         20          28
+//! ┌────────┬───────────────┬─────────┬────────┬──────────┬───────────┬──────────────────────┐
+//! │ crc32c │ payload bytes │ entries │ marked │ sequence │ timestamp │ payload, as in a log │
+//! │ u32    │ u32           │ u16     │ u16    │ u64      │ u64       │                      │
+//! └────────┴───────────────┴─────────┴────────┴──────────┴───────────┴──────────────────────┘
+//!  marked 1: the payload begins with the mark of the write's request
 //! ```
 //! Little-endian. The checksum covers every byte but its own four: a disk that gives back other bytes
 //! than it was given must not get them into a store unnoticed.
 
-use stateside_types::{Sequence, Timestamp, WriteEntry};
+use stateside_types::{RequestMark, Sequence, Timestamp, WriteEntry};
 
-use crate::log::{decode_entries, encode_entries};
+use crate::log::{decode_entries, decode_mark, encode_entries};
 
 const HEADER_BYTES: usize = 28;
 
@@ -21,6 +22,17 @@ const HEADER_BYTES: usize = 28;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a write on its way to the new store reads back damaged")]
 pub struct TrailDamaged;
+
+/// A write as it reads back; its entries go where the reader says.
+#[derive(Debug, PartialEq)]
+pub struct TrailWrite<'a> {
+    /// Its position in the partition.
+    pub sequence: Sequence,
+    /// When the clock stage saw it.
+    pub timestamp: Timestamp,
+    /// The request that it answers, if that has an id.
+    pub request: Option<RequestMark<'a>>,
+}
 
 /// Appends a write that was accepted.
 ///
@@ -30,15 +42,19 @@ pub fn push_write(
     out: &mut Vec<u8>,
     sequence: Sequence,
     timestamp: Timestamp,
+    request: Option<&RequestMark<'_>>,
     entries: &[WriteEntry<'_>],
 ) {
     let start = out.len();
     let count = u16::try_from(entries.len()).expect("a batch has a limit");
     out.extend_from_slice(&[0; 8]);
     out.extend_from_slice(&count.to_le_bytes());
-    out.extend_from_slice(&[0; 2]);
+    out.extend_from_slice(&u16::from(request.is_some()).to_le_bytes());
     out.extend_from_slice(&sequence.0.to_le_bytes());
     out.extend_from_slice(&timestamp.0.to_le_bytes());
+    if let Some(mark) = request {
+        mark.encode(&mut |piece| out.extend_from_slice(piece));
+    }
     encode_entries(timestamp, entries, |piece| out.extend_from_slice(piece));
     let payload_bytes = u32::try_from(out.len() - start - HEADER_BYTES).expect("a batch is small");
     out[start + 4..start + 8].copy_from_slice(&payload_bytes.to_le_bytes());
@@ -53,7 +69,7 @@ pub fn push_write(
 pub fn next_write<'a>(
     rest: &mut &'a [u8],
     entries: &mut Vec<WriteEntry<'a>>,
-) -> Result<Option<(Sequence, Timestamp)>, TrailDamaged> {
+) -> Result<Option<TrailWrite<'a>>, TrailDamaged> {
     if rest.is_empty() {
         return Ok(None);
     }
@@ -66,25 +82,35 @@ pub fn next_write<'a>(
         return Err(TrailDamaged);
     }
     let count = u16::from_le_bytes([header[8], header[9]]);
+    let (request, payload) = decode_mark(payload, header[10] == 1).ok_or(TrailDamaged)?;
     decode_entries(payload, count, entries).ok_or(TrailDamaged)?;
     *rest = after;
-    Ok(Some((Sequence(u64_at(12)), Timestamp(u64_at(20)))))
+    Ok(Some(TrailWrite {
+        sequence: Sequence(u64_at(12)),
+        timestamp: Timestamp(u64_at(20)),
+        request,
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use stateside_types::{ExpireAt, Expiry, WallClock};
+    use stateside_types::{ExpireAt, Expiry, RequestId, WallClock};
 
     use super::*;
+
+    fn id() -> RequestId<'static> {
+        RequestId { client: b"till 7", number: 5, settled: 0 }
+    }
 
     fn sample() -> Vec<u8> {
         let timestamp = Timestamp::from_wall(WallClock(100));
         let mut bytes = Vec::new();
         let first = [WriteEntry::put(b"k", b"v"), WriteEntry::remove(b"gone")];
-        push_write(&mut bytes, Sequence(7), timestamp, &first);
+        push_write(&mut bytes, Sequence(7), timestamp, None, &first);
         let second = [WriteEntry::put(b"session", b"").expiring(Expiry::After(20))];
-        push_write(&mut bytes, Sequence(8), timestamp, &second);
+        let mark = RequestMark::new(id(), 9);
+        push_write(&mut bytes, Sequence(8), timestamp, Some(&mark), &second);
         bytes
     }
 
@@ -93,9 +119,12 @@ mod tests {
         let bytes = sample();
         let (mut rest, mut entries) = (bytes.as_slice(), Vec::new());
         let timestamp = Timestamp::from_wall(WallClock(100));
-        assert_eq!(next_write(&mut rest, &mut entries), Ok(Some((Sequence(7), timestamp))));
+        let write = |sequence, request| TrailWrite { sequence, timestamp, request };
+        let first = Ok(Some(write(Sequence(7), None)));
+        assert_eq!(next_write(&mut rest, &mut entries), first);
         assert_eq!(entries, [WriteEntry::put(b"k", b"v"), WriteEntry::remove(b"gone")]);
-        assert_eq!(next_write(&mut rest, &mut entries), Ok(Some((Sequence(8), timestamp))));
+        let second = Ok(Some(write(Sequence(8), Some(RequestMark::new(id(), 9)))));
+        assert_eq!(next_write(&mut rest, &mut entries), second);
         let moment = Expiry::At(ExpireAt::from_millis(120).unwrap());
         assert_eq!(entries, [WriteEntry::put(b"session", b"").expiring(moment)]);
         assert_eq!(next_write(&mut rest, &mut entries), Ok(None));

@@ -12,10 +12,11 @@ use prost::{
     encoding::{self, DecodeContext, WireType},
 };
 use stateside_types::{
-    Ack, Condition, Expiry, Operator, Reason, Record, Refusal, Sequence, Timestamp, UpdateEntry,
-    WriteEntry,
+    Ack, Condition, Expiry, Operator, Reason, Record, Refusal, RequestId, Sequence, Timestamp,
+    UpdateEntry, WriteEntry,
     limits::{
-        BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, KEY_BYTES_MAX, ROUTING_KEY_BYTES_MAX, TTL_MS_MAX,
+        BATCH_BYTES_MAX, BATCH_ENTRIES_MAX, KEY_BYTES_MAX, REQUEST_CLIENT_BYTES_MAX,
+        ROUTING_KEY_BYTES_MAX, TTL_MS_MAX,
     },
 };
 
@@ -28,6 +29,8 @@ pub struct WriteHead<'a> {
     pub atomic: bool,
     /// None: the partition's default.
     pub ack: Option<Ack>,
+    /// The request's name, if it has one.
+    pub request: Option<RequestId<'a>>,
     /// Of an update: answer with the new values.
     pub return_values: bool,
 }
@@ -36,7 +39,7 @@ pub struct WriteHead<'a> {
 ///
 /// # Errors
 /// `MALFORMED_REQUEST`, `EMPTY_BATCH`, `BATCH_TOO_LARGE`, `EMPTY_KEY`, `KEY_TOO_LARGE`,
-/// `INVALID_CONDITION`, `INVALID_TTL`.
+/// `INVALID_CONDITION`, `INVALID_TTL`, `INVALID_REQUEST_ID`.
 pub fn decode_upsert<'a>(
     message: &'a [u8],
     entries: &mut Vec<WriteEntry<'a>>,
@@ -337,6 +340,7 @@ fn decode_batch<'a, E>(
             }
             // No other request has a field of this number.
             5 => head.return_values = reader.varint(wire)? != 0,
+            6 => head.request = Some(decode_request_id(reader.bytes(wire)?)?),
             _ => reader.skip(wire, field)?,
         }
     }
@@ -345,6 +349,28 @@ fn decode_batch<'a, E>(
     }
     head.routing_key = check_routing_key(routing_key)?;
     Ok(head)
+}
+
+#[cold]
+fn decode_request_id(message: &[u8]) -> Result<RequestId<'_>, Refusal> {
+    let mut reader = Reader(message);
+    let mut id = RequestId { client: &[], number: 0, settled: 0 };
+    while let Some((field, wire)) = reader.key()? {
+        match field {
+            1 => id.client = reader.bytes(wire)?,
+            2 => id.number = reader.varint(wire)?,
+            3 => id.settled = reader.varint(wire)?,
+            _ => reader.skip(wire, field)?,
+        }
+    }
+    if id.client.is_empty() || id.client.len() > REQUEST_CLIENT_BYTES_MAX {
+        let text = format!("the client of the request id has {} bytes", id.client.len());
+        return Err(Refusal::new(Reason::InvalidRequestId, text));
+    }
+    if id.number == 0 {
+        return Err(Refusal::new(Reason::InvalidRequestId, "the request id has no number"));
+    }
+    Ok(id)
 }
 
 fn condition(
@@ -541,17 +567,17 @@ mod tests {
                 if_version: if if_absent { None } else { if_version },
                 ttl_ms,
             });
+        let request_id = (prop::collection::vec(any::<u8>(), 1..33), 1_u64.., any::<u64>())
+            .prop_map(|(client, number, settled)| v1::RequestId { client, number, settled });
         (
             prop::collection::vec(entry, 0..8),
             prop::collection::vec(any::<u8>(), 0..30),
             any::<bool>(),
             0..3_i32,
+            prop::option::of(request_id),
         )
-            .prop_map(|(entries, routing_key, atomic, ack)| v1::UpsertRequest {
-                entries,
-                routing_key,
-                atomic,
-                ack,
+            .prop_map(|(entries, routing_key, atomic, ack, request_id)| {
+                v1::UpsertRequest { entries, routing_key, atomic, ack, request_id }
             })
     }
 
@@ -571,6 +597,9 @@ mod tests {
                 prop_assert_eq!(head.routing_key.unwrap_or_default(), &request.routing_key[..]);
                 prop_assert_eq!(head.atomic, request.atomic);
                 prop_assert_eq!(head.ack, [None, Some(Ack::Memory), Some(Ack::Durable)][request.ack as usize]);
+                prop_assert_eq!(head.request, request.request_id.as_ref().map(|id| RequestId {
+                    client: &id.client, number: id.number, settled: id.settled,
+                }));
                 for (ours, theirs) in entries.iter().zip(&request.entries) {
                     prop_assert_eq!(ours.key, &theirs.key[..]);
                     prop_assert_eq!(ours.change, Change::Put(&theirs.value));
@@ -618,7 +647,7 @@ mod tests {
             prop_assert_eq!(routed.unwrap_or_default(), &routing_key[..]);
 
             let entries = keys.iter().map(|key| v1::RemoveEntry { key: key.clone(), if_version: version }).collect();
-            let bytes = v1::RemoveRequest { entries, routing_key, atomic: true, ack: 0 }.encode_to_vec();
+            let bytes = v1::RemoveRequest { entries, routing_key, atomic: true, ack: 0, request_id: None }.encode_to_vec();
             let mut found = Vec::new();
             let head = decode_remove(&bytes, &mut found).unwrap();
             prop_assert!(head.atomic);
@@ -727,6 +756,15 @@ mod tests {
             decode_upsert(&endless.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
             Reason::InvalidTtl
         );
+        for (client, number) in [(vec![], 1), (vec![b'c'; 33], 1), (vec![b'c'], 0)] {
+            let request_id = Some(v1::RequestId { client, number, settled: 0 });
+            let entries = vec![v1::UpsertEntry { key: b"k".to_vec(), ..Default::default() }];
+            let bad = v1::UpsertRequest { entries, request_id, ..Default::default() };
+            assert_eq!(
+                decode_upsert(&bad.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
+                Reason::InvalidRequestId
+            );
+        }
         let ack = v1::UpsertRequest { ack: 7, ..Default::default() };
         assert_eq!(
             decode_upsert(&ack.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,

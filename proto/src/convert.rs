@@ -45,7 +45,11 @@ impl From<&Refusal> for v1::EntryError {
             reason: refusal.reason.as_str().to_owned(),
             message: refusal.text(),
             retry_after_ms: refusal.retry_after_ms.unwrap_or(0),
-            metadata: refusal.metadata.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect(),
+            metadata: refusal
+                .metadata
+                .iter()
+                .map(|(k, v)| (k.clone().into_owned(), v.clone()))
+                .collect(),
         }
     }
 }

@@ -133,7 +133,7 @@ mod tests {
             keys[count - 1] = "k0".to_owned();
             let refusal = plan.check_duplicates(count, |i| keys[i].as_bytes()).unwrap_err();
             assert_eq!(refusal.reason, Reason::DuplicateKey);
-            assert_eq!(refusal.metadata, vec![("entry", (count - 1).to_string())]);
+            assert_eq!(refusal.metadata, vec![("entry".into(), (count - 1).to_string())]);
         }
     }
 }

@@ -26,6 +26,7 @@
 mod engine;
 mod overlay;
 mod page;
+mod requests;
 mod tree;
 
 use std::{
@@ -35,7 +36,7 @@ use std::{
 };
 
 use stateside_types::{
-    Change, Record, Sequence, Timestamp, WallClock, WriteEntry,
+    Change, Record, RequestMark, Sequence, Timestamp, WallClock, WriteEntry,
     limits::{STORE_FETCH_BYTES_MAX, STORE_LOAD_BYTES_MAX, STORE_OVERLAY_BYTES_MAX},
 };
 
@@ -44,11 +45,13 @@ use self::{
     engine::{Stamp, TreeAccess, TreeSession, WriteFate},
     overlay::{Overlay, OverlayBatch},
     page::Page,
+    requests::RequestLine,
     tree::{KeepRule, KeyedLookup, KeyedRecord, Meta, Scanned, StoredRecord, Written},
 };
 use crate::{
-    Lookup, PageRequest, PageStep, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError,
-    StoreStats, Work, WorkDone,
+    Lookup, PageRequest, PageStep, Reclaimed, RequestChange, RequestLimits, RequestRow,
+    RequestWindow, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
+    WorkDone,
 };
 
 /// Batches of one write: enough to make the engine's batch worthwhile, few enough to end soon.
@@ -67,6 +70,9 @@ const HELD_RECORD_BYTES: usize = size_of::<KeyedRecord>() + 16;
 pub struct DiskStore<D: Database> {
     tree: Arc<TreeAccess<D>>,
     overlay: Overlay,
+    requests: RequestWindow,
+    /// What the batch that is applied next changes of `requests`.
+    remembered: Vec<RequestLine>,
     applied: Sequence,
     applied_timestamp: Timestamp,
     /// What the tree holds, as of the last finished work.
@@ -117,7 +123,7 @@ struct Load {
 enum LoadStep {
     Start,
     Chunk { number: u64, bytes: usize, records: Arc<Vec<KeyedRecord>> },
-    End { chunks: u64, applied: Sequence, timestamp: Timestamp },
+    End { chunks: u64, applied: Sequence, timestamp: Timestamp, requests: Box<[RequestLine]> },
 }
 
 struct Scan {
@@ -174,10 +180,12 @@ enum Outcome {
 }
 
 impl<D: Database> DiskStore<D> {
-    fn new(tree: TreeAccess<D>, meta: Meta) -> Self {
+    fn new(tree: TreeAccess<D>, meta: Meta, requests: RequestWindow) -> Self {
         Self {
             tree: Arc::new(tree),
             overlay: Overlay::default(),
+            requests,
+            remembered: Vec::new(),
             applied: meta.applied,
             applied_timestamp: meta.timestamp,
             meta,
@@ -471,8 +479,8 @@ impl LoadStep {
             Self::Chunk { number, records, .. } => {
                 session.load_chunk(*number, records).map(|meta| (meta, None))
             }
-            Self::End { chunks, applied, timestamp } => {
-                let written = session.load_end(*chunks, *applied, *timestamp)?;
+            Self::End { chunks, applied, timestamp, requests } => {
+                let written = session.load_end(*chunks, *applied, *timestamp, requests)?;
                 drop(session);
                 tree.flush(written.stamp.covered_by)?;
                 Ok((written.meta, Some(written.stamp)))
@@ -513,9 +521,25 @@ impl<D: Database> StateStore for DiskStore<D> {
             self.load.as_ref().is_none_or(|load| load.ended),
             "a store is loaded before it is written"
         );
-        self.overlay.push(sequence, timestamp, entries);
+        let remembered = std::mem::take(&mut self.remembered);
+        self.overlay.push(sequence, timestamp, entries, remembered.into());
         self.applied = sequence;
         self.applied_timestamp = timestamp;
+    }
+
+    fn requests(&self) -> &RequestWindow {
+        &self.requests
+    }
+
+    fn remember(&mut self, sequence: Sequence, timestamp: Timestamp, mark: &RequestMark<'_>) {
+        debug_assert!(sequence == self.applied.next() && self.remembered.is_empty());
+        let lines = &mut self.remembered;
+        let mut changed = |change: RequestChange<'_>| lines.push(RequestLine::of(&change));
+        self.requests.record(sequence, timestamp, mark, &mut changed);
+    }
+
+    fn limit_requests(&mut self, limits: RequestLimits) {
+        self.requests.set_limits(limits);
     }
 
     fn applied(&self) -> Sequence {
@@ -543,7 +567,7 @@ impl<D: Database> StateStore for DiskStore<D> {
         StoreStats {
             records: self.meta.records,
             payload_bytes: self.meta.payload_bytes,
-            memory_bytes: bytes as u64,
+            memory_bytes: bytes as u64 + self.requests.memory_bytes(),
             reclaimed: self.reclaimed,
         }
     }
@@ -625,6 +649,7 @@ impl<D: Database> StateStore for DiskStore<D> {
 
     fn load_start(&mut self) {
         self.overlay = Overlay::default();
+        self.requests.clear();
         self.uncovered.clear();
         self.meta = Meta::default();
         self.expired = None;
@@ -637,6 +662,10 @@ impl<D: Database> StateStore for DiskStore<D> {
         self.forget_fetched();
         self.attempts += 1;
         self.load = Some(Load::new(self.attempts));
+    }
+
+    fn load_request(&mut self, row: &RequestRow<'_>) {
+        self.requests.load(row);
     }
 
     fn load(&mut self, records: &[SnapshotRecord<'_>]) -> bool {
@@ -656,7 +685,8 @@ impl<D: Database> StateStore for DiskStore<D> {
         let load = self.load.as_mut().expect("a load was started");
         load.close_chunk();
         let chunks = load.chunks;
-        load.queue.push_back(LoadStep::End { chunks, applied: sequence, timestamp });
+        let requests = RequestLine::all(&self.requests);
+        load.queue.push_back(LoadStep::End { chunks, applied: sequence, timestamp, requests });
         load.ended = true;
         (self.applied, self.applied_timestamp) = (sequence, timestamp);
     }

@@ -6,6 +6,7 @@ mod disk_store;
 mod lsm_database;
 mod memory_store;
 mod page;
+mod request_window;
 #[cfg(feature = "sled")]
 mod sled_database;
 mod snapshot_format;
@@ -17,11 +18,14 @@ pub use disk_store::{Database, DiskEngine, DiskLimits, DiskStore, EngineError, T
 pub use lsm_database::{Lsm, LsmEngine, LsmOptions, LsmStore, LsmTree};
 pub use memory_store::MemoryStore;
 pub use page::{PageRequest, PageStep};
+pub use request_window::{
+    Known, PastAnswer, RequestChange, RequestLimits, RequestRow, RequestStats, RequestWindow,
+};
 #[cfg(feature = "sled")]
 pub use sled_database::{Sled, SledEngine, SledOptions, SledStore};
 pub use snapshot_format::{
-    SNAPSHOT_HEADER_BYTES, SNAPSHOT_VERSION, SnapshotBlock, SnapshotError, SnapshotHeader,
-    SnapshotReader, SnapshotSummary, SnapshotWriter,
+    SNAPSHOT_HEADER_BYTES, SNAPSHOT_VERSION, SNAPSHOT_VERSION_MIN, SnapshotBlock, SnapshotError,
+    SnapshotHeader, SnapshotReader, SnapshotSummary, SnapshotWriter,
 };
 pub use store::{
     Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,

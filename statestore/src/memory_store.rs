@@ -19,7 +19,9 @@ mod walk;
 
 use std::collections::VecDeque;
 
-use stateside_types::{Change, Expiry, Record, Sequence, Timestamp, WallClock, WriteEntry};
+use stateside_types::{
+    Change, Expiry, Record, RequestMark, Sequence, Timestamp, WallClock, WriteEntry,
+};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use self::{
@@ -30,8 +32,8 @@ use self::{
     walk::Walk,
 };
 use crate::{
-    Lookup, PageRequest, PageStep, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError,
-    StoreStats,
+    Lookup, PageRequest, PageStep, Reclaimed, RequestLimits, RequestRow, RequestWindow,
+    SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats,
 };
 
 /// Upkeep at every apply: blocks looked at by compaction, besides [`UPKEEP_PER_ENTRY`].
@@ -54,6 +56,7 @@ pub struct MemoryStore {
     /// Of stores that order their keys.
     order: Option<KeyOrder>,
     expirations: Expirations,
+    requests: RequestWindow,
     walk: Option<Walk>,
     /// Records kept for a snapshot that was abandoned: freed a few at a time.
     abandoned: VecDeque<Handle>,
@@ -80,6 +83,7 @@ impl MemoryStore {
             index: Index::new(),
             order: None,
             expirations: Expirations::default(),
+            requests: RequestWindow::default(),
             walk: None,
             abandoned: VecDeque::new(),
             payload_bytes: 0,
@@ -267,6 +271,18 @@ impl StateStore for MemoryStore {
         self.keep_up(entries.len());
     }
 
+    fn requests(&self) -> &RequestWindow {
+        &self.requests
+    }
+
+    fn remember(&mut self, sequence: Sequence, timestamp: Timestamp, mark: &RequestMark<'_>) {
+        self.requests.record(sequence, timestamp, mark, &mut |_| {});
+    }
+
+    fn limit_requests(&mut self, limits: RequestLimits) {
+        self.requests.set_limits(limits);
+    }
+
     fn applied(&self) -> Sequence {
         self.applied
     }
@@ -288,7 +304,8 @@ impl StateStore for MemoryStore {
         StoreStats {
             records: self.index.len() as u64,
             payload_bytes: self.payload_bytes,
-            memory_bytes: (bytes + self.expirations.memory_bytes()) as u64,
+            memory_bytes: (bytes + self.expirations.memory_bytes()) as u64
+                + self.requests.memory_bytes(),
             reclaimed: self.reclaimed,
         }
     }
@@ -375,7 +392,13 @@ impl StateStore for MemoryStore {
 
     fn load_start(&mut self) {
         let order = self.order.as_ref().map(|_| KeyOrder::default());
-        *self = Self { order, ..Self::new(self.seed) };
+        self.requests.clear();
+        let requests = std::mem::take(&mut self.requests);
+        *self = Self { order, requests, ..Self::new(self.seed) };
+    }
+
+    fn load_request(&mut self, row: &RequestRow<'_>) {
+        self.requests.load(row);
     }
 
     fn load(&mut self, records: &[SnapshotRecord<'_>]) -> bool {

@@ -16,7 +16,8 @@
 //!          ┌──────────────┬─────────┬───────┬─────────┐ ┌─────────┬───────────┬─────────┬───────────┬─────┬───────┐
 //!          │ payload bytes│ records │ CRC32C│ payload │=│ key len │ value len │ version │ timestamp │ key │ value │…
 //!          └──────────────┴─────────┴───────┴─────────┘ └ u16 ────┴ u32 ──────┴ u64 ────┴ u64 ──────┴─────┴───────┘
-//!          with bit 31 of value len: the record expires, and its moment, u64, stands before the key
+//!          with bit 31 of value len: the record expires, and its moment, u64, stands before the key;
+//!          with bit 31 of records: the payload is rows of request ids, see `request_window.rs`
 //!  footer  0          4         12        20              28                  32
 //!          ┌──────────┬─────────┬─────────┬───────────────┬───────────────────┬───────┐
 //!          │ 0 u32    │ blocks  │ records │ payload bytes │ CRC of block CRCs │ CRC32C│
@@ -38,12 +39,14 @@ use stateside_types::{
     limits::{BATCH_BYTES_MAX, KEY_BYTES_MAX},
 };
 
-use crate::SnapshotRecord;
+use crate::{RequestRow, SnapshotRecord};
 
-/// Version of the format that this release writes and reads.
+/// Version of the format that this release writes.
 ///
-/// Version 2 knows records that expire.
-pub const SNAPSHOT_VERSION: u16 = 2;
+/// Version 2 knows records that expire, version 3 request ids. What version 2 has reads the same.
+pub const SNAPSHOT_VERSION: u16 = 3;
+/// The oldest version that this release reads.
+pub const SNAPSHOT_VERSION_MIN: u16 = 2;
 /// Length of a snapshot's header in this version, bytes.
 pub const SNAPSHOT_HEADER_BYTES: usize = 88;
 
@@ -59,6 +62,8 @@ const EXPIRES: u32 = 1 << 31;
 const PAYLOAD_BYTES_MAX: usize =
     BLOCK_BYTES + RECORD_HEADER_BYTES + MOMENT_BYTES + KEY_BYTES_MAX + BATCH_BYTES_MAX;
 const _: () = assert!(BATCH_BYTES_MAX < EXPIRES as usize);
+/// In a block's number of records: they are rows of request ids.
+const REQUESTS: u32 = 1 << 31;
 const KIND_BYTES: usize = 16;
 /// Headers of later versions may be longer, up to this.
 const HEADER_BYTES_MAX: usize = 4 << 10;
@@ -105,12 +110,12 @@ pub enum SnapshotError {
         found: Vec<u8>,
     },
     /// Written by another version of the format.
-    #[error("snapshot format {found}: this release reads format {supported}")]
+    #[error(
+        "snapshot format {found}: this release reads formats {SNAPSHOT_VERSION_MIN} to {SNAPSHOT_VERSION}"
+    )]
     Version {
         /// The file's version.
         found: u16,
-        /// The version that this release reads.
-        supported: u16,
     },
     /// Truncated, or not the bytes that were written.
     #[error("damaged at offset {offset}: {message}")]
@@ -127,6 +132,8 @@ pub struct SnapshotWriter {
     header_crc: u32,
     block: Vec<u8>,
     block_records: u32,
+    /// [`REQUESTS`] while the block is of rows of request ids.
+    block_kind: u32,
     blocks: u64,
     blocks_crc: u32,
     summary: SnapshotSummary,
@@ -144,6 +151,7 @@ impl SnapshotWriter {
             header_crc: crc_at_end(&bytes),
             block: Vec::with_capacity(BLOCK_BYTES + BLOCK_BYTES / 8),
             block_records: 0,
+            block_kind: 0,
             blocks: 0,
             blocks_crc: 0,
             summary: SnapshotSummary { file_bytes: bytes.len() as u64, ..Default::default() },
@@ -160,6 +168,10 @@ impl SnapshotWriter {
         let Record { value, version, timestamp, expire_at } = record;
         assert!(!key.is_empty() && key.len() <= KEY_BYTES_MAX, "a stored key is within its limit");
         assert!(value.len() <= BATCH_BYTES_MAX, "a stored value is within its limit");
+        if self.block_kind != 0 {
+            self.close_block(out);
+            self.block_kind = 0;
+        }
         self.block.extend_from_slice(&(key.len() as u16).to_le_bytes());
         let flags = if expire_at.is_some() { EXPIRES } else { 0 };
         self.block.extend_from_slice(&(value.len() as u32 | flags).to_le_bytes());
@@ -181,6 +193,19 @@ impl SnapshotWriter {
     /// Records added so far.
     pub fn records(&self) -> u64 {
         self.summary.records
+    }
+
+    /// Adds what is known of a request. As [`Self::push`]; a client comes before its answers.
+    pub fn push_request(&mut self, row: &RequestRow<'_>, out: &mut Vec<u8>) {
+        if self.block_kind != REQUESTS {
+            self.close_block(out);
+            self.block_kind = REQUESTS;
+        }
+        row.encode(&mut self.block);
+        self.block_records += 1;
+        if self.block.len() >= BLOCK_BYTES {
+            self.close_block(out);
+        }
     }
 
     /// Ends the snapshot: appends the last block and the footer to `out`.
@@ -207,9 +232,10 @@ impl SnapshotWriter {
             self.block.len() <= PAYLOAD_BYTES_MAX,
             "a block is one record over its size at most"
         );
-        let crc = block_crc(self.header_crc, self.blocks, self.block_records, &self.block);
+        let records = self.block_records | self.block_kind;
+        let crc = block_crc(self.header_crc, self.blocks, records, &self.block);
         out.extend_from_slice(&(self.block.len() as u32).to_le_bytes());
-        out.extend_from_slice(&self.block_records.to_le_bytes());
+        out.extend_from_slice(&records.to_le_bytes());
         out.extend_from_slice(&crc.to_le_bytes());
         out.extend_from_slice(&self.block);
         self.summary.file_bytes += (BLOCK_HEADER_BYTES + self.block.len()) as u64;
@@ -242,10 +268,19 @@ pub struct SnapshotReader {
     ended: bool,
 }
 
-/// A block of records that arrived intact.
+/// A block of records, or of rows of request ids, that arrived intact.
 pub struct SnapshotBlock<'a> {
     payload: &'a [u8],
     records: usize,
+    requests: usize,
+}
+
+impl<'a> SnapshotBlock<'a> {
+    fn new(payload: &'a [u8], records: u32) -> Self {
+        let count = (records & !REQUESTS) as usize;
+        let (records, requests) = if records & REQUESTS == 0 { (count, 0) } else { (0, count) };
+        Self { payload, records, requests }
+    }
 }
 
 impl SnapshotReader {
@@ -304,21 +339,18 @@ impl SnapshotReader {
         if crc != block_crc(header_crc, self.blocks, records, payload) {
             return Err(self.damaged("a block's checksum does not hold"));
         }
-        let block = SnapshotBlock { payload, records: records as usize };
+        let block = SnapshotBlock::new(payload, records);
         let payload_bytes = match block.check(self.header().expect("it was read above")) {
             Ok(payload_bytes) => payload_bytes,
             Err(message) => return Err(self.damaged(message)),
         };
-        self.summary.records += u64::from(records);
+        self.summary.records += block.records as u64;
         self.summary.payload_bytes += payload_bytes;
         self.blocks += 1;
         self.blocks_crc = crc32c::crc32c_append(self.blocks_crc, &crc.to_le_bytes());
         let begin = self.start + BLOCK_HEADER_BYTES;
         self.advance(BLOCK_HEADER_BYTES + length);
-        Ok(Some(SnapshotBlock {
-            payload: &self.buffer[begin..begin + length],
-            records: records as usize,
-        }))
+        Ok(Some(SnapshotBlock::new(&self.buffer[begin..begin + length], records)))
     }
 
     /// Says that the file ends here.
@@ -368,8 +400,8 @@ impl SnapshotReader {
         if crc_at_end(bytes) != crc32c::crc32c(&bytes[..length - 4]) {
             return Err(self.damaged("the header's checksum does not hold"));
         }
-        if version != SNAPSHOT_VERSION {
-            return Err(SnapshotError::Version { found: version, supported: SNAPSHOT_VERSION });
+        if !(SNAPSHOT_VERSION_MIN..=SNAPSHOT_VERSION).contains(&version) {
+            return Err(SnapshotError::Version { found: version });
         }
         let header = SnapshotHeader::decode(bytes).map_err(|message| self.damaged(message))?;
         let crc = crc_at_end(bytes);
@@ -415,10 +447,29 @@ impl<'a> SnapshotBlock<'a> {
         })
     }
 
+    /// The block's rows of request ids.
+    pub fn requests(&self) -> impl Iterator<Item = RequestRow<'a>> + use<'a> {
+        let mut rest = if self.requests > 0 { self.payload } else { &[] };
+        (0..self.requests).map(move |_| {
+            let (row, after) = RequestRow::decode(rest).expect("the block was checked");
+            rest = after;
+            row
+        })
+    }
+
     /// Bytes of keys and values, if the records are sound.
     fn check(&self, header: &SnapshotHeader) -> Result<u64, &'static str> {
         let mut rest = self.payload;
         let mut bytes = 0;
+        for _ in 0..self.requests {
+            let Some((row, after)) = RequestRow::decode(rest) else {
+                return Err("a block's requests do not fit into it");
+            };
+            if row.sequence() > header.sequence {
+                return Err("a request is newer than its snapshot");
+            }
+            rest = after;
+        }
         for _ in 0..self.records {
             let Some((SnapshotRecord { key, record }, after)) = split_record(rest) else {
                 return Err("a block's records do not fit into it");

@@ -18,15 +18,19 @@
 //! reclaiming is not a write, has no sequence, is in no log, and a replay need not repeat it. What a
 //! write meant was settled when it was accepted; replay stores outcomes and judges nothing anew.
 //!
+//! **Request ids** are a part of the state, so they are where the records are: replay, snapshots and
+//! loads bring them along, and a store on disk writes them in the same atomic batch as the entries. Every
+//! store has a [`RequestWindow`] and passes on to it; deciding by it is the partition's business.
+//!
 //! A store on disk writes only what the log already holds durably (`take_work` is told up to
 //! where), so after a crash the store is never ahead of the log; and it remembers in the same
 //! atomic write up to which sequence it has applied, so replay applies nothing twice.
 
 use std::any::Any;
 
-use stateside_types::{ExpireAt, Record, Sequence, Timestamp, WallClock, WriteEntry};
+use stateside_types::{ExpireAt, Record, RequestMark, Sequence, Timestamp, WallClock, WriteEntry};
 
-use crate::{PageRequest, PageStep};
+use crate::{PageRequest, PageStep, RequestLimits, RequestRow, RequestWindow};
 
 /// Answer of [`StateStore::get`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +152,16 @@ pub trait StateStore: Send {
     /// the batch; conditions were checked by the caller and are ignored.
     fn apply(&mut self, sequence: Sequence, timestamp: Timestamp, entries: &[WriteEntry<'_>]);
 
+    /// The requests with an id that the state knows.
+    fn requests(&self) -> &RequestWindow;
+
+    /// Remembers the answer to a request. Followed at once by the `apply` of the same sequence, which
+    /// has no entries when the request was refused.
+    fn remember(&mut self, sequence: Sequence, timestamp: Timestamp, mark: &RequestMark<'_>);
+
+    /// How many requests to remember, from the next one on.
+    fn limit_requests(&mut self, limits: RequestLimits);
+
     /// Tells that these keys are about to be read or written: stores in memory bring them
     /// closer, all at once instead of one miss after the other. Changes nothing else.
     fn prefetch(&self, keys: &[&[u8]]) {
@@ -189,7 +203,7 @@ pub trait StateStore: Send {
         Reclaimed::default()
     }
 
-    /// Starts a snapshot of the state as of [`Self::applied`]. Writes go on meanwhile and do
+    /// Starts a snapshot of the records as of [`Self::applied`]. Writes go on meanwhile and do
     /// not show in it; records that are reclaimed meanwhile may be missing. One at a time; a
     /// second start abandons the first.
     fn snapshot_start(&mut self);
@@ -209,8 +223,11 @@ pub trait StateStore: Send {
     /// Ends or abandons the snapshot and frees what was kept for it.
     fn snapshot_end(&mut self);
 
-    /// Empties the store ahead of `load`; what it covered is forgotten.
+    /// Empties the store ahead of `load`, of requests too; what it covered is forgotten.
     fn load_start(&mut self);
+
+    /// Adds what a snapshot knows of a request; after `load_start`, in the snapshot's order.
+    fn load_request(&mut self, row: &RequestRow<'_>);
 
     /// Adds records of a snapshot. `false`: run the store's work before the next call.
     fn load(&mut self, records: &[SnapshotRecord<'_>]) -> bool;

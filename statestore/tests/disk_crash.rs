@@ -18,10 +18,13 @@ use std::{
 };
 
 use stateside_statestore::{
-    Database, DiskEngine, DiskStore, Lsm, LsmOptions, Sled, SledOptions, SnapshotStep, StateStore,
-    WorkDone,
+    Database, DiskEngine, DiskStore, Lsm, LsmOptions, RequestLimits, RequestWindow, Sled,
+    SledOptions, SnapshotStep, StateStore, WorkDone,
 };
-use stateside_types::{Change, Epoch, PartitionId, Sequence, Timestamp, WriteEntry, limits};
+use stateside_types::{
+    Change, Epoch, PartitionId, Reason, Refusal, RequestId, RequestMark, Sequence, Timestamp,
+    WriteEntry, limits,
+};
 
 const PARTITIONS: u32 = 3;
 const KEYS: u64 = 3_000;
@@ -76,7 +79,38 @@ fn apply(store: &mut impl StateStore, seed: u64, partition: u32) {
             WriteEntry::new(key, value.as_deref().map_or(Change::Remove, Change::Put))
         })
         .collect();
-    store.apply(sequence, Timestamp(sequence.0 * 10), &entries);
+    let timestamp = Timestamp(sequence.0 * 10);
+    with_mark(seed, partition, sequence, |mark| store.remember(sequence, timestamp, mark));
+    store.apply(sequence, timestamp, &entries);
+}
+
+const REQUESTS: RequestLimits =
+    RequestLimits { answers_max: 40, clients_max: 6, client_keep_ms: 0 };
+
+/// Two batches of three have a request with an id.
+fn with_mark(seed: u64, partition: u32, sequence: Sequence, then: impl FnOnce(&RequestMark<'_>)) {
+    let mut numbers = Numbers(seed ^ (u64::from(partition) << 40) ^ sequence.0);
+    if numbers.below(3) == 0 {
+        return;
+    }
+    let client = format!("client {}", numbers.below(9));
+    let number = sequence.0;
+    let settled = if numbers.below(2) == 0 { 0 } else { number.saturating_sub(30) };
+    let refusal = (numbers.below(5) == 0)
+        .then(|| Refusal::new(Reason::ConditionFailed, "no").with("version", sequence).into());
+    let id = RequestId { client: client.as_bytes(), number, settled };
+    then(&RequestMark { refusal, ..RequestMark::new(id, numbers.next()) });
+}
+
+/// The rows of a window, as they are written.
+fn rows(window: &RequestWindow) -> Vec<Vec<u8>> {
+    let mut rows = Vec::new();
+    window.rows(|row| {
+        let mut bytes = Vec::new();
+        row.encode(&mut bytes);
+        rows.push(bytes);
+    });
+    rows
 }
 
 fn sled_options() -> SledOptions {
@@ -100,7 +134,11 @@ fn lsm_options() -> LsmOptions {
 fn open<D: Database>(directory: &Path, options: D::Options) -> (DiskEngine<D>, Vec<DiskStore<D>>) {
     let engine = DiskEngine::open(&directory.join(D::KIND), options).unwrap();
     let stores = (0..PARTITIONS)
-        .map(|partition| engine.partition(PartitionId(partition), Epoch(1)).unwrap())
+        .map(|partition| {
+            let mut store = engine.partition(PartitionId(partition), Epoch(1)).unwrap();
+            store.limit_requests(REQUESTS);
+            store
+        })
         .collect();
     (engine, stores)
 }
@@ -238,6 +276,8 @@ fn kill_again_and_again<D: Database>(path: &Path, options: D::Options) {
     println!("replay with STATESIDE_TEST_SEED={seed}");
     let mut numbers = Numbers(seed);
     let mut models = vec![(Sequence::ZERO, BTreeMap::new()); PARTITIONS as usize];
+    let mut windows: Vec<RequestWindow> = models.iter().map(|_| RequestWindow::default()).collect();
+    windows.iter_mut().for_each(|window| window.set_limits(REQUESTS));
     for round in 0..rounds {
         let mut least = vec![Sequence::ZERO; PARTITIONS as usize];
         let mut stderr = String::new();
@@ -260,6 +300,10 @@ fn kill_again_and_again<D: Database>(path: &Path, options: D::Options) {
             assert!(store.applied() >= least[partition].max(*reached), "lost covered: {context}");
             while *reached < store.applied() {
                 *reached = reached.next();
+                let timestamp = Timestamp(reached.0 * 10);
+                with_mark(seed, partition as u32, *reached, |mark| {
+                    windows[partition].record(*reached, timestamp, mark, &mut |_| {});
+                });
                 for (key, value) in batch(seed, partition as u32, reached.0) {
                     match value {
                         Some(value) => {
@@ -271,6 +315,8 @@ fn kill_again_and_again<D: Database>(path: &Path, options: D::Options) {
             }
             assert_eq!(store.applied_timestamp(), Timestamp(reached.0 * 10), "{context}");
             assert_eq!(store.covered(), store.applied(), "{context}");
+            let known = rows(store.requests());
+            assert_eq!(known, rows(&windows[partition]), "the requests differ: {context}");
             let payload: usize = model.iter().map(|(key, stored)| key.len() + stored.0.len()).sum();
             let stats = store.stats();
             assert_eq!(stats.records, model.len() as u64, "{context}");

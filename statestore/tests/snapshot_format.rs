@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use stateside_statestore::{
-    SNAPSHOT_HEADER_BYTES, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord,
-    SnapshotSummary, SnapshotWriter,
+    RequestWindow, SNAPSHOT_HEADER_BYTES, SnapshotError, SnapshotHeader, SnapshotReader,
+    SnapshotRecord, SnapshotSummary, SnapshotWriter,
 };
 use stateside_types::{
-    Epoch, ExpireAt, HashRange, PartitionId, Record, Sequence, Timestamp, WallClock, limits,
+    Epoch, ExpireAt, HashRange, PartitionId, Reason, Record, Refusal, RequestId, RequestMark,
+    Sequence, Timestamp, WallClock, limits,
 };
 
 /// Key, value, version, timestamp, moment (0: none).
@@ -53,6 +54,66 @@ fn read(bytes: &[u8], chunk: usize) -> Result<(Vec<Owned>, SnapshotSummary), Sna
         }
     }
     Ok((records, reader.finish()?))
+}
+
+#[test]
+fn requests_come_back_beside_the_records_and_damage_to_them_is_noticed() {
+    let records = sample(2_000);
+    let mut window = RequestWindow::default();
+    for number in 1..=1_500 {
+        let refusal = (number % 7 == 0)
+            .then(|| Refusal::new(Reason::ConditionFailed, "no").with("entry", 1).into());
+        let client = format!("client {}", number % 3);
+        let id = RequestId { client: client.as_bytes(), number, settled: 0 };
+        let mark = RequestMark { refusal, ..RequestMark::new(id, number) };
+        window.record(Sequence(number), Timestamp(number), &mark, &mut |_| {});
+    }
+    let mut bytes = Vec::new();
+    let mut writer = SnapshotWriter::new(&header(), &mut bytes);
+    window.rows(|row| writer.push_request(&row, &mut bytes));
+    for (key, value, version, timestamp, moment) in &records {
+        let (version, timestamp) = (Sequence(*version), Timestamp(*timestamp));
+        let expire_at = ExpireAt::from_millis(*moment);
+        let record = Record { value, version, timestamp, expire_at };
+        writer.push(SnapshotRecord { key, record }, &mut bytes);
+    }
+    let written = writer.finish(&mut bytes);
+    assert_eq!((written.records, written.file_bytes), (2_000, bytes.len() as u64));
+    let (read_records, summary) = read(&bytes, 1_000).unwrap();
+    assert_eq!((read_records, summary), (records, written));
+
+    let mut reader = SnapshotReader::new();
+    reader.push(&bytes);
+    let (mut again, mut blocks) = (RequestWindow::default(), 0);
+    while let Some(block) = reader.next_block().unwrap() {
+        blocks += usize::from(block.requests().next().is_some());
+        block.requests().for_each(|row| again.load(&row));
+    }
+    assert!(blocks > 1, "more than a block holds");
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    window.rows(|row| row.encode(&mut left));
+    again.rows(|row| row.encode(&mut right));
+    assert_eq!(left, right);
+    for at in (SNAPSHOT_HEADER_BYTES..60_000).step_by(211) {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 0x40;
+        assert!(matches!(read(&flipped, 4_096), Err(SnapshotError::Damaged { .. })), "byte {at}");
+    }
+}
+
+#[test]
+fn a_snapshot_of_the_version_before_is_read() {
+    let records = sample(100);
+    let (bytes, _) = write(&records);
+    let mut before = bytes[..SNAPSHOT_HEADER_BYTES].to_vec();
+    before[8] = 2;
+    let crc = crc32c::crc32c(&before[..SNAPSHOT_HEADER_BYTES - 4]).to_le_bytes();
+    before[SNAPSHOT_HEADER_BYTES - 4..].copy_from_slice(&crc);
+    // Blocks are bound to their header; the first one is enough to tell that the version passed.
+    let mut reader = SnapshotReader::new();
+    reader.push(&before);
+    assert!(reader.next_block().unwrap().is_none());
+    assert_eq!(reader.header(), Some(&header()));
 }
 
 fn sample(count: u64) -> Vec<Owned> {
@@ -166,7 +227,7 @@ fn another_version_is_told_from_damage() {
     bytes[8] = 1;
     let crc = crc32c::crc32c(&bytes[..84]);
     bytes[84..88].copy_from_slice(&crc.to_le_bytes());
-    assert_eq!(read(&bytes, 1_000).unwrap_err(), SnapshotError::Version { found: 1, supported: 2 });
+    assert_eq!(read(&bytes, 1_000).unwrap_err(), SnapshotError::Version { found: 1 });
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod ids;
 pub mod limits;
 mod partition;
 mod refusal;
+mod request_id;
 mod stage;
 mod timestamp;
 mod update;
@@ -24,6 +25,9 @@ pub use hash_range::{HashRange, KeyHash, RangeError};
 pub use ids::{CoreId, Epoch, PartitionId, Sequence};
 pub use partition::{PartitionSpec, PartitionState, StoreKind};
 pub use refusal::{Code, Reason, Refusal};
+pub use request_id::{
+    REQUEST_MARK_BYTES_MAX, RequestId, RequestMark, decode_values, encode_values,
+};
 pub use stage::{
     DEFAULT_PIPELINE, OptionValue, PipelineError, PipelineSpec, StageKind, StageSpec, check_ack,
     check_pipeline, misplaced, stage_names,

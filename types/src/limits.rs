@@ -17,6 +17,24 @@ pub const UPDATED_VALUES_BYTES_MAX: usize = RESPONSE_BYTES_MAX - (2 << 20);
 /// Longest time to live of a record, milliseconds: a hundred years.
 pub const TTL_MS_MAX: u64 = 100 * 365 * 24 * 60 * 60 * 1_000;
 
+/// Longest name of a client of request ids, bytes.
+pub const REQUEST_CLIENT_BYTES_MAX: usize = 32;
+/// Bytes of values that a partition remembers of an update that tells them; of more it remembers none.
+pub const REQUEST_VALUES_BYTES_MAX: usize = 1 << 10;
+/// Answers to requests with an id that a partition remembers, unless configured.
+pub const REQUEST_ANSWERS_DEFAULT: u32 = 4 << 10;
+/// Most answers to requests with an id that a partition may be configured to remember.
+pub const REQUEST_ANSWERS_MAX: u32 = 1 << 20;
+/// Clients of request ids that a partition remembers, unless configured.
+pub const REQUEST_CLIENTS_DEFAULT: u32 = 4 << 10;
+/// Most clients of request ids that a partition may be configured to remember.
+pub const REQUEST_CLIENTS_MAX: u32 = 1 << 20;
+/// How long a client of request ids is remembered at least after its last write, milliseconds, unless
+/// configured.
+pub const REQUEST_CLIENT_KEEP_MS: u64 = 10 * 60 * 1_000;
+/// Answers and clients that one write has a partition forget at most: bounds its time.
+pub const REQUESTS_FORGOTTEN_PER_WRITE: usize = 16;
+
 /// Most records of one page of a `Scan`, and how many when the request does not say.
 pub const SCAN_RECORDS_MAX: usize = 4 << 10;
 /// See [`SCAN_RECORDS_MAX`].

@@ -55,6 +55,12 @@ macro_rules! reasons {
                 match self { $(Self::$name => $advice,)+ }
             }
 
+            /// Whether the refusal follows from the records: then a partition remembers it under the
+            /// request's id, as it does a write.
+            pub const fn is_verdict(self) -> bool {
+                matches!(self, Self::ConditionFailed | Self::WrongType | Self::OutOfRange)
+            }
+
             /// The reason that a string names.
             pub fn from_name(name: &str) -> Option<Self> {
                 match name { $($text => Some(Self::$name),)+ _ => None }
@@ -94,6 +100,18 @@ reasons! {
         "give the batch one routing_key so that its keys share a partition, or drop atomic";
     /// `if_absent` or `if_version` did not hold; nothing of the partition's batch was written.
     ConditionFailed = "CONDITION_FAILED", FailedPrecondition, "read the record again and decide anew";
+    /// A request id that names nobody, or a number of 0; or in a partition that keeps no time.
+    InvalidRequestId = "INVALID_REQUEST_ID", InvalidArgument,
+        "give request_id a client of 1 to 32 bytes and a number from 1, in a partition with a clock stage";
+    /// The request id belongs to another request.
+    RequestIdReused = "REQUEST_ID_REUSED", FailedPrecondition,
+        "repeat the same request under its id, and give every other request a higher number";
+    /// The request may have been executed; its answer is forgotten, or its client said that it has it.
+    RequestForgotten = "REQUEST_FORGOTTEN", FailedPrecondition,
+        "read the keys to see whether the request took effect; retry sooner, or raise request_ids.answers_max";
+    /// No room to remember one more client of request ids.
+    RequestClientsFull = "REQUEST_CLIENTS_FULL", ResourceExhausted,
+        "use one client for many requests, with rising numbers; or raise request_ids.clients_max";
     /// The partition's store does not keep its keys in order.
     StoreNotOrdered = "STORE_NOT_ORDERED", FailedPrecondition,
         "scan partitions whose store orders its keys: memory-ordered, lsm or sled";
@@ -111,7 +129,7 @@ reasons! {
     /// The memory limit is reached; reads, removes and shrinking writes go on.
     MemoryFull = "MEMORY_FULL", ResourceExhausted, "remove records, raise memory.limit_mb, or move partitions away";
     /// The log in Kafka does not answer. The message says whether the write may still take effect.
-    LogUnavailable = "LOG_UNAVAILABLE", Unavailable, "retry after the delay in RetryInfo; when the outcome is unknown, read the key first";
+    LogUnavailable = "LOG_UNAVAILABLE", Unavailable, "retry after the delay in RetryInfo; when the outcome is unknown, under a request_id, or read the key first";
     /// The log in Kafka is not this partition's, or not all of it.
     LogMismatch = "LOG_MISMATCH", FailedPrecondition, "do what the message says, then restart the node or add the partition again";
     /// The partition is being recovered.
@@ -123,7 +141,7 @@ reasons! {
     /// The node is stopping.
     ShuttingDown = "SHUTTING_DOWN", Unavailable, "retry on another node, or after the restart";
     /// The call's deadline passed. A write may still take effect.
-    DeadlineExceeded = "DEADLINE_EXCEEDED", DeadlineExceeded, "read the key to see whether a write took effect; allow more time";
+    DeadlineExceeded = "DEADLINE_EXCEEDED", DeadlineExceeded, "send a write again under its request_id, or read the key to see whether it took effect; allow more time";
     /// The message is not what the method takes.
     MalformedRequest = "MALFORMED_REQUEST", InvalidArgument, "send the message that stateside/v1/*.proto defines";
     /// No such service or method.
@@ -180,7 +198,7 @@ pub struct Refusal {
     /// After how long a retry makes sense, milliseconds. None: a retry as is will fail again.
     pub retry_after_ms: Option<u32>,
     /// `ErrorInfo.metadata`: stable keys for programs, e.g. `entry`, `version`, `limit`.
-    pub metadata: Vec<(&'static str, String)>,
+    pub metadata: Vec<(Cow<'static, str>, String)>,
 }
 
 impl Refusal {
@@ -188,9 +206,10 @@ impl Refusal {
     pub fn new(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
         let retry_after_ms = match reason {
             Reason::Overloaded | Reason::PartitionBusy => Some(limits::RETRY_OVERLOADED_MS),
-            Reason::DiskFull | Reason::MemoryFull | Reason::RegistryUnavailable => {
-                Some(limits::RETRY_FULL_MS)
-            }
+            Reason::DiskFull
+            | Reason::MemoryFull
+            | Reason::RegistryUnavailable
+            | Reason::RequestClientsFull => Some(limits::RETRY_FULL_MS),
             Reason::LogUnavailable | Reason::PartitionStarting | Reason::ShuttingDown => {
                 Some(limits::RETRY_STARTING_MS)
             }
@@ -202,7 +221,7 @@ impl Refusal {
     /// Adds a stable key and its value to `ErrorInfo.metadata`.
     #[must_use]
     pub fn with(mut self, key: &'static str, value: impl fmt::Display) -> Self {
-        self.metadata.push((key, value.to_string()));
+        self.metadata.push((key.into(), value.to_string()));
         self
     }
 

@@ -108,7 +108,10 @@ fn status(refusal: &Refusal, text: &str, with_metadata: bool) -> Status {
     let info = ErrorInfo {
         reason: refusal.reason.as_str().to_owned(),
         domain: DOMAIN.to_owned(),
-        metadata: metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect(),
+        metadata: metadata
+            .iter()
+            .map(|(key, value)| (key.clone().into_owned(), value.clone()))
+            .collect(),
     };
     let mut details = vec![Any {
         type_url: "type.googleapis.com/google.rpc.ErrorInfo".to_owned(),

@@ -3,7 +3,8 @@
 use std::{ffi::OsString, future::Future, os::unix::ffi::OsStringExt, time::Duration};
 
 use clap::Args;
-use stateside_client::{Ack, Client, ControlClient, Options};
+use stateside_client::{Ack, Client, ControlClient, Options, RequestId};
+use stateside_types::limits::REQUEST_CLIENT_BYTES_MAX;
 
 use super::{failure::Failure, quantity::parse_duration};
 use crate::exit::Exit;
@@ -68,6 +69,26 @@ pub(super) struct AckArgs {
     pub(super) ack: Option<Ack>,
 }
 
+/// The name of a write.
+#[derive(Args, Debug)]
+pub(super) struct RequestIdArgs {
+    /// Name the write: however often it is sent under this id it is executed once, and answered alike.
+    /// CLIENT is 1 to 32 bytes, one for many requests; NUMBER counts up from 1.
+    #[arg(long, value_name = "CLIENT:NUMBER", value_parser = parse_request_id)]
+    pub(super) request_id: Option<RequestId>,
+}
+
+fn parse_request_id(text: &str) -> Result<RequestId, String> {
+    let wrong = || format!("`{text}` is not CLIENT:NUMBER, such as billing:17");
+    let (client, number) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let number = number.parse().ok().filter(|number| *number > 0).ok_or_else(wrong)?;
+    if !(1..=REQUEST_CLIENT_BYTES_MAX).contains(&client.len()) {
+        let most = REQUEST_CLIENT_BYTES_MAX;
+        return Err(format!("the client `{client}` has {} bytes, not 1 to {most}", client.len()));
+    }
+    Ok(RequestId { client: client.into(), number, settled: 0 })
+}
+
 impl DataArgs {
     /// A client for a single call. It does not read the topology: that would be a call more than
     /// the one hop inside the node that it saves.
@@ -96,4 +117,20 @@ pub(super) fn block_on<T>(verb: impl Future<Output = Result<T, Failure>>) -> Res
         .build()
         .map_err(|error| Failure::new(Exit::Failure, format!("cannot start: {error}")))?;
     runtime.block_on(verb)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_ids_are_a_client_and_a_number() {
+        let id = |client: &str, number| RequestId { client: client.into(), number, settled: 0 };
+        assert_eq!(parse_request_id("billing:17"), Ok(id("billing", 17)));
+        assert_eq!(parse_request_id("a:b:1"), Ok(id("a:b", 1)));
+        let long = format!("{}:1", "x".repeat(33));
+        for wrong in ["", "billing", "billing:", "billing:0", "billing:-1", ":1", &long] {
+            assert!(parse_request_id(wrong).is_err(), "{wrong}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use clap::Args;
 use stateside_client::{Removal, Sequence, WriteOptions};
 
 use super::{
-    connection::{AckArgs, DataArgs, RoutingKeyArgs, TimeoutArgs},
+    connection::{AckArgs, DataArgs, RequestIdArgs, RoutingKeyArgs, TimeoutArgs},
     failure::Failure,
     output::Format,
     upsert::print_written,
@@ -33,6 +33,8 @@ pub(super) struct RemoveArgs {
     #[command(flatten)]
     routing_key: RoutingKeyArgs,
     #[command(flatten)]
+    request_id: RequestIdArgs,
+    #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
     timeout: TimeoutArgs,
@@ -51,6 +53,7 @@ pub(super) async fn run(args: RemoveArgs, format: Format) -> Result<Exit, Failur
     let options = WriteOptions {
         routing_key: args.routing_key.into_bytes(),
         ack: args.ack.ack,
+        request_id: args.request_id.request_id,
         ..WriteOptions::default()
     };
     let client = args.data.connect(&args.timeout).await?;

@@ -54,6 +54,11 @@ fn print_status(status: &v1::StatusResponse) -> Result<(), Failure> {
         ("memory", memory),
         ("resident", bytes_text(status.resident_bytes)),
     ];
+    if let Some(ids) = status.request_ids.filter(|ids| ids.clients > 0) {
+        let (answers, clients, retries) = (ids.answers, ids.clients, ids.retries_answered);
+        let text = format!("{answers} answers of {clients} clients, {retries} retries answered");
+        lines.push(("request ids", text));
+    }
     if status.state == "recovering" && status.recovery_bytes_total > 0 {
         let (read, total) = (status.recovery_bytes_read, status.recovery_bytes_total);
         lines.insert(2, ("recovery", format!("{} of {}", bytes_text(read), bytes_text(total))));
@@ -122,6 +127,7 @@ fn print_status_json(status: &v1::StatusResponse) -> Result<(), Failure> {
         "memory_bytes": status.memory_bytes,
         "memory_limit_bytes": status.memory_limit_bytes,
         "resident_bytes": status.resident_bytes,
+        "request_ids": status.request_ids.map(super::partition::request_ids_json),
         "pending_changes": status.pending_changes,
         "recovery_bytes_read": status.recovery_bytes_read,
         "recovery_bytes_total": status.recovery_bytes_total,

@@ -11,7 +11,7 @@ use serde_json::Map;
 use stateside_client::{Condition, Operator, Sequence, Update, Updated, WriteOptions};
 
 use super::{
-    connection::{AckArgs, DataArgs, RoutingKeyArgs, TimeoutArgs},
+    connection::{AckArgs, DataArgs, RequestIdArgs, RoutingKeyArgs, TimeoutArgs},
     failure::Failure,
     output::{Format, Table, insert_bytes, insert_timestamp, print_json, printable, utc},
     quantity::parse_ttl,
@@ -24,8 +24,8 @@ use crate::exit::Exit;
 /// The node computes the new value from the present one; nobody can come in between. Integers are
 /// decimal text of 64 bits with a sign. Prints the version and the value that the record has from now
 /// on. With a condition that does not hold, or a value that the operator cannot change, nothing is
-/// written and the exit code is 5. Exit code 7 is that no answer came: read the record before you repeat
-/// what adds or appends.
+/// written and the exit code is 5. Exit code 7 is that no answer came: repeat what adds or appends under
+/// the same --request-id, or read the record first.
 #[derive(Args, Debug)]
 #[command(
     after_help = "Examples:
@@ -54,6 +54,8 @@ pub(super) struct UpdateArgs {
     ack: AckArgs,
     #[command(flatten)]
     routing_key: RoutingKeyArgs,
+    #[command(flatten)]
+    request_id: RequestIdArgs,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -99,6 +101,7 @@ pub(super) async fn run(args: UpdateArgs, format: Format) -> Result<Exit, Failur
     let options = WriteOptions {
         routing_key: args.routing_key.into_bytes(),
         ack: args.ack.ack,
+        request_id: args.request_id.request_id,
         ..WriteOptions::default()
     };
     let client = args.data.connect(&args.timeout).await?;

@@ -15,7 +15,7 @@ use stateside_client::{Condition, Sequence, Upsert, WriteOptions, Written};
 use stateside_types::limits::BATCH_BYTES_MAX;
 
 use super::{
-    connection::{AckArgs, DataArgs, RoutingKeyArgs, TimeoutArgs},
+    connection::{AckArgs, DataArgs, RequestIdArgs, RoutingKeyArgs, TimeoutArgs},
     failure::Failure,
     output::{Format, Table, insert_bytes, insert_timestamp, print_json, printable, utc},
     quantity::parse_ttl,
@@ -31,6 +31,7 @@ use crate::exit::Exit;
     after_help = "Examples:
   stateside upsert user/1 '{\"name\":\"Ada\"}'
   stateside upsert lock/backup \"$HOSTNAME\" --if-absent --ttl 30s
+  stateside upsert order/7 paid --if-version 3 --request-id billing:7
   gzip -c app.toml | stateside upsert config/app -",
     override_usage = "stateside upsert [OPTIONS] <KEY> <VALUE|--value-file <PATH>>"
 )]
@@ -57,6 +58,8 @@ pub(super) struct UpsertArgs {
     ack: AckArgs,
     #[command(flatten)]
     routing_key: RoutingKeyArgs,
+    #[command(flatten)]
+    request_id: RequestIdArgs,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -86,6 +89,7 @@ pub(super) async fn run(args: UpsertArgs, format: Format) -> Result<Exit, Failur
     let options = WriteOptions {
         routing_key: args.routing_key.into_bytes(),
         ack: args.ack.ack,
+        request_id: args.request_id.request_id,
         ..WriteOptions::default()
     };
     let client = args.data.connect(&args.timeout).await?;

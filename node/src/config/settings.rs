@@ -3,6 +3,7 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr};
 
+use stateside_statestore::RequestLimits;
 use stateside_types::{Ack, CoreId, PipelineSpec, StoreKind};
 
 /// Everything that can be configured. Made once at the start, shared read-only.
@@ -22,6 +23,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// Kafka.
     pub kafka: KafkaSettings,
+    /// Requests with an id.
+    pub request_ids: RequestIdSettings,
     /// Memory.
     pub memory: MemorySettings,
     /// The state stores.
@@ -106,6 +109,24 @@ pub struct KafkaSettings {
     pub snapshot_mb: u32,
     /// Further settings of librdkafka, by name.
     pub options: Vec<(String, String)>,
+}
+
+/// `[request_ids]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestIdSettings {
+    /// Answers that a partition remembers.
+    pub answers_max: u32,
+    /// Clients that a partition remembers.
+    pub clients_max: u32,
+    /// How long a client is remembered at least after its last write, seconds.
+    pub client_keep_s: u32,
+}
+
+impl From<&RequestIdSettings> for RequestLimits {
+    fn from(settings: &RequestIdSettings) -> Self {
+        let &RequestIdSettings { answers_max, clients_max, client_keep_s } = settings;
+        Self { answers_max, clients_max, client_keep_ms: u64::from(client_keep_s) * 1_000 }
+    }
 }
 
 /// `[memory]`

@@ -13,6 +13,7 @@ use std::{
 
 use stateside_partition_mgr::Manifest;
 use stateside_router::{Route, RoutingTable};
+use stateside_statestore::RequestStats;
 use stateside_types::{
     CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
     StoreKind, limits,
@@ -459,6 +460,8 @@ impl State {
             durable_sequence: Sequence(hosted.records),
             snapshot_sequence: Sequence::ZERO,
             snapshot_unix_ms: 0,
+            requests: RequestStats::default(),
+            retries_answered: 0,
             stages: Vec::new(),
             detail: String::new(),
             store_change: None,

@@ -16,7 +16,7 @@ use super::{
     manager::{Answer, Call, Described, Target, Wanted},
     status::to_status,
 };
-use crate::metrics::ProcessUsage;
+use crate::{core::command::PartitionReport, metrics::ProcessUsage};
 
 /// The service. One per control thread.
 pub(crate) struct ControlService {
@@ -205,6 +205,7 @@ impl ControlService {
             recovery_bytes_total,
             registry: view.registry.clone(),
             resident_bytes: ProcessUsage::read().resident_bytes,
+            request_ids: Some(request_ids(all.iter().filter_map(|one| one.report.as_ref()))),
         })
     }
 }
@@ -304,12 +305,27 @@ fn to_proto(described: &Described) -> v1::Partition {
                 waiting_bytes: change.waiting_bytes,
             }
         }),
+        request_ids: report.as_ref().map(|report| request_ids(std::iter::once(report))),
         kafka: report.as_ref().and_then(|report| report.kafka).map(|kafka| v1::KafkaLog {
             epoch: kafka.epoch,
             offset: kafka.offset,
             lag: kafka.lag,
         }),
     }
+}
+
+/// Of partitions together.
+fn request_ids<'a>(reports: impl Iterator<Item = &'a PartitionReport>) -> v1::RequestIds {
+    reports.fold(v1::RequestIds::default(), |sum, report| {
+        let oldest = report.requests.oldest.millis();
+        let oldest = [sum.oldest_unix_ms, oldest].into_iter().filter(|oldest| *oldest > 0).min();
+        v1::RequestIds {
+            answers: sum.answers + report.requests.answers,
+            clients: sum.clients + report.requests.clients,
+            oldest_unix_ms: oldest.unwrap_or(0),
+            retries_answered: sum.retries_answered + report.retries_answered,
+        }
+    })
 }
 
 fn read_ack(ack: i32) -> Result<Option<Ack>, Refusal> {

@@ -11,8 +11,11 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 pub(crate) const ERROR_DOMAIN: &str = "stateside.dev";
 
 pub(crate) fn to_status(refusal: &Refusal) -> Status {
-    let metadata: HashMap<String, String> =
-        refusal.metadata.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+    let metadata: HashMap<String, String> = refusal
+        .metadata
+        .iter()
+        .map(|(key, value)| (key.clone().into_owned(), value.clone()))
+        .collect();
     let mut details =
         ErrorDetails::with_error_info(refusal.reason.as_str(), ERROR_DOMAIN, metadata);
     if let Some(ms) = refusal.retry_after_ms {

@@ -7,6 +7,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use stateside_pipeline::StageCounts;
 use stateside_router::RoutingTable;
+use stateside_statestore::RequestStats;
 use stateside_types::{PartitionId, PartitionSpec, PartitionState, Refusal, Sequence, StoreKind};
 
 pub use super::kafka::KafkaReport;
@@ -196,6 +197,10 @@ pub struct PartitionReport {
     pub snapshot_sequence: Sequence,
     /// When that snapshot was made, milliseconds since 1970; 0: none.
     pub snapshot_unix_ms: u64,
+    /// What it remembers of requests with an id.
+    pub requests: RequestStats,
+    /// Retries that it answered from that.
+    pub retries_answered: u64,
     /// What each of its stages before the clock did.
     pub stages: Vec<StageCounts>,
     /// What went wrong, when stopped or damaged.

@@ -21,7 +21,7 @@ use stateside_proto::{
 use stateside_router::{BatchPlan, Placement, RoutingTable, UNOWNED};
 use stateside_statestore::PageRequest;
 use stateside_types::{
-    Ack, CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
+    CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
     UpdateEntry, WriteEntry,
     limits::{EXPIRED_PER_TICK_MAX, HOPS_PER_CORE_PAIR_MAX, SCAN_PAGE_BYTES},
 };
@@ -403,7 +403,7 @@ impl Executor {
         };
         let done = decoded.and_then(|head| {
             self.place_write(stream, verb, &entries, &head, |this, ticket, route, part| {
-                this.write_part(ticket, route, part, head.ack);
+                this.write_part(ticket, route, part, &head);
             })
         });
         self.entries = codec::recycle_entries(entries);
@@ -452,13 +452,13 @@ impl Executor {
         ticket: Ticket,
         route: u32,
         entries: &[WriteEntry<'_>],
-        ack: Option<Ack>,
+        &codec::WriteHead { ack, request, .. }: &codec::WriteHead<'_>,
     ) {
         let Some(slot) = self.local_slot(route) else {
             let Some((requests, id)) = self.hop(ticket, route) else { return };
-            return requests.push_write(ticket, id, ack, entries.iter().copied());
+            return requests.push_write(ticket, id, ack, request, entries.iter().copied());
         };
-        self.step_slot(slot, ticket, Input::Write { ticket, entries, ack });
+        self.step_slot(slot, ticket, Input::Write { ticket, entries, ack, request });
     }
 
     /// A page of one partition's records.
@@ -509,7 +509,7 @@ impl Executor {
             let method = match request.kind {
                 HopKind::Read => Verb::Get,
                 HopKind::Scan => Verb::Scan,
-                HopKind::Write(_) => Verb::Upsert,
+                HopKind::Write { .. } => Verb::Upsert,
                 HopKind::Update { .. } => Verb::Update,
             };
             let origin = Origin::Hop(from, request.ticket);
@@ -545,19 +545,20 @@ impl Executor {
                         }
                     }
                 }
-                HopKind::Write(ack) => {
-                    batch.entries(request, &mut entries);
+                HopKind::Write { ack, .. } => {
+                    let id = batch.entries(request, &mut entries);
                     let ticket = self.world.calls.add_part(slot, entries.len());
-                    let input = Input::Write { ticket, entries: &entries, ack };
+                    let input = Input::Write { ticket, entries: &entries, ack, request: id };
                     match hosted {
                         Some(at) => self.step_slot(at, ticket, input),
                         None => self.world.calls.finish(ticket, Outcome::Refused(bad_node())),
                     }
                 }
-                HopKind::Update { ack, return_values } => {
-                    batch.updates(request, &mut updates);
+                HopKind::Update { ack, return_values, .. } => {
+                    let id = batch.updates(request, &mut updates);
                     let ticket = self.world.calls.add_part(slot, updates.len());
-                    let input = Input::Update { ticket, entries: &updates, ack, return_values };
+                    let entries = &updates;
+                    let input = Input::Update { ticket, entries, ack, request: id, return_values };
                     match hosted {
                         Some(at) => self.step_slot(at, ticket, input),
                         None => self.world.calls.finish(ticket, Outcome::Refused(bad_node())),

@@ -14,7 +14,8 @@ mod update;
 
 use stateside_partition::Ticket;
 use stateside_types::{
-    Ack, Change, Condition, ExpireAt, Expiry, PartitionId, Refusal, Sequence, Timestamp, WriteEntry,
+    Ack, Change, Condition, ExpireAt, Expiry, PartitionId, Refusal, RequestId, Sequence, Timestamp,
+    WriteEntry,
 };
 
 /// Requests from one core to another, in the order in which they arrived.
@@ -44,11 +45,18 @@ pub enum HopKind {
     /// Read a page.
     Scan,
     /// Write entries.
-    Write(Option<Ack>),
+    Write {
+        /// None: the partition's default.
+        ack: Option<Ack>,
+        /// Its id stands before the entries.
+        has_id: bool,
+    },
     /// Change records, and tell their values if that is wanted.
     Update {
         /// None: the partition's default.
         ack: Option<Ack>,
+        /// Its id stands before the entries.
+        has_id: bool,
         /// See [`Input::Update`](stateside_partition::Input::Update).
         return_values: bool,
     },
@@ -87,9 +95,11 @@ impl HopRequests {
         ticket: Ticket,
         partition: PartitionId,
         ack: Option<Ack>,
+        request: Option<RequestId<'_>>,
         entries: impl Iterator<Item = WriteEntry<'k>>,
     ) {
         let start = self.bytes.len();
+        let has_id = self.put_id(request);
         for entry in entries {
             let put = matches!(entry.change, Change::Put(_));
             self.put_terms(entry.condition, entry.expiry, put);
@@ -98,7 +108,17 @@ impl HopRequests {
                 put_bytes(&mut self.bytes, value);
             }
         }
-        self.finish(ticket, partition, HopKind::Write(ack), start);
+        self.finish(ticket, partition, HopKind::Write { ack, has_id }, start);
+    }
+
+    /// The id of a request, if it has one.
+    fn put_id(&mut self, request: Option<RequestId<'_>>) -> bool {
+        if let Some(RequestId { client, number, settled }) = request {
+            self.bytes.extend_from_slice(&number.to_le_bytes());
+            self.bytes.extend_from_slice(&settled.to_le_bytes());
+            put_bytes(&mut self.bytes, client);
+        }
+        request.is_some()
     }
 
     /// Condition, expiry and a flag: a byte, then the numbers that they have.
@@ -146,16 +166,23 @@ impl HopRequests {
         &self.bytes[request.start..request.end]
     }
 
-    /// Fills `entries` with what a write asks for.
-    pub fn entries<'a>(&'a self, request: &HopRequest, entries: &mut Vec<WriteEntry<'a>>) {
+    /// Fills `entries` with what a write asks for; its id, if it has one.
+    pub fn entries<'a>(
+        &'a self,
+        request: &HopRequest,
+        entries: &mut Vec<WriteEntry<'a>>,
+    ) -> Option<RequestId<'a>> {
         entries.clear();
         let mut bytes = &self.bytes[request.start..request.end];
+        let has_id = matches!(request.kind, HopKind::Write { has_id: true, .. });
+        let id = take_id(&mut bytes, has_id);
         while !bytes.is_empty() {
             let (condition, expiry, put) = take_terms(&mut bytes);
             let key = take_bytes(&mut bytes);
             let change = if put { Change::Put(take_bytes(&mut bytes)) } else { Change::Remove };
             entries.push(WriteEntry::new(key, change).under(condition).expiring(expiry));
         }
+        id
     }
 }
 
@@ -212,6 +239,13 @@ fn take<'a>(bytes: &mut &'a [u8], count: usize) -> &'a [u8] {
     taken
 }
 
+fn take_id<'a>(bytes: &mut &'a [u8], has_id: bool) -> Option<RequestId<'a>> {
+    has_id.then(|| {
+        let (number, settled) = (take_u64(bytes), take_u64(bytes));
+        RequestId { client: take_bytes(bytes), number, settled }
+    })
+}
+
 fn take_bytes<'a>(bytes: &mut &'a [u8]) -> &'a [u8] {
     let length = take(bytes, 4);
     let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]);
@@ -258,14 +292,18 @@ mod tests {
         let keys: [&[u8]; 2] = [b"x", b"yyy"];
         let mut hop = HopRequests::default();
         let ack = Some(Ack::Memory);
-        hop.push_write(Ticket(1), PartitionId(4), ack, entries.iter().copied());
+        let id = Some(RequestId { client: b"client", number: 3, settled: u64::MAX });
+        hop.push_write(Ticket(1), PartitionId(4), ack, id, entries.iter().copied());
+        hop.push_write(Ticket(3), PartitionId(4), ack, None, entries.iter().copied());
         hop.push_read(Ticket(2), PartitionId(5), keys.iter().copied());
 
         let (mut got_entries, mut got_keys) = (Vec::new(), Vec::new());
-        let [write, read] = hop.requests() else { panic!("two requests") };
+        let [write, unnamed, read] = hop.requests() else { panic!("three requests") };
         assert_eq!((write.ticket, write.partition), (Ticket(1), PartitionId(4)));
-        assert_eq!((write.kind, read.kind), (HopKind::Write(ack), HopKind::Read));
-        hop.entries(write, &mut got_entries);
+        assert_eq!((write.kind, read.kind), (HopKind::Write { ack, has_id: true }, HopKind::Read));
+        assert_eq!(hop.entries(unnamed, &mut got_entries), None);
+        assert_eq!(got_entries, entries);
+        assert_eq!(hop.entries(write, &mut got_entries), id);
         hop.keys(read, &mut got_keys);
         assert_eq!(got_entries, entries);
         assert_eq!(got_keys, keys);

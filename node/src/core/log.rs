@@ -15,7 +15,7 @@ use stateside_pipeline::{
         record_bytes,
     },
 };
-use stateside_types::{Epoch, PartitionId, Refusal, Sequence, WriteEntry};
+use stateside_types::{Epoch, PartitionId, Refusal, Sequence};
 
 use crate::{
     log_files::LogFiles,
@@ -81,13 +81,13 @@ impl CoreLog {
         }
     }
 
-    /// Reserves room for one record of these entries. What was admitted before and never appended
+    /// Reserves room for the record of this write. What was admitted before and never appended
     /// (a later stage refused it) gives its room back.
-    pub(crate) fn admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+    pub(crate) fn admit(&mut self, write: &Write<'_>) -> Result<(), Refusal> {
         if let Some(unused) = self.reservation.take() {
             self.writer.cancel(unused);
         }
-        self.reservation = Some(self.writer.reserve(record_bytes(entries))?);
+        self.reservation = Some(self.writer.reserve(record_bytes(write.entries, write.request))?);
         Ok(())
     }
 
@@ -101,7 +101,8 @@ impl CoreLog {
             sequence: write.sequence,
             timestamp: write.timestamp,
         };
-        self.writer.append_reserved(reservation, head, write.entries, write.ack, self.now);
+        let Write { request, entries, ack, .. } = *write;
+        self.writer.append_reserved(reservation, head, request, entries, ack, self.now);
     }
 
     /// The time that this turn goes by.

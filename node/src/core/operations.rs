@@ -8,6 +8,7 @@ use std::{
 };
 
 use stateside_partition::{Input, Partition};
+use stateside_statestore::RequestStats;
 use stateside_types::{
     Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
 };
@@ -380,6 +381,7 @@ impl Operations {
             Hosted::Here(partition) => {
                 let stats = partition.stats();
                 let (state, detail) = partition.state();
+                let (requests, retries_answered) = partition.requests();
                 PartitionReport {
                     kafka,
                     store_change: self.describe_store_change(spec.id),
@@ -392,6 +394,8 @@ impl Operations {
                     durable_sequence: partition.passed(),
                     snapshot_sequence: self.covered(partition),
                     snapshot_unix_ms: newest.map_or(0, |newest| newest.created_unix_ms),
+                    requests,
+                    retries_answered,
                     stages: partition.stage_counts().collect(),
                     detail: detail.to_owned(),
                     spec,
@@ -409,6 +413,8 @@ impl Operations {
                 durable_sequence: Sequence::ZERO,
                 snapshot_sequence: newest.map_or(spec.base_sequence, |newest| newest.sequence),
                 snapshot_unix_ms: newest.map_or(0, |newest| newest.created_unix_ms),
+                requests: RequestStats::default(),
+                retries_answered: 0,
                 stages: Vec::new(),
                 detail: refusal.message.clone().into_owned(),
                 spec,

@@ -15,8 +15,8 @@ use std::{
 
 use stateside_pipeline::kafka::{Position, PositionError};
 use stateside_statestore::{
-    MemoryStore, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord, StateStore,
-    StoreError,
+    MemoryStore, RequestLimits, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord,
+    StateStore, StoreError,
 };
 use stateside_types::{Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, StoreKind};
 
@@ -46,12 +46,19 @@ pub struct PartitionFiles {
     data_dir: Arc<DataDir>,
     engines: StoreEngines,
     hash_seed: u64,
+    request_limits: RequestLimits,
 }
 
 impl PartitionFiles {
     /// Files below a data directory. `hash_seed`: any secret number, for the stores in memory.
-    pub fn new(data_dir: Arc<DataDir>, engines: StoreEngines, hash_seed: u64) -> Self {
-        Self { data_dir, engines, hash_seed }
+    /// `request_limits`: how many requests with an id each partition remembers.
+    pub fn new(
+        data_dir: Arc<DataDir>,
+        engines: StoreEngines,
+        hash_seed: u64,
+        request_limits: RequestLimits,
+    ) -> Self {
+        Self { data_dir, engines, hash_seed, request_limits }
     }
 
     /// Opens a partition's store: its engine, or its newest snapshot, or nothing yet.
@@ -83,13 +90,15 @@ impl PartitionFiles {
     }
 
     fn make_store(&self, spec: &PartitionSpec) -> Result<Box<dyn StateStore>, Refusal> {
-        Ok(match spec.store {
+        let mut store: Box<dyn StateStore> = match spec.store {
             StoreKind::Memory => Box::new(MemoryStore::new(self.hash_seed)),
             StoreKind::MemoryOrdered => Box::new(MemoryStore::ordered(self.hash_seed)),
             StoreKind::Sled | StoreKind::Lsm => {
                 self.engines.open_store(spec.store, spec.id, spec.first_epoch)?
             }
-        })
+        };
+        store.limit_requests(self.request_limits);
+        Ok(store)
     }
 
     /// Makes a store beside the one that the partition has, and fills it from a snapshot of its
@@ -351,6 +360,7 @@ fn load(
         reader.push(&chunk[..length]);
         while let Some(block) = reader.next_block().map_err(damaged)? {
             records = block.records().collect();
+            block.requests().for_each(|row| store.load_request(&row));
             while !store.load(&records) {
                 work(store)?;
             }

@@ -17,10 +17,10 @@ use std::{
 };
 
 use stateside_partition::Partition;
-use stateside_pipeline::log::{GroupNumber, PartitionBase, PartitionDamage, Retention};
+use stateside_pipeline::log::{GroupNumber, PartitionBase, PartitionDamage, RecordHead, Retention};
 use stateside_statestore::StateStore;
 use stateside_types::{
-    CoreId, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
+    CoreId, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, RequestMark, WriteEntry,
 };
 
 use super::{
@@ -132,9 +132,9 @@ fn recover(
         catalog,
         *who,
         bases,
-        |head, entries| {
+        |head, request, entries| {
             if let Some(open) = open.borrow_mut().get_mut(&head.partition) {
-                open.apply(head.sequence, head.timestamp, entries);
+                open.apply(head, request, entries);
             }
         },
         |now| {
@@ -175,12 +175,15 @@ struct Open {
 impl Open {
     fn apply(
         &mut self,
-        sequence: Sequence,
-        timestamp: stateside_types::Timestamp,
-        entries: &[stateside_types::WriteEntry<'_>],
+        &RecordHead { sequence, timestamp, .. }: &RecordHead,
+        request: Option<&RequestMark<'_>>,
+        entries: &[WriteEntry<'_>],
     ) {
         if self.failed.is_some() {
             return;
+        }
+        if let Some(mark) = request {
+            self.store.remember(sequence, timestamp, mark);
         }
         self.store.apply(sequence, timestamp, entries);
         // A store on disk holds what it has not written in memory, up to a limit.

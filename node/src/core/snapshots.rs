@@ -122,7 +122,8 @@ impl SnapshotJob {
             store_kind: spec.store.as_str().to_owned(),
         };
         let mut chunk = Vec::with_capacity(CHUNK_BYTES + STEP_BYTES);
-        let writer = Some(SnapshotWriter::new(&header, &mut chunk));
+        let mut writer = SnapshotWriter::new(&header, &mut chunk);
+        partition.request_rows(|row| writer.push_request(&row, &mut chunk));
         let open = path.clone();
         executor
             .world
@@ -136,7 +137,7 @@ impl SnapshotJob {
             head,
             path,
             purpose,
-            writer,
+            writer: Some(writer),
             phase,
             created_unix_ms,
             bytes: 0,

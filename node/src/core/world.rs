@@ -5,9 +5,7 @@ use std::{sync::Arc, time::Instant};
 use stateside_partition::{Effects, PageEnd, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::Work;
-use stateside_types::{
-    PartitionId, Reason, Record, Refusal, Sequence, Timestamp, WallClock, WriteEntry,
-};
+use stateside_types::{PartitionId, Reason, Record, Refusal, Sequence, Timestamp, WallClock};
 use stateside_wire::StreamId;
 
 use super::{
@@ -103,17 +101,17 @@ impl Outlet for PartitionEffects<'_> {
         &self.world.node
     }
 
-    fn log_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
-        self.world.log.admit(entries)
+    fn log_admit(&mut self, write: &Write<'_>) -> Result<(), Refusal> {
+        self.world.log.admit(write)
     }
 
     fn log_append(&mut self, write: &Write<'_>) {
         self.world.log.append(write);
     }
 
-    fn kafka_admit(&mut self, entries: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+    fn kafka_admit(&mut self, write: &Write<'_>) -> Result<(), Refusal> {
         match &self.world.kafka {
-            Some(kafka) => kafka.admit(self.partition, entries),
+            Some(kafka) => kafka.admit(self.partition, write),
             None => Err(without_kafka(self.partition)),
         }
     }

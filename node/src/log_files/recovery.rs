@@ -25,7 +25,7 @@ use stateside_pipeline::log::{
     RecordHead, Replay, ReplayStats, Retention, RunPlan, SegmentInput, SegmentSource, TornTail,
     read_run,
 };
-use stateside_types::{CoreId, WriteEntry};
+use stateside_types::{CoreId, RequestMark, WriteEntry};
 
 use super::{
     LogCatalog, LogError,
@@ -111,7 +111,7 @@ pub fn recover(
     catalog: &LogCatalog,
     who: RecoveringCore,
     partitions: impl IntoIterator<Item = PartitionBase>,
-    mut deliver: impl FnMut(&RecordHead, &[WriteEntry<'_>]),
+    mut deliver: impl FnMut(&RecordHead, Option<&RequestMark<'_>>, &[WriteEntry<'_>]),
     progress: impl FnMut(Progress),
 ) -> Result<CoreRecovery, LogError> {
     let meter = Meter {
@@ -136,10 +136,12 @@ pub fn recover(
     // A stable sort: within a placement and a log, runs stay in their order.
     runs.sort_by_key(|(core, _, run)| (run.placement, *core));
 
-    let mut replay = Replay::new(partitions, |head: &RecordHead, entries: &[WriteEntry<'_>]| {
-        meter.count_record();
-        deliver(head, entries);
-    });
+    let count_and_deliver =
+        |head: &RecordHead, request: Option<&RequestMark<'_>>, entries: &[WriteEntry<'_>]| {
+            meter.count_record();
+            deliver(head, request, entries);
+        };
+    let mut replay = Replay::new(partitions, count_and_deliver);
     let mut buffers = ReadBuffers::default();
     let mut torn = Vec::new();
     let mut first_group = GroupNumber(1);

@@ -11,7 +11,9 @@ use stateside_pipeline::log::{
     GroupNumber, LogWriter, PartitionBase, Placement, RecordHead, Refused, Retention, WriterLimits,
     record_bytes,
 };
-use stateside_types::{Ack, Change, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry};
+use stateside_types::{
+    Ack, Change, CoreId, Epoch, PartitionId, RequestMark, Sequence, Timestamp, WriteEntry,
+};
 
 use super::*;
 
@@ -73,13 +75,14 @@ impl Node {
                 epoch: Epoch(1),
                 covered: Sequence(covered),
             });
-            let deliver = |head: &RecordHead, entries: &[WriteEntry<'_>]| {
-                let (partition, sequence) = (head.partition.0, head.sequence.0);
-                assert_eq!(entries[0].change, Change::Put(&value(partition, sequence)));
-                let last = last.get_mut(&partition).unwrap();
-                assert_eq!(sequence, *last + 1);
-                *last = sequence;
-            };
+            let deliver =
+                |head: &RecordHead, _: Option<&RequestMark<'_>>, entries: &[WriteEntry<'_>]| {
+                    let (partition, sequence) = (head.partition.0, head.sequence.0);
+                    assert_eq!(entries[0].change, Change::Put(&value(partition, sequence)));
+                    let last = last.get_mut(&partition).unwrap();
+                    assert_eq!(sequence, *last + 1);
+                    *last = sequence;
+                };
             let mut seen = Progress::default();
             let recovery = recover(&catalog, who(core), bases, deliver, |now| {
                 assert!(now.bytes_done >= seen.bytes_done || now.bytes_done <= now.bytes_total);
@@ -395,7 +398,7 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_space() {
     node.write_all();
     assert!(node.cores[0].0.is_idle());
     let entries = [WriteEntry::remove(b"k")];
-    assert_eq!(node.cores[0].0.reserve(record_bytes(&entries)), Err(Refused::DiskFull));
+    assert_eq!(node.cores[0].0.reserve(record_bytes(&entries, None)), Err(Refused::DiskFull));
 
     let covered = node.last.clone();
     node.release(&covered);
@@ -529,7 +532,7 @@ fn a_recovery_under_the_default_limits_says_how_fast_it_was() {
         &catalog,
         who,
         bases,
-        |_, entries| bytes += entries.iter().map(|entry| entry.key.len()).sum::<usize>(),
+        |_, _, entries| bytes += entries.iter().map(|entry| entry.key.len()).sum::<usize>(),
         |_| {},
     );
     let (recovery, taken) = (recovery.unwrap(), start.elapsed());

@@ -147,7 +147,7 @@ fn partitions(page: &mut Page, scrape: &Scrape<'_>) {
             }
         }
     }
-    let numbers: [(&'static Family, Pick); 7] = [
+    let numbers: [(&'static Family, Pick); 10] = [
         (families::PARTITION_RECORDS, |partition| partition.records),
         (families::PARTITION_PAYLOAD, |partition| partition.payload_bytes),
         (families::PARTITION_MEMORY, |partition| partition.memory_bytes),
@@ -155,6 +155,9 @@ fn partitions(page: &mut Page, scrape: &Scrape<'_>) {
         (families::PARTITION_SEQUENCE, |partition| partition.sequence.0),
         (families::PARTITION_DURABLE, |partition| partition.durable_sequence.0),
         (families::PARTITION_SNAPSHOT, |partition| partition.snapshot_sequence.0),
+        (families::REQUEST_ANSWERS, |partition| partition.requests.answers),
+        (families::REQUEST_CLIENTS, |partition| partition.requests.clients),
+        (families::RETRIES_ANSWERED, |partition| partition.retries_answered),
     ];
     for (family, pick) in numbers {
         page.family(family);
@@ -168,6 +171,14 @@ fn partitions(page: &mut Page, scrape: &Scrape<'_>) {
     for (core, report) in scrape.reported() {
         for partition in report.partitions.iter().filter(|one| one.snapshot_unix_ms > 0) {
             let age_ms = scrape.now_unix_ms.saturating_sub(partition.snapshot_unix_ms);
+            page.sample(&[&core, &partition.spec.id], age_ms as f64 / 1e3);
+        }
+    }
+    page.family(families::REQUEST_AGE);
+    for (core, report) in scrape.reported() {
+        for partition in report.partitions.iter().filter(|one| one.requests.answers > 0) {
+            let oldest_unix_ms = partition.requests.oldest.millis();
+            let age_ms = scrape.now_unix_ms.saturating_sub(oldest_unix_ms);
             page.sample(&[&core, &partition.spec.id], age_ms as f64 / 1e3);
         }
     }
@@ -350,8 +361,10 @@ fn code_name(code: usize) -> &'static str {
 mod tests {
     use std::{collections::BTreeSet, fs, path::Path};
 
+    use stateside_statestore::RequestStats;
     use stateside_types::{
         Ack, DEFAULT_PIPELINE, Epoch, HashRange, PartitionId, PartitionSpec, Sequence, StoreKind,
+        Timestamp, WallClock,
     };
 
     use super::*;
@@ -391,6 +404,12 @@ mod tests {
             durable_sequence: Sequence(29),
             snapshot_sequence: Sequence(20),
             snapshot_unix_ms: 1_000,
+            requests: RequestStats {
+                answers: 5,
+                clients: 2,
+                oldest: Timestamp::from_wall(WallClock(1_500)),
+            },
+            retries_answered: 6,
             stages: vec![StageCounts { name: "sizes".into(), refused: 4, changed: 9 }],
             detail: String::new(),
             store_change: None,

@@ -88,6 +88,10 @@ families! {
     PARTITION_DURABLE: Gauge "stateside_partition_durable_sequence" ["core", "partition"] "Sequence up to which the partition is durable.";
     PARTITION_SNAPSHOT: Gauge "stateside_partition_snapshot_sequence" ["core", "partition"] "Sequence that the newest snapshot in the data directory, or the store itself, covers.";
     PARTITION_SNAPSHOT_AGE: Gauge "stateside_partition_snapshot_age_seconds" ["core", "partition"] "Age of the newest snapshot in the data directory; absent while there is none.";
+    REQUEST_ANSWERS: Gauge "stateside_partition_request_answers" ["core", "partition"] "Answers to requests with an id that the partition remembers.";
+    REQUEST_CLIENTS: Gauge "stateside_partition_request_clients" ["core", "partition"] "Clients of request ids that the partition remembers.";
+    REQUEST_AGE: Gauge "stateside_partition_request_oldest_age_seconds" ["core", "partition"] "Age of the oldest answer to a request with an id; absent while there is none.";
+    RETRIES_ANSWERED: Counter "stateside_partition_retries_answered_total" ["core", "partition"] "Retries of requests with an id that got the original answer, since the partition was opened.";
     KAFKA_EPOCH: Gauge "stateside_partition_kafka_epoch" ["core", "partition"] "Epoch of this node's claim on the partition's log in Kafka, 0 while it has none; absent for partitions with another log.";
     KAFKA_OFFSET: Gauge "stateside_partition_kafka_offset" ["core", "partition"] "Offset of the last message of the partition's log in Kafka that counts; while the log is replayed, the one that is read next.";
     KAFKA_LAG: Gauge "stateside_partition_kafka_lag" ["core", "partition"] "Writes that the Kafka brokers have not acknowledged; while the log is replayed, messages still to be read.";

@@ -1,10 +1,23 @@
 //! How a partition executes an update: as the write of its result, see `operators.rs`.
 
 use stateside_statestore::Lookup;
-use stateside_types::{Ack, Expiry, Reason, Refusal, Sequence, Timestamp, UpdateEntry, WriteEntry};
+use stateside_types::{
+    Ack, Expiry, Reason, Refusal, RequestId, RequestMark, UpdateEntry, WallClock, WriteEntry,
+};
 
 use super::{Effects, Partition, Ticket};
-use crate::operators::NewValues;
+use crate::{
+    operators::NewValues,
+    retries::{Accepted, update_hash},
+};
+
+/// What an update asks for beside its entries.
+#[derive(Clone, Copy)]
+pub(super) struct UpdateTerms<'a> {
+    pub(super) ack: Option<Ack>,
+    pub(super) request: Option<RequestId<'a>>,
+    pub(super) return_values: bool,
+}
 
 impl Partition {
     /// False: the store has to fetch first.
@@ -12,18 +25,28 @@ impl Partition {
         &mut self,
         ticket: Ticket,
         entries: &[UpdateEntry<'_>],
-        ack: Option<Ack>,
-        return_values: bool,
+        UpdateTerms { ack, request, return_values }: UpdateTerms<'_>,
         effects: &mut impl Effects,
     ) -> bool {
+        let mut mark = None;
+        if let Some(id) = request {
+            let hash = update_hash(entries, return_values);
+            mark = self.recall(ticket, id, hash, ack, effects);
+            let Some(mark) = &mut mark else { return true };
+            // There is room for the values; which they are is known when the stages have seen them.
+            mark.values = return_values.then(|| [].into());
+        }
         let unknown = |key: &&[u8]| self.store.get(key) == Lookup::Unknown;
         let missing: Vec<&[u8]> = entries.iter().map(|entry| entry.key).filter(unknown).collect();
         if !missing.is_empty() {
             self.store.fetch(&missing);
             return false;
         }
-        match self.execute_update(entries, ack, effects) {
+        match self.execute_update(entries, ack, mark.as_ref(), effects) {
             Err(refusal) => effects.written(ticket, Err(refusal)),
+            Ok(refused @ Accepted { refusal: Some(_), .. }) => {
+                self.acknowledge(ticket, refused, effects);
+            }
             Ok(executed) => {
                 // From the store, not as computed: stages may have changed it on its way there.
                 for entry in entries.iter().filter(|_| return_values) {
@@ -41,11 +64,33 @@ impl Partition {
     fn execute_update(
         &mut self,
         entries: &[UpdateEntry<'_>],
-        ack: Option<Ack>,
+        asked: Option<Ack>,
+        request: Option<&RequestMark<'_>>,
         effects: &mut impl Effects,
-    ) -> Result<(Sequence, Timestamp, Ack), Refusal> {
-        self.check_serving(ack)?;
+    ) -> Result<Accepted, Refusal> {
+        let ack = self.check_serving(asked)?;
         let now = self.tell_time(effects);
+        let (values, expiries) = match self.compute(entries, now) {
+            Ok(computed) => computed,
+            Err(refusal) => {
+                let write = self.next_write(&[], request, now, ack);
+                return self.refuse_for_good(&write, refusal, effects);
+            }
+        };
+        let writes: Vec<_> = entries
+            .iter()
+            .zip(values.iter().zip(expiries))
+            .map(|(entry, (value, expiry))| WriteEntry::put(entry.key, value).expiring(expiry))
+            .collect();
+        self.execute(&writes, asked, request, effects)
+    }
+
+    /// New values and their expiries, from the present ones.
+    fn compute(
+        &self,
+        entries: &[UpdateEntry<'_>],
+        now: WallClock,
+    ) -> Result<(NewValues, Vec<Expiry>), Refusal> {
         // Ahead of the values: a condition that fails is not to be masked by a value of the wrong type.
         let conditions = entries.iter().map(|e| WriteEntry::remove(e.key).under(e.condition));
         self.check_conditions(&conditions.collect::<Vec<_>>(), now)?;
@@ -67,11 +112,6 @@ impl Partition {
             let kept = Expiry::from(present.and_then(|record| record.expire_at));
             expiries.push(if entry.expiry == Expiry::Never { kept } else { entry.expiry });
         }
-        let writes: Vec<_> = entries
-            .iter()
-            .zip(values.iter().zip(expiries))
-            .map(|(entry, (value, expiry))| WriteEntry::put(entry.key, value).expiring(expiry))
-            .collect();
-        self.execute(&writes, ack, effects)
+        Ok((values, expiries))
     }
 }

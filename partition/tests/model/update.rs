@@ -11,7 +11,13 @@ fn an_update_writes_its_result_and_keeps_the_moment() {
     run.world.now = 1_000;
     let update = |run: &mut Run, ticket, entries: &[UpdateEntry<'_>]| {
         run.partition.step(
-            Input::Update { ticket: Ticket(ticket), entries, ack: None, return_values: true },
+            Input::Update {
+                ticket: Ticket(ticket),
+                entries,
+                ack: None,
+                request: None,
+                return_values: true,
+            },
             &mut run.world,
         );
         run.world.done.pop().expect("answered at once").1.map_err(|refusal| refusal.reason)
@@ -59,7 +65,13 @@ fn an_update_tells_what_the_stages_let_be_stored() {
     let mut update = |ticket, key: &[u8], operator| {
         let entries = [UpdateEntry { key, operator, condition, expiry }];
         let ticket = Ticket(ticket);
-        let input = Input::Update { ticket, entries: &entries, ack: None, return_values: true };
+        let input = Input::Update {
+            ticket,
+            entries: &entries,
+            ack: None,
+            request: None,
+            return_values: true,
+        };
         run.partition.step(input, &mut run.world);
         let outcome = run.world.done.pop().expect("answered at once").1;
         outcome.map(|_| run.world.values.remove(&ticket.0).unwrap()).map_err(|e| e.reason)

@@ -231,7 +231,7 @@ mod tests {
             timestamp: Timestamp(sequence),
             crc: 0,
         };
-        let bytes = encode_write(&mut head, &[]);
+        let bytes = encode_write(&mut head, None, &[]);
         (bytes, head.crc)
     }
 

@@ -4,8 +4,11 @@
 //!  0         1      2         4        8              12          16      24         32          40
 //! ┌─────────┬──────┬─────────┬────────┬───────────────┬───────────┬───────┬──────────┬───────────┐
 //! │ version │ kind │ entries │ crc32c │ payload bytes │ partition │ epoch │ sequence │ timestamp │ payload …
-//! │ u8 = 1  │ u8   │ u16     │ u32    │ u32           │ u32       │ u64   │ u64      │ u64       │
+//! │ u8      │ u8   │ u16     │ u32    │ u32           │ u32       │ u64   │ u64      │ u64       │
 //! └─────────┴──────┴─────────┴────────┴───────────────┴───────────┴───────┴──────────┴───────────┘
+//!
+//! kind 3, write batch of a request with an id (version 2): its mark, see types/src/request_id.rs, then
+//! `entries` as for kind 1, none if the request was refused
 //!
 //! kind 1, write batch: `entries` as in the local log     kind 2, claim (entries, sequence, timestamp 0)
 //! ┌────┬─────────┬───────────┬─────┬───────┐             ┌─────────────┬───────────┬───────┬─────────┐
@@ -18,13 +21,17 @@
 //! node that comes back knows by it whether it looks at the same topic.
 
 use stateside_types::{
-    Epoch, HashRange, PartitionId, Sequence, Timestamp, WriteEntry, limits::NODE_ID_BYTES_MAX,
+    Epoch, HashRange, PartitionId, RequestMark, Sequence, Timestamp, WriteEntry,
+    limits::NODE_ID_BYTES_MAX,
 };
 
-use crate::log::{RECORD_BYTES_MAX, decode_entries, encode_entries, record_bytes};
+use crate::log::{RECORD_BYTES_MAX, decode_entries, decode_mark, encode_entries, record_bytes};
 
-/// Version of the messages' format.
-pub const KAFKA_FORMAT_VERSION: u8 = 1;
+/// Version of the messages' format that this release reads, with every earlier one. A message has the
+/// lowest version that knows its kind: whoever reads version 1 stops where a request has an id, and nowhere else.
+pub const KAFKA_FORMAT_VERSION: u8 = 2;
+/// The version of writes without an id, and of claims.
+const FIRST_VERSION: u8 = 1;
 
 const HEADER_BYTES: usize = 40;
 const CLAIM_FIXED_BYTES: usize = 24;
@@ -38,6 +45,7 @@ pub const CLAIM_BYTES_MAX: usize = HEADER_BYTES + CLAIM_FIXED_BYTES + NODE_ID_BY
 
 const KIND_WRITE: u8 = 1;
 const KIND_CLAIM: u8 = 2;
+const KIND_MARKED_WRITE: u8 = 3;
 
 /// What every message says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +82,8 @@ pub enum Message<'a> {
     Write {
         /// Whose and which.
         head: MessageHead,
+        /// The mark of its request, when that has an id.
+        request: Option<RequestMark<'a>>,
         /// Number of entries in the payload.
         entries: u16,
         /// The entries; see [`Message::entries`].
@@ -95,7 +105,7 @@ pub enum MessageError {
     #[error("it is no record of Stateside, or damaged")]
     Damaged,
     /// Another release's.
-    #[error("it has format version {0}; this release reads version {KAFKA_FORMAT_VERSION}")]
+    #[error("it has format version {0}; this release reads versions 1 to {KAFKA_FORMAT_VERSION}")]
     Version(u8),
 }
 
@@ -107,18 +117,26 @@ impl MessageError {
 }
 
 /// Bytes of the message that these entries make.
-pub fn kafka_record_bytes(entries: &[WriteEntry<'_>]) -> usize {
-    record_bytes(entries) - LOCAL_HEADER_BYTES + HEADER_BYTES
+pub fn kafka_record_bytes(entries: &[WriteEntry<'_>], request: Option<&RequestMark<'_>>) -> usize {
+    record_bytes(entries, request) - LOCAL_HEADER_BYTES + HEADER_BYTES
 }
 
 /// Encodes a write batch; `head.crc` is filled in.
 ///
 /// # Panics
 /// On entries outside their limits: they were checked when the write was accepted.
-pub fn encode_write(head: &mut MessageHead, entries: &[WriteEntry<'_>]) -> Vec<u8> {
+pub fn encode_write(
+    head: &mut MessageHead,
+    request: Option<&RequestMark<'_>>,
+    entries: &[WriteEntry<'_>],
+) -> Vec<u8> {
     let count = u16::try_from(entries.len()).expect("a batch has at most 16384 entries");
-    let mut bytes = Vec::with_capacity(kafka_record_bytes(entries));
-    begin(&mut bytes, KIND_WRITE, count, head);
+    let mut bytes = Vec::with_capacity(kafka_record_bytes(entries, request));
+    let kind = if request.is_some() { KIND_MARKED_WRITE } else { KIND_WRITE };
+    begin(&mut bytes, kind, count, head);
+    if let Some(mark) = request {
+        mark.encode(&mut |piece| bytes.extend_from_slice(piece));
+    }
     encode_entries(head.timestamp, entries, |piece| bytes.extend_from_slice(piece));
     head.crc = finish(&mut bytes);
     bytes
@@ -148,7 +166,8 @@ pub fn encode_claim(partition: PartitionId, claim: &Claim) -> (Vec<u8>, u32) {
 }
 
 fn begin(bytes: &mut Vec<u8>, kind: u8, entries: u16, head: &MessageHead) {
-    bytes.extend_from_slice(&[KAFKA_FORMAT_VERSION, kind]);
+    let version = if kind == KIND_MARKED_WRITE { KAFKA_FORMAT_VERSION } else { FIRST_VERSION };
+    bytes.extend_from_slice(&[version, kind]);
     bytes.extend_from_slice(&entries.to_le_bytes());
     bytes.extend_from_slice(&[0; 8]); // checksum and payload bytes: see `finish`
     bytes.extend_from_slice(&head.partition.0.to_le_bytes());
@@ -182,7 +201,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, MessageError> {
     {
         return Err(MessageError::Damaged);
     }
-    if bytes[0] != KAFKA_FORMAT_VERSION {
+    if !(FIRST_VERSION..=KAFKA_FORMAT_VERSION).contains(&bytes[0]) {
         return Err(MessageError::Version(bytes[0]));
     }
     let head = MessageHead {
@@ -199,7 +218,12 @@ pub fn decode(bytes: &[u8]) -> Result<Message<'_>, MessageError> {
     let payload = &bytes[HEADER_BYTES..];
     let entries = u16::from_le_bytes([bytes[2], bytes[3]]);
     match bytes[1] {
-        KIND_WRITE => Ok(Message::Write { head, entries, payload }),
+        KIND_WRITE | KIND_MARKED_WRITE => {
+            let is_marked = bytes[1] == KIND_MARKED_WRITE;
+            let (request, payload) =
+                decode_mark(payload, is_marked).ok_or(MessageError::Damaged)?;
+            Ok(Message::Write { head, request, entries, payload })
+        }
         KIND_CLAIM if payload.len() >= CLAIM_FIXED_BYTES && bytes.len() <= CLAIM_BYTES_MAX => {
             let (start, end, nonce) = (u64_at(40), u64_at(48), u64_at(56));
             let node = str::from_utf8(&payload[CLAIM_FIXED_BYTES..]);
@@ -242,8 +266,10 @@ impl<'a> Message<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
-    use stateside_types::Change;
+    use stateside_types::{Change, Reason, Refusal, RequestId};
 
     use super::*;
 
@@ -264,8 +290,8 @@ mod tests {
     #[test]
     fn a_write_reads_back_and_its_size_is_known_beforehand() {
         let mut head = head();
-        let bytes = encode_write(&mut head, &entries());
-        assert_eq!(bytes.len(), kafka_record_bytes(&entries()));
+        let bytes = encode_write(&mut head, None, &entries());
+        assert_eq!(bytes.len(), kafka_record_bytes(&entries(), None));
         let message = decode(&bytes).unwrap();
         assert_eq!(*message.head(), head);
         let mut out = Vec::new();
@@ -274,8 +300,27 @@ mod tests {
     }
 
     #[test]
+    fn the_mark_of_a_request_goes_along_and_only_then_the_version_is_2() {
+        let id = RequestId { client: b"c", number: 4, settled: 2 };
+        for refusal in [None, Some(Arc::new(Refusal::new(Reason::ConditionFailed, "no")))] {
+            let all = entries();
+            let written = if refusal.is_some() { &[] } else { &all[..] };
+            let mark = RequestMark { refusal, ..RequestMark::new(id, 5) };
+            let bytes = encode_write(&mut head(), Some(&mark), written);
+            assert_eq!(bytes.len(), kafka_record_bytes(written, Some(&mark)));
+            assert_eq!(bytes[..2], [2, 3]);
+            let message = decode(&bytes).unwrap();
+            let Message::Write { request, .. } = &message else { panic!("a write") };
+            assert_eq!(request.as_ref(), Some(&mark));
+            let mut out = Vec::new();
+            message.entries(&mut out).unwrap();
+            assert_eq!(out, written);
+        }
+    }
+
+    #[test]
     fn the_layout_is_the_documented_one() {
-        let bytes = encode_write(&mut head(), &entries()[..1]);
+        let bytes = encode_write(&mut head(), None, &entries()[..1]);
         assert_eq!(&bytes[..4], [1, 1, 1, 0]);
         assert_eq!(&bytes[8..16], [9, 0, 0, 0, 7, 0, 0, 0]);
         assert_eq!(&bytes[16..24], [3, 0, 0, 0, 0, 0, 0, 0]);
@@ -294,7 +339,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_and_every_truncation_is_noticed() {
-        let bytes = encode_write(&mut head(), &entries());
+        let bytes = encode_write(&mut head(), None, &entries());
         for at in 0..bytes.len() {
             for bit in 0..8 {
                 let mut flipped = bytes.clone();
@@ -307,11 +352,11 @@ mod tests {
 
     #[test]
     fn another_version_is_told_apart_from_damage() {
-        let mut bytes = encode_write(&mut head(), &entries());
-        bytes[0] = 2;
+        let mut bytes = encode_write(&mut head(), None, &entries());
+        bytes[0] = 3;
         let crc = checksum(&bytes);
         bytes[4..8].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(decode(&bytes), Err(MessageError::Version(2)));
+        assert_eq!(decode(&bytes), Err(MessageError::Version(3)));
     }
 
     proptest! {
@@ -321,7 +366,7 @@ mod tests {
             if bytes.len() >= HEADER_BYTES {
                 // With length and checksum right, whatever else they are.
                 bytes[0] = KAFKA_FORMAT_VERSION;
-                bytes[1] = 1 + bytes[1] % 3;
+                bytes[1] = 1 + bytes[1] % 4;
                 finish(&mut bytes);
                 if let Ok(message) = decode(&bytes) {
                     let _ = message.entries(&mut Vec::new());

@@ -166,7 +166,7 @@ impl World {
             timestamp: Timestamp(node.sequence.0),
             crc: 0,
         };
-        let bytes = encode_write(&mut head, &[entry]);
+        let bytes = encode_write(&mut head, None, &[entry]);
         owner.sent(node.sequence, head.crc);
         let (sequence, crc, start) = (node.sequence, head.crc, node.start);
         node.outgoing.push_back(Outgoing { bytes, sequence, crc, start });

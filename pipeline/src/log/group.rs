@@ -5,7 +5,7 @@
 
 use std::{ops::Range, time::Instant};
 
-use stateside_types::WriteEntry;
+use stateside_types::{RequestMark, WriteEntry};
 
 use super::{
     AlignedBuffer, BLOCK_BYTES, Durable, Generation, GroupNumber, RecordHead, RollCallEntry,
@@ -91,11 +91,16 @@ impl Group {
     pub(super) fn append_write(
         &mut self,
         head: RecordHead,
+        request: Option<&RequestMark<'_>>,
         entries: &[WriteEntry<'_>],
         record_bytes: usize,
     ) {
         let count = u16::try_from(entries.len()).expect("at most BATCH_ENTRIES_MAX");
-        self.append(head, RecordKind::Write, count, record_bytes, |put| {
+        let kind = if request.is_some() { RecordKind::MarkedWrite } else { RecordKind::Write };
+        self.append(head, kind, count, record_bytes, |put| {
+            if let Some(mark) = request {
+                mark.encode(put);
+            }
             encode_entries(head.timestamp, entries, put);
         });
         self.records += 1;

@@ -60,11 +60,11 @@ pub use reader::{
     SegmentSource, TornTail, read_run,
 };
 pub use record::{RECORD_BYTES_MAX, RecordHead, RollCallEntry, record_bytes};
-pub(crate) use record::{decode_entries, encode_entries};
+pub(crate) use record::{decode_entries, decode_mark, encode_entries};
 pub use replay::{Lost, PartitionBase, PartitionDamage, Replay, ReplayOutcome, ReplayStats};
 pub use retention::{Holding, Retention};
 pub use runs::{ContradictingSegments, FoundSegment, RunPlan, plan_runs};
-pub use segment_header::{FORMAT_VERSION, HeaderError, SegmentHeader};
+pub use segment_header::{FORMAT_VERSION, FORMAT_VERSION_MIN, HeaderError, SegmentHeader};
 pub use writer::{
     Durable, LogFailed, LogWriter, PendingWrite, Refused, Reservation, WriterLimits, WriterStats,
 };

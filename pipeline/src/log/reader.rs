@@ -28,7 +28,7 @@
 //! **The hazard** is to call damage torn: it would drop acknowledged writes without a word. Every
 //! doubt is therefore settled the other way, and `reader_tests` flips every byte of a log to see.
 
-use stateside_types::WriteEntry;
+use stateside_types::{RequestMark, WriteEntry};
 
 use super::{
     BLOCK_BYTES, Generation, GroupNumber, RecordHead, RollCallEntry,
@@ -37,7 +37,8 @@ use super::{
         stream_to_block, unseal,
     },
     record::{
-        RECORD_HEADER_BYTES, RecordHeader, RecordKind, checksum, decode_entries, decode_roll_call,
+        RECORD_HEADER_BYTES, RecordHeader, RecordKind, checksum, decode_entries, decode_mark,
+        decode_roll_call,
     },
 };
 
@@ -162,8 +163,13 @@ pub enum DamageScope {
 pub trait ReplaySink {
     /// A write that checks out. Whether its entries are wanted.
     fn wants(&mut self, generation: Generation, offset: u64, head: &RecordHead) -> bool;
-    /// The entries of the write that was wanted last.
-    fn write(&mut self, head: &RecordHead, entries: &[WriteEntry<'_>]);
+    /// The entries of the write that was wanted last, and the mark of its request.
+    fn write(
+        &mut self,
+        head: &RecordHead,
+        request: Option<&RequestMark<'_>>,
+        entries: &[WriteEntry<'_>],
+    );
     /// A line of a roll call.
     fn roll_call(&mut self, generation: Generation, offset: u64, line: RollCallEntry);
     /// Something is lost.
@@ -613,11 +619,19 @@ fn deliver<'a>(
         let end = offset + RECORD_HEADER_BYTES + payload.len();
         let is_good = checksum(generation.0, payload) == header.payload_crc
             && match header.kind {
-                RecordKind::Write if !sink.wants(generation, place(offset), &header.head) => true,
-                RecordKind::Write => {
-                    let decoded = decode_entries(payload, header.entries, &mut entries);
-                    if decoded.is_some() {
-                        sink.write(&header.head, &entries);
+                RecordKind::Write | RecordKind::MarkedWrite
+                    if !sink.wants(generation, place(offset), &header.head) =>
+                {
+                    true
+                }
+                RecordKind::Write | RecordKind::MarkedWrite => {
+                    let is_marked = header.kind == RecordKind::MarkedWrite;
+                    let decoded = decode_mark(payload, is_marked).and_then(|(request, payload)| {
+                        decode_entries(payload, header.entries, &mut entries)?;
+                        Some(request)
+                    });
+                    if let Some(request) = &decoded {
+                        sink.write(&header.head, request.as_ref(), &entries);
                     }
                     decoded.is_some()
                 }
@@ -631,7 +645,7 @@ fn deliver<'a>(
             };
         if !is_good {
             let scope = match header.kind {
-                RecordKind::Write => DamageScope::Record(header.head),
+                RecordKind::Write | RecordKind::MarkedWrite => DamageScope::Record(header.head),
                 RecordKind::RollCall => DamageScope::Nobody,
             };
             sink.damage(damage(offset, end, DamageKind::RecordPayload, scope));

@@ -14,6 +14,9 @@
 //! └────┴─────────┴───────────┴─────┴───────┘      └───────────┴───────┴──────────┘
 //!  op 1: put, op 2: remove (value len 0), op 3: put, and before the key, u64: from when on the record
 //!  is absent, milliseconds since 1970
+//!
+//! kind 3, write batch of a request with an id: its mark (see types/src/request_id.rs), then `entries`
+//! as for kind 1, none if the request was refused
 //! ```
 //! Little-endian. Both checksums start from the segment's generation, so what an earlier generation
 //! left in a recycled file never checks out. The header's covers bytes 4..44, the payload's checksum
@@ -25,7 +28,8 @@
 //! cost them anything that the roll call does not count.
 
 use stateside_types::{
-    Change, Epoch, ExpireAt, Expiry, PartitionId, Sequence, Timestamp, WriteEntry, limits,
+    Change, Epoch, ExpireAt, Expiry, PartitionId, REQUEST_MARK_BYTES_MAX, RequestMark, Sequence,
+    Timestamp, WriteEntry, limits,
 };
 
 use super::Generation;
@@ -41,6 +45,7 @@ const ROLL_CALL_ENTRY_BYTES: usize = 20;
 
 /// Largest encoded record: a full batch, every entry's header included.
 pub const RECORD_BYTES_MAX: usize = RECORD_HEADER_BYTES
+    + REQUEST_MARK_BYTES_MAX
     + limits::BATCH_BYTES_MAX
     + limits::BATCH_ENTRIES_MAX * (ENTRY_HEADER_BYTES + MOMENT_BYTES);
 const _: () = assert!(limits::BATCH_ENTRIES_MAX <= u16::MAX as usize);
@@ -80,6 +85,8 @@ pub struct RollCallEntry {
 pub(super) enum RecordKind {
     Write = 1,
     RollCall = 2,
+    /// A write with the mark of its request.
+    MarkedWrite = 3,
 }
 
 /// A record's header, checked.
@@ -93,8 +100,9 @@ pub(super) struct RecordHeader {
 }
 
 /// Bytes that a write takes in the log: what `LogWriter::reserve` wants to know.
-pub fn record_bytes(entries: &[WriteEntry<'_>]) -> usize {
-    RECORD_HEADER_BYTES + entries.iter().map(entry_bytes).sum::<usize>()
+pub fn record_bytes(entries: &[WriteEntry<'_>], request: Option<&RequestMark<'_>>) -> usize {
+    let mark = request.map_or(0, RequestMark::encoded_bytes);
+    RECORD_HEADER_BYTES + mark + entries.iter().map(entry_bytes).sum::<usize>()
 }
 
 pub(super) const fn roll_call_bytes(entries: usize) -> usize {
@@ -144,6 +152,7 @@ impl RecordHeader {
         let kind = match bytes[42] {
             1 => RecordKind::Write,
             2 => RecordKind::RollCall,
+            3 => RecordKind::MarkedWrite,
             _ => return None,
         };
         Some(Self {
@@ -229,6 +238,17 @@ pub(crate) fn decode_entries<'a>(
     rest.is_empty().then_some(())
 }
 
+/// Reads the mark that stands before the entries of a write of this kind. `None`: malformed.
+pub(crate) fn decode_mark(
+    payload: &[u8],
+    is_marked: bool,
+) -> Option<(Option<RequestMark<'_>>, &[u8])> {
+    if !is_marked {
+        return Some((None, payload));
+    }
+    RequestMark::decode(payload).map(|(mark, entries)| (Some(mark), entries))
+}
+
 /// The lines of a roll call, as bytes.
 pub(super) fn encode_roll_call_entry(entry: &RollCallEntry) -> [u8; ROLL_CALL_ENTRY_BYTES] {
     let mut bytes = [0; ROLL_CALL_ENTRY_BYTES];
@@ -280,7 +300,7 @@ mod tests {
             Entry::put(b"session", b"v").expiring(Expiry::After(20)),
         ];
         let bytes = encoded(&entries);
-        assert_eq!(bytes.len() + RECORD_HEADER_BYTES, record_bytes(&entries));
+        assert_eq!(bytes.len() + RECORD_HEADER_BYTES, record_bytes(&entries, None));
         let mut out = Vec::new();
         decode_entries(&bytes, 4, &mut out).unwrap();
         assert_eq!(out[..3], entries[..3]);

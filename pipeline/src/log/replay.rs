@@ -16,7 +16,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use stateside_types::{CoreId, Epoch, PartitionId, Sequence, WriteEntry};
+use stateside_types::{CoreId, Epoch, PartitionId, RequestMark, Sequence, WriteEntry};
 
 use super::{
     Damage, DamageKind, DamageScope, Generation, Holding, Placement, RecordHead, ReplaySink,
@@ -143,7 +143,7 @@ pub struct Replay<D> {
     stats: ReplayStats,
 }
 
-impl<D: FnMut(&RecordHead, &[WriteEntry<'_>])> Replay<D> {
+impl<D: FnMut(&RecordHead, Option<&RequestMark<'_>>, &[WriteEntry<'_>])> Replay<D> {
     /// A replay for these partitions; `deliver` gets each partition's missing writes in order.
     pub fn new(partitions: impl IntoIterator<Item = PartitionBase>, deliver: D) -> Self {
         let track = |base: PartitionBase| {
@@ -234,7 +234,7 @@ impl Track {
     }
 }
 
-impl<D: FnMut(&RecordHead, &[WriteEntry<'_>])> ReplaySink for Replay<D> {
+impl<D: FnMut(&RecordHead, Option<&RequestMark<'_>>, &[WriteEntry<'_>])> ReplaySink for Replay<D> {
     fn wants(&mut self, generation: Generation, offset: u64, head: &RecordHead) -> bool {
         let &RecordHead { partition, epoch, sequence, .. } = head;
         self.stats.records += 1;
@@ -258,10 +258,15 @@ impl<D: FnMut(&RecordHead, &[WriteEntry<'_>])> ReplaySink for Replay<D> {
         true
     }
 
-    fn write(&mut self, head: &RecordHead, entries: &[WriteEntry<'_>]) {
+    fn write(
+        &mut self,
+        head: &RecordHead,
+        request: Option<&RequestMark<'_>>,
+        entries: &[WriteEntry<'_>],
+    ) {
         assert_eq!(self.wanted.take().as_ref(), Some(head));
         self.stats.delivered += 1;
-        (self.deliver)(head, entries);
+        (self.deliver)(head, request, entries);
     }
 
     fn roll_call(&mut self, generation: Generation, offset: u64, line: RollCallEntry) {
@@ -365,16 +370,19 @@ mod tests {
             covered: Sequence(covered),
         };
         let mut delivered = Delivered::new();
-        let mut replay = Replay::new([(1, 10), (2, 20)].map(base), |head: &RecordHead, _: &[_]| {
-            delivered.push((head.partition.0, head.sequence.0));
-        });
+        let mut replay = Replay::new(
+            [(1, 10), (2, 20)].map(base),
+            |head: &RecordHead, _: Option<&RequestMark<'_>>, _: &[_]| {
+                delivered.push((head.partition.0, head.sequence.0));
+            },
+        );
         let generation = Generation(4);
         for event in events {
             match *event {
                 Run(core, placement) => replay.begin_run(CoreId(core), Placement(placement)),
                 Record(partition, sequence) => {
                     if replay.wants(generation, 0, &head(partition, sequence)) {
-                        replay.write(&head(partition, sequence), &[]);
+                        replay.write(&head(partition, sequence), None, &[]);
                     }
                 }
                 Hole => replay.damage(lost_something()),

@@ -27,9 +27,11 @@ use stateside_types::CoreId;
 
 use super::{BLOCK_BYTES, Generation, GroupNumber, Placement};
 
-/// The version of the log's format that this release writes and reads. Version 2 knows records
-/// that expire.
-pub const FORMAT_VERSION: u32 = 2;
+/// The version of the log's format that this release writes. Version 2 knows records that expire, version
+/// 3 request ids. What version 2 has reads the same.
+pub const FORMAT_VERSION: u32 = 3;
+/// The oldest version that this release reads.
+pub const FORMAT_VERSION_MIN: u32 = 2;
 const MAGIC: [u8; 8] = *b"STSDLOG\n";
 const COPY_BYTES: usize = 64;
 const COPIES_AT: [usize; 2] = [0, BLOCK_BYTES / 2];
@@ -55,7 +57,9 @@ pub struct SegmentHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
     /// Written by another version of the format.
-    #[error("log format version {found}, this release reads version {FORMAT_VERSION}")]
+    #[error(
+        "log format version {found}, this release reads versions {FORMAT_VERSION_MIN} to {FORMAT_VERSION}"
+    )]
     Version {
         /// The version in the file.
         found: u32,
@@ -117,7 +121,7 @@ impl SegmentHeader {
             return Err(HeaderError::Damaged);
         }
         let version = u32_at(8);
-        if version != FORMAT_VERSION {
+        if !(FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&version) {
             // Not checked against the checksum: a header that names another version is refused in
             // either case, and this sentence helps more than "damaged".
             return Err(HeaderError::Version { found: version });
@@ -185,6 +189,13 @@ mod tests {
             block[at + 8] = 9;
         }
         assert_eq!(SegmentHeader::decode(&block), Err(HeaderError::Version { found: 9 }));
+        sample().encode(&mut block);
+        block[8] = FORMAT_VERSION_MIN as u8;
+        block[12..16].fill(0);
+        let crc = crc32c::crc32c(&block[..COPY_BYTES]);
+        block[12..16].copy_from_slice(&crc.to_le_bytes());
+        block[COPIES_AT[1]] = 0;
+        assert_eq!(SegmentHeader::decode(&block), Ok(sample()), "the version before is read");
         for garbage in [&[][..], &[0; 63], &[0xab; BLOCK_BYTES], &[0; BLOCK_BYTES]] {
             assert_eq!(SegmentHeader::decode(garbage), Err(HeaderError::Damaged));
         }

@@ -6,7 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stateside_types::{Ack, Change, CoreId, Epoch, PartitionId, Sequence, Timestamp, WriteEntry};
+use stateside_types::{
+    Ack, Change, CoreId, Epoch, PartitionId, RequestMark, Sequence, Timestamp, WriteEntry,
+};
 
 use super::{
     BLOCK_BYTES, FoundSegment, Generation, GroupNumber, LogWriter, PartitionBase, PendingWrite,
@@ -124,16 +126,19 @@ pub(super) fn recover(files: &Files, models: &[Model], buffers: &mut Buffers) ->
         covered: Sequence(model.covered as u64),
     });
     let mut delivered: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
-    let mut replay = Replay::new(bases, |head: &RecordHead, entries: &[WriteEntry<'_>]| {
-        // Making the content is what takes longest when a test recovers a log 50,000 times.
-        let content =
-            contents.entry(head.timestamp.0).or_insert_with(|| Content::of(head.timestamp.0));
-        assert_eq!(entries, content.entries(), "a wrong record was returned: {head:?}");
-        let nonces = delivered.entry(head.partition.0).or_default();
-        let model = &models[head.partition.0 as usize];
-        nonces.push(head.timestamp.0);
-        assert_eq!(head.sequence.0 as usize, model.covered + nonces.len(), "out of order");
-    });
+    let mut replay = Replay::new(
+        bases,
+        |head: &RecordHead, _: Option<&RequestMark<'_>>, entries: &[WriteEntry<'_>]| {
+            // Making the content is what takes longest when a test recovers a log 50,000 times.
+            let content =
+                contents.entry(head.timestamp.0).or_insert_with(|| Content::of(head.timestamp.0));
+            assert_eq!(entries, content.entries(), "a wrong record was returned: {head:?}");
+            let nonces = delivered.entry(head.partition.0).or_default();
+            let model = &models[head.partition.0 as usize];
+            nonces.push(head.timestamp.0);
+            assert_eq!(head.sequence.0 as usize, model.covered + nonces.len(), "out of order");
+        },
+    );
     let mut end = None;
     for run in runs {
         replay.begin_run(CoreId(0), run.placement);

@@ -25,7 +25,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stateside_types::{Ack, Epoch, PartitionId, Reason, Refusal, Sequence, WriteEntry, limits};
+use stateside_types::{
+    Ack, Epoch, PartitionId, Reason, Refusal, RequestMark, Sequence, WriteEntry, limits,
+};
 
 use super::{
     BLOCK_BYTES, Generation, GroupNumber, Holding, RECORD_BYTES_MAX, RecordHead, Retention,
@@ -351,7 +353,7 @@ impl LogWriter {
         self.reserved_blocks -= reservation.blocks;
     }
 
-    /// Reserves and appends in one step.
+    /// Reserves and appends in one step, a write whose request has no id.
     ///
     /// # Errors
     /// [`Refused`]; then nothing is appended.
@@ -362,8 +364,8 @@ impl LogWriter {
         ack: Ack,
         now: Instant,
     ) -> Result<(), Refused> {
-        let reservation = self.reserve(record_bytes(entries))?;
-        self.append_reserved(reservation, head, entries, ack, now);
+        let reservation = self.reserve(record_bytes(entries, None))?;
+        self.append_reserved(reservation, head, None, entries, ack, now);
         Ok(())
     }
 
@@ -377,11 +379,12 @@ impl LogWriter {
         &mut self,
         reservation: Reservation,
         head: RecordHead,
+        request: Option<&RequestMark<'_>>,
         entries: &[WriteEntry<'_>],
         ack: Ack,
         now: Instant,
     ) {
-        let bytes = record_bytes(entries);
+        let bytes = record_bytes(entries, request);
         assert!(bytes <= reservation.bytes, "a record must not outgrow its reservation");
         if self.failed.is_some() {
             self.cancel(reservation);
@@ -393,7 +396,7 @@ impl LogWriter {
         }
         self.cancel(reservation);
         let group = self.open.as_mut().expect("opened just now");
-        group.append_write(head, entries, bytes);
+        group.append_write(head, request, entries, bytes);
         group.is_urgent |= ack == Ack::Durable;
         group.since.get_or_insert(now);
         self.staged_bytes += bytes;

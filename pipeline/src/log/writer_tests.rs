@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use stateside_types::{
-    Ack, CoreId, Epoch, ExpireAt, PartitionId, Sequence, Timestamp, WriteEntry, limits,
+    Ack, CoreId, Epoch, ExpireAt, PartitionId, REQUEST_MARK_BYTES_MAX, Reason, Refusal, RequestId,
+    RequestMark, Sequence, Timestamp, WriteEntry, limits,
 };
 
 use super::{
@@ -143,7 +144,7 @@ fn a_failed_write_ends_the_log_for_good() {
     assert!(failed.to_string().contains("I/O error"));
     assert!(writer.next_write(now).is_none(), "nothing is retried");
     assert_eq!(writer.reserve(10), Err(Refused::Failed));
-    writer.append_reserved(reserved, head(1, 3), &[put(b"k", b"v")], Ack::Durable, now);
+    writer.append_reserved(reserved, head(1, 3), None, &[put(b"k", b"v")], Ack::Durable, now);
     assert!(writer.next_write(now + Duration::from_secs(9)).is_none());
     assert_eq!(writer.failure(), Some(&failed));
 }
@@ -223,6 +224,54 @@ impl SegmentSource for Bytes {
 }
 
 #[test]
+fn the_mark_of_a_request_goes_through_the_log_with_entries_and_without() {
+    let segment_bytes = limits::LOG_SEGMENT_BYTES_MIN;
+    let mut writer = LogWriter::new(WriterLimits::default(), GroupNumber(1), Retention::new());
+    writer.add_segment(Generation(1), segment_bytes);
+    let id = RequestId { client: b"client", number: 7, settled: 3 };
+    let refusal = Refusal::new(Reason::ConditionFailed, "no").with("entry", 0);
+    let written = RequestMark::new(id, 9);
+    let refused = RequestMark { refusal: Some(refusal.into()), ..written.clone() };
+    let long = vec![7; 3 * BLOCK_BYTES];
+    let entries = [put(b"k", &long)];
+    let now = Instant::now();
+    let writes: [(Option<&RequestMark<'_>>, &[WriteEntry<'_>]); 4] = [
+        (Some(&written), &entries),
+        (None, &entries),
+        (Some(&refused), &[]),
+        (Some(&written), &entries),
+    ];
+    for (at, (mark, entries)) in writes.iter().enumerate() {
+        let reserved = writer.reserve(record_bytes(entries, *mark)).unwrap();
+        writer.append_reserved(reserved, head(1, at as u64 + 1), *mark, entries, Ack::Durable, now);
+    }
+    let mut file = vec![0; segment_bytes as usize];
+    while let Some(write) = writer.next_write(now) {
+        file[write.offset() as usize..][..write.bytes().len()].copy_from_slice(write.bytes());
+        finish(&mut writer, write);
+    }
+    let base =
+        PartitionBase { partition: PartitionId(1), epoch: Epoch(1), covered: Sequence::ZERO };
+    let mut delivered = 0;
+    let deliver = |_: &RecordHead, mark: Option<&RequestMark<'_>>, read: &[WriteEntry<'_>]| {
+        assert_eq!((mark, read), writes[delivered]);
+        delivered += 1;
+    };
+    let mut replay = Replay::new([base], deliver);
+    replay.begin_run(CoreId(0), Placement(1));
+    let mut segments = [SegmentInput {
+        generation: Generation(1),
+        blocks: (segment_bytes / BLOCK_BYTES as u64) as u32,
+        is_header_damaged: false,
+        source: Bytes(file),
+    }];
+    let range = RunRange { first_group: GroupNumber(1), has_first_segment: true, cut: None };
+    read_run(&mut segments, range, &mut ReadBuffers::default(), &mut replay);
+    assert_eq!(replay.finish().damaged, []);
+    assert_eq!(delivered, writes.len());
+}
+
+#[test]
 fn the_largest_batch_that_a_request_may_hold_goes_through_the_log() {
     let segment_bytes = limits::LOG_SEGMENT_BYTES_MIN;
     let mut writer = LogWriter::new(WriterLimits::default(), GroupNumber(1), Retention::new());
@@ -236,7 +285,7 @@ fn the_largest_batch_that_a_request_may_hold_goes_through_the_log() {
         .map(|(i, key)| put(key, if i == 0 { &value } else { b"" }))
         .map(|entry| entry.expiring(ExpireAt::from_millis(u64::MAX).into()))
         .collect();
-    assert_eq!(record_bytes(&entries), RECORD_BYTES_MAX);
+    assert_eq!(record_bytes(&entries, None) + REQUEST_MARK_BYTES_MAX, RECORD_BYTES_MAX);
     let now = Instant::now();
     writer.append(head(1, 1), &[put(b"k", b"v")], Ack::Memory, now).unwrap();
     writer.append(head(1, 2), &entries, Ack::Durable, now).unwrap();
@@ -248,10 +297,13 @@ fn the_largest_batch_that_a_request_may_hold_goes_through_the_log() {
     let base =
         PartitionBase { partition: PartitionId(1), epoch: Epoch(1), covered: Sequence::ZERO };
     let mut delivered = Vec::new();
-    let mut replay = Replay::new([base], |head: &RecordHead, read: &[WriteEntry<'_>]| {
-        delivered.push(head.sequence.0);
-        assert!(head.sequence.0 == 1 || read == entries);
-    });
+    let mut replay = Replay::new(
+        [base],
+        |head: &RecordHead, _: Option<&RequestMark<'_>>, read: &[WriteEntry<'_>]| {
+            delivered.push(head.sequence.0);
+            assert!(head.sequence.0 == 1 || read == entries);
+        },
+    );
     replay.begin_run(CoreId(0), Placement(1));
     let mut segments = [SegmentInput {
         generation: Generation(1),
@@ -281,7 +333,7 @@ proptest! {
         for (size, action) in steps {
             let entries = [put(b"k", &value[..size])];
             match action {
-                0..=5 => match writer.reserve(record_bytes(&entries)) {
+                0..=5 => match writer.reserve(record_bytes(&entries, None)) {
                     Ok(reservation) => waiting.push((reservation, size)),
                     Err(refused) => prop_assert_eq!(refused, Refused::Overloaded),
                 },
@@ -301,7 +353,7 @@ proptest! {
                         sequence += 1;
                         let entries = [put(b"k", &value[..size])];
                         writer.append_reserved(
-                            reservation, head(1, sequence), &entries, Ack::Memory, now,
+                            reservation, head(1, sequence), None, &entries, Ack::Memory, now,
                         );
                     }
                 }

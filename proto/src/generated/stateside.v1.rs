@@ -31,6 +31,29 @@ pub struct UpsertEntry {
     #[prost(uint64, tag = "5")]
     pub ttl_ms: u64,
 }
+/// The name of a write. A request that comes again under its id, with the same entries, gets the original
+/// answer, version and refused condition included, and is not executed again: also on another connection, after
+/// a restart of the node, and after a snapshot was restored. It waits for the same durability as the
+/// original, also while that is still under way.
+///
+/// Each partition that the request has keys in remembers its part for itself, in a window that the node
+/// configures (request_ids). A number below what the window has forgotten of its client is refused with
+/// REQUEST_FORGOTTEN, never executed; other entries under the same id with REQUEST_ID_REUSED. Refusals that do
+/// not follow from the records (OVERLOADED, DISK_FULL, FILTERED, …) are not remembered.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RequestId {
+    /// Who writes: 1 to 32 bytes, unique among all that write to the node; one for many requests.
+    #[prost(bytes = "vec", tag = "1")]
+    pub client: ::prost::alloc::vec::Vec<u8>,
+    /// From 1, above that of every earlier request of the client. Requests under way at the same time may
+    /// arrive in any order.
+    #[prost(uint64, tag = "2")]
+    pub number: u64,
+    /// Every request of the client below this number has its answer and is not retried any more: the window
+    /// forgets them. 0: the client does not say.
+    #[prost(uint64, tag = "3")]
+    pub settled: u64,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpsertRequest {
     /// 1 to 16384 entries.
@@ -46,6 +69,9 @@ pub struct UpsertRequest {
     /// May ask for more than the partition's default, never for less.
     #[prost(enumeration = "Ack", tag = "4")]
     pub ack: i32,
+    /// Under its id a request is executed once and answered alike as often as it comes: see RequestId.
+    #[prost(message, optional, tag = "6")]
+    pub request_id: ::core::option::Option<RequestId>,
 }
 /// What became of one entry.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -151,6 +177,9 @@ pub struct RemoveRequest {
     /// May ask for more than the partition's default, never for less.
     #[prost(enumeration = "Ack", tag = "4")]
     pub ack: i32,
+    /// Under its id a request is executed once and answered alike as often as it comes: see RequestId.
+    #[prost(message, optional, tag = "6")]
+    pub request_id: ::core::option::Option<RequestId>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RemoveResponse {
@@ -217,6 +246,10 @@ pub struct UpdateRequest {
     /// Answer with the new values.
     #[prost(bool, tag = "5")]
     pub return_values: bool,
+    /// Under its id a request is executed once and answered alike as often as it comes: see RequestId. Values
+    /// that take more than 1 KiB together are told once only.
+    #[prost(message, optional, tag = "6")]
+    pub request_id: ::core::option::Option<RequestId>,
 }
 /// What became of one entry of an update.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1106,6 +1139,22 @@ pub struct StoreChange {
     #[prost(uint64, tag = "5")]
     pub waiting_bytes: u64,
 }
+/// What a partition remembers of requests with an id; of a node: of all its partitions together.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RequestIds {
+    /// Answers.
+    #[prost(uint64, tag = "1")]
+    pub answers: u64,
+    /// Clients.
+    #[prost(uint64, tag = "2")]
+    pub clients: u64,
+    /// When the oldest of the answers was given, milliseconds since 1970; 0: there is none.
+    #[prost(uint64, tag = "3")]
+    pub oldest_unix_ms: u64,
+    /// Retries that were answered from memory since the partition was opened.
+    #[prost(uint64, tag = "4")]
+    pub retries_answered: u64,
+}
 /// A partition as its node sees it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Partition {
@@ -1155,8 +1204,10 @@ pub struct Partition {
     /// Set when its log is in Kafka.
     #[prost(message, optional, tag = "20")]
     pub kafka: ::core::option::Option<KafkaLog>,
-    /// Set while its store is being changed.
     #[prost(message, optional, tag = "21")]
+    pub request_ids: ::core::option::Option<RequestIds>,
+    /// Set while its store is being changed.
+    #[prost(message, optional, tag = "22")]
     pub store_change: ::core::option::Option<StoreChange>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1359,6 +1410,8 @@ pub struct StatusResponse {
     /// Resident memory of the process, bytes.
     #[prost(uint64, tag = "18")]
     pub resident_bytes: u64,
+    #[prost(message, optional, tag = "19")]
+    pub request_ids: ::core::option::Option<RequestIds>,
 }
 /// Where a partition is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -248,8 +248,9 @@ impl<D: Database> DiskEngine<D> {
         // Only making a tree needs room on the disk.
         let session = if exists { tree.reading()? } else { tree.writing()? };
         let meta = session.recover()?;
+        let requests = session.read_requests()?;
         drop(session);
-        Ok(DiskStore::new(tree, meta))
+        Ok(DiskStore::new(tree, meta, requests))
     }
 
     /// Drops a partition's store; its space is free again at once or as the engine goes on writing.

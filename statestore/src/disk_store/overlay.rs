@@ -21,6 +21,8 @@ use hashbrown::HashTable;
 use stateside_types::{Change, ExpireAt, Expiry, Record, Sequence, Timestamp, WriteEntry};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::requests::RequestLine;
+
 const REMOVED: u32 = u32::MAX;
 /// The moment of a record that expires, ahead of its key.
 const MOMENT_BYTES: usize = 8;
@@ -31,6 +33,8 @@ pub(super) struct OverlayBatch {
     pub(super) timestamp: Timestamp,
     bytes: Box<[u8]>,
     entries: Box<[EntryPlace]>,
+    /// What the request's id changes; empty for most.
+    pub(super) requests: Box<[RequestLine]>,
 }
 
 #[derive(Clone, Copy)]
@@ -44,7 +48,12 @@ struct EntryPlace {
 }
 
 impl OverlayBatch {
-    fn new(sequence: Sequence, timestamp: Timestamp, entries: &[WriteEntry<'_>]) -> Self {
+    fn new(
+        sequence: Sequence,
+        timestamp: Timestamp,
+        entries: &[WriteEntry<'_>],
+        requests: Box<[RequestLine]>,
+    ) -> Self {
         let total = entries.iter().map(entry_bytes).sum();
         assert!(total < REMOVED as usize, "the caller checked the batch");
         let mut bytes = Vec::with_capacity(total);
@@ -69,7 +78,7 @@ impl OverlayBatch {
             EntryPlace { start, key_len, expires: moment.is_some(), value_len }
         });
         let entries = places.collect();
-        Self { sequence, timestamp, bytes: bytes.into(), entries }
+        Self { sequence, timestamp, bytes: bytes.into(), entries, requests }
     }
 
     /// Keys and what became of them: a record, or none for a removal.
@@ -81,6 +90,7 @@ impl OverlayBatch {
         size_of::<Self>()
             + self.bytes.len()
             + self.entries.len() * size_of::<EntryPlace>()
+            + self.requests.iter().map(RequestLine::memory_bytes).sum::<usize>()
             + size_of::<Arc<Self>>()
     }
 
@@ -156,8 +166,9 @@ impl Overlay {
         sequence: Sequence,
         timestamp: Timestamp,
         entries: &[WriteEntry<'_>],
+        requests: Box<[RequestLine]>,
     ) {
-        let batch = Arc::new(OverlayBatch::new(sequence, timestamp, entries));
+        let batch = Arc::new(OverlayBatch::new(sequence, timestamp, entries, requests));
         self.batch_bytes += batch.memory_bytes();
         self.batches.push_back(batch);
         let Self { batches, newest, .. } = self;

@@ -7,6 +7,8 @@
 //!                        with bit 31 of the length: the moment, u64, stands before the value
 //!     02 key piece u32─► a piece of a long value
 //!     03 moment u64 key ─► nothing: the records that expire, in the order in which they do
+//!     04 sequence u64   ─► a request's answer  } see `requests.rs`, and for what is in them
+//!     05 client         ─► a requests' client  } `request_window.rs`
 //! ```
 //! Integers in keys are big-endian, in values little-endian. Every change to a tree is one
 //! batch, meta included: so whatever the engine recovers is the state at the sequence that meta says.
@@ -21,6 +23,7 @@ use stateside_types::{
 use super::{
     engine::{Change, Database, EngineError, Entry, Stamp, TreeSession},
     overlay::OverlayBatch,
+    requests::{ANSWER_TAG, RequestLine, line_change},
 };
 use crate::StoreError;
 
@@ -28,8 +31,9 @@ const META_KEY: [u8; 1] = [0];
 const RECORD_TAG: u8 = 1;
 const PIECE_TAG: u8 = 2;
 const MOMENT_TAG: u8 = 3;
-/// Version 2 knows records that expire.
-const META_VERSION: u8 = 2;
+/// Version 2 knows records that expire, version 3 requests. A tree of version 2 is one without requests.
+const META_VERSION: u8 = 3;
+const META_VERSION_MIN: u8 = 2;
 const META_BYTES: usize = 46;
 const RECORD_HEADER_BYTES: usize = 20;
 /// In the length of a value: the record has a moment.
@@ -97,8 +101,8 @@ impl<D: Database> TreeSession<'_, D> {
         if meta.loading {
             return Err(self.damaged("a load was interrupted"));
         }
-        let first =
-            self.next(&mut self.range(Bound::Included(vec![RECORD_TAG]), Bound::Unbounded)?)?;
+        let (from, to) = (vec![RECORD_TAG], vec![ANSWER_TAG]);
+        let first = self.next(&mut self.range(Bound::Included(from), Bound::Excluded(to))?)?;
         if first.is_some() != (meta.records > 0) {
             return Err(self.damaged("there are records and the count says none, or the reverse"));
         }
@@ -111,7 +115,7 @@ impl<D: Database> TreeSession<'_, D> {
             Some(bytes) => match Meta::decode(bytes.as_ref()) {
                 Ok(meta) => Ok(meta),
                 Err(Some(version)) => Err(self.damaged(&format!(
-                    "it has format {version} and this release reads format {META_VERSION}: \
+                    "it has format {version} and this release reads formats {META_VERSION_MIN} to {META_VERSION}: \
                      use the release that wrote it, or restore the partition from a snapshot"
                 ))),
                 Err(None) => Err(self.damaged("its meta does not read")),
@@ -211,6 +215,7 @@ impl<D: Database> TreeSession<'_, D> {
             return Err(self.damaged("a load was interrupted"));
         }
         let mut changes = BTreeMap::new();
+        let mut requests = BTreeMap::new();
         let before = meta.applied;
         for batch in batches.iter().filter(|batch| batch.sequence > before) {
             if batch.sequence != meta.applied.next() {
@@ -220,6 +225,8 @@ impl<D: Database> TreeSession<'_, D> {
             meta.applied = batch.sequence;
             meta.timestamp = batch.timestamp;
             changes.extend(batch.changes());
+            let lines = batch.requests.iter();
+            requests.extend(lines.map(|line| (&*line.key, line.row.as_deref())));
         }
         let mut engine_batch = Vec::new();
         let mut kept = Vec::new();
@@ -249,6 +256,7 @@ impl<D: Database> TreeSession<'_, D> {
                 engine_batch.push(Change::Remove(piece_key(key, piece)));
             }
         }
+        engine_batch.extend(requests.into_iter().map(|(key, row)| line_change(key, row)));
         if meta.applied > before {
             engine_batch.push(meta.change());
             self.apply(engine_batch)?;
@@ -383,12 +391,14 @@ impl<D: Database> TreeSession<'_, D> {
         chunks: u64,
         applied: Sequence,
         timestamp: Timestamp,
+        requests: &[RequestLine],
     ) -> Result<Written, StoreError> {
         let mut meta = self.meta()?;
         if meta.loading {
             if meta.applied.0 != chunks {
                 return Err(self.damaged("a load lost what it had written"));
             }
+            self.load_requests(requests)?;
             meta = Meta { loading: false, applied, timestamp, ..meta };
             self.apply(vec![meta.change()])?;
         }
@@ -450,9 +460,12 @@ impl Meta {
             return Err(None);
         }
         match fields.first() {
-            Some(&META_VERSION) if bytes.len() == META_BYTES && fields[1] <= 1 => {}
-            Some(&version) if version != META_VERSION => return Err(Some(version)),
-            _ => return Err(None),
+            Some(META_VERSION_MIN..=META_VERSION) => {}
+            Some(&version) => return Err(Some(version)),
+            None => return Err(None),
+        }
+        if bytes.len() != META_BYTES || fields[1] > 1 {
+            return Err(None);
         }
         let word = |at: usize| {
             u64::from_le_bytes(*fields[at..].first_chunk().expect("the length was checked"))

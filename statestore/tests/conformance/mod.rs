@@ -19,11 +19,17 @@ use proptest::{
     test_runner::{Config, RngSeed, TestRunner},
 };
 use stateside_statestore::{
-    Lookup, PageRequest, PageStep, SnapshotRecord, SnapshotStep, StateStore, Work, WorkDone,
+    Lookup, PageRequest, PageStep, RequestLimits, RequestWindow, SnapshotRecord, SnapshotStep,
+    StateStore, Work, WorkDone,
 };
 use stateside_types::{
-    Change, ExpireAt, Expiry, Record, Sequence, Timestamp, WallClock, WriteEntry, limits,
+    Change, ExpireAt, Expiry, Reason, Record, Refusal, RequestId, RequestMark, Sequence, Timestamp,
+    WallClock, WriteEntry, limits,
 };
+
+/// So few that they are reached.
+const REQUESTS: RequestLimits =
+    RequestLimits { answers_max: 20, clients_max: 5, client_keep_ms: 0 };
 
 type Stored = (Vec<u8>, Sequence, Timestamp, Option<ExpireAt>);
 type Records = BTreeMap<Vec<u8>, Stored>;
@@ -34,8 +40,11 @@ type Put = (usize, u8, Option<u16>);
 /// What one step does. Numbers are reduced to what makes sense when the step runs.
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    /// Applies a batch: keys and what is put; None removes.
-    Apply(Vec<(u16, Option<Put>)>),
+    /// Applies a batch: keys and what is put; None removes. With the number of a client: of a request with
+    /// an id.
+    Apply(Vec<(u16, Option<Put>)>, Option<u8>),
+    /// Records that a client's request was refused: a batch without entries.
+    Refuse(u8),
     /// Time passes, milliseconds.
     Time(u16),
     /// So many expired records may be reclaimed.
@@ -94,7 +103,9 @@ fn step(shape: Shape) -> impl Strategy<Value = Step> {
     let entry = (key.clone(), proptest::option::weighted(0.75, (value, any::<u8>(), ttl_ms)));
     let budget = prop_oneof![Just(0), 1..2_000usize, Just(1 << 20)];
     prop_oneof![
-        10 => vec(entry, 1..40).prop_map(Step::Apply),
+        10 => (vec(entry, 1..40), proptest::option::of(0..9_u8))
+            .prop_map(|(entries, client)| Step::Apply(entries, client)),
+        2 => (0..9_u8).prop_map(Step::Refuse),
         4 => (0..6u8).prop_map(Step::Durable),
         3 => vec(key.clone(), 1..20).prop_map(Step::Get),
         3 => vec(key.clone(), 1..20).prop_map(Step::Fetch),
@@ -146,6 +157,8 @@ struct Snapshot {
 pub(crate) struct Harness<S> {
     store: S,
     model: Records,
+    /// What the store must know of requests.
+    requests: RequestWindow,
     durable: Sequence,
     /// Rises with every batch, and as time passes.
     timestamp: Timestamp,
@@ -157,11 +170,15 @@ pub(crate) struct Harness<S> {
 
 impl<S: StateStore> Harness<S> {
     /// Of an empty store.
-    pub(crate) fn new(store: S) -> Self {
+    pub(crate) fn new(mut store: S) -> Self {
+        store.limit_requests(REQUESTS);
+        let mut requests = RequestWindow::default();
+        requests.set_limits(REQUESTS);
         assert_eq!((store.applied(), store.stats().records), (Sequence::ZERO, 0));
         Self {
             store,
             model: Records::new(),
+            requests,
             durable: Sequence::ZERO,
             timestamp: Timestamp::from_wall(WallClock(1)),
             work: WorkState::None,
@@ -173,7 +190,8 @@ impl<S: StateStore> Harness<S> {
     /// Does one step and checks what it can.
     pub(crate) fn step(&mut self, step: &Step) {
         match step {
-            Step::Apply(entries) => self.apply(entries),
+            Step::Apply(entries, client) => self.apply(entries, *client),
+            Step::Refuse(client) => self.refuse(*client),
             Step::Durable(lag) => {
                 let target = self.store.applied().0.saturating_sub(u64::from(*lag));
                 self.durable = self.durable.max(Sequence(target));
@@ -223,10 +241,34 @@ impl<S: StateStore> Harness<S> {
             Step::Reclaim(most) => self.reclaim((*most).into()),
         }
         assert!(self.store.covered() <= self.durable, "covered what the log may lose");
+        assert_eq!(self.store.requests().stats(), self.requests.stats());
         self.fetches[2].iter().for_each(|key| self.check_get(key));
     }
 
-    fn apply(&mut self, entries: &[(u16, Option<Put>)]) {
+    /// The store is told of a request of this client, with the batch that comes next.
+    fn remember(&mut self, client: u8, is_refused: bool) {
+        let refusal =
+            is_refused.then(|| Refusal::new(Reason::ConditionFailed, "no").with("entry", 3).into());
+        let (sequence, timestamp) = (self.store.applied().next(), self.timestamp);
+        let settled = if client.is_multiple_of(2) { sequence.0.saturating_sub(9) } else { 0 };
+        let id = RequestId { client: &[client], number: sequence.0, settled };
+        let mark = RequestMark { refusal, ..RequestMark::new(id, !sequence.0) };
+        self.requests.record(sequence, timestamp, &mark, &mut |_| {});
+        self.store.remember(sequence, timestamp, &mark);
+    }
+
+    fn refuse(&mut self, client: u8) {
+        if self.store.is_saturated() {
+            return;
+        }
+        self.timestamp.0 += 3;
+        let sequence = self.store.applied().next();
+        self.remember(client, true);
+        self.store.apply(sequence, self.timestamp, &[]);
+        assert_eq!(self.store.applied(), sequence);
+    }
+
+    fn apply(&mut self, entries: &[(u16, Option<Put>)], client: Option<u8>) {
         if self.store.is_saturated() {
             return;
         }
@@ -256,11 +298,17 @@ impl<S: StateStore> Harness<S> {
         self.timestamp.0 += 3;
         let timestamp = self.timestamp;
 
+        if let Some(client) = client {
+            self.remember(client, false);
+        }
         let before = self.store.stats().memory_bytes as i64;
-        let (most, growth) = (self.store.growth_max(&borrowed), self.store.growth(&borrowed));
+        let (mut most, growth) = (self.store.growth_max(&borrowed), self.store.growth(&borrowed));
         assert!(growth <= most as i64, "growth {growth} is above its bound {most}");
         if borrowed.iter().all(|entry| entry.change == Change::Remove) {
             assert!(growth <= 0 || !self.is_in_memory(), "removing grew by {growth}");
+        }
+        if client.is_some() {
+            most += RequestWindow::GROWTH_MAX;
         }
         self.store.prefetch(&keys);
         self.store.apply(sequence, timestamp, &borrowed);
@@ -360,6 +408,11 @@ impl<S: StateStore> Harness<S> {
         assert!(seen == expected, "{covered:?} has {} records, not {}", seen.len(), expected.len());
         assert!(handed_out <= request.records_max, "{handed_out} records");
         last
+    }
+
+    /// What the store knows of requests, row by row.
+    fn check_requests(&self) {
+        assert_eq!(request_rows(self.store.requests()), request_rows(&self.requests));
     }
 
     fn is_in_memory(&self) -> bool {
@@ -493,6 +546,16 @@ impl<S: StateStore> Harness<S> {
                 self.run_dry();
             }
         }
+        // What a snapshot has of requests; those of before the load are none of its.
+        let mut loaded = RequestWindow::default();
+        loaded.set_limits(REQUESTS);
+        self.requests.rows(|row| {
+            if row.sequence().0 % 2 == 0 {
+                loaded.load(&row);
+                self.store.load_request(&row);
+            }
+        });
+        self.requests = loaded;
         self.store.load_end(sequence, timestamp);
         self.durable = sequence;
         self.run_dry();
@@ -533,6 +596,7 @@ impl<S: StateStore> Harness<S> {
         }
         let payload: usize =
             self.model.iter().map(|(key, stored)| key.len() + stored.0.len()).sum();
+        self.check_requests();
         let stats = self.store.stats();
         assert_eq!((stats.records, stats.payload_bytes), (self.model.len() as u64, payload as u64));
         assert_eq!(self.whole_snapshot(budget), self.model);
@@ -556,6 +620,17 @@ impl<S: StateStore> Harness<S> {
             }
         }
     }
+}
+
+/// The rows of a window, as they are written.
+pub(crate) fn request_rows(window: &RequestWindow) -> Vec<Vec<u8>> {
+    let mut rows = Vec::new();
+    window.rows(|row| {
+        let mut bytes = Vec::new();
+        row.encode(&mut bytes);
+        rows.push(bytes);
+    });
+    rows
 }
 
 /// Enough of a key to know it by.

@@ -111,11 +111,21 @@ fn partition_json(partition: &v1::Partition) -> Value {
             "records_total": change.records_total,
             "waiting_bytes": change.waiting_bytes,
         })),
+        "request_ids": partition.request_ids.map(request_ids_json),
         "kafka": partition.kafka.map(|kafka| json!({
             "epoch": kafka.epoch,
             "offset": kafka.offset,
             "lag": kafka.lag,
         })),
+    })
+}
+
+pub(super) fn request_ids_json(ids: v1::RequestIds) -> Value {
+    json!({
+        "answers": ids.answers,
+        "clients": ids.clients,
+        "oldest_unix_ms": ids.oldest_unix_ms,
+        "retries_answered": ids.retries_answered,
     })
 }
 

@@ -330,7 +330,7 @@ async fn a_refused_call_changes_nothing() {
     assert_eq!(reason(node.remove(8, true).await), Reason::UnknownPartition);
     let refused = node.remove(2, false).await.unwrap_err();
     assert_eq!(refused.reason, Reason::ConfirmationRequired);
-    assert_eq!(refused.metadata, [("records", "7".to_owned())]);
+    assert_eq!(refused.metadata, [("records".into(), "7".to_owned())]);
     let by_range = Target::Range("0..0x10".parse().unwrap());
     let refused = node.ask(|reply| Call::Remove { target: by_range, confirm: true, reply }).await;
     assert_eq!(reason(refused), Reason::UnknownPartition);

@@ -37,12 +37,13 @@ impl Executor {
         entries: &[UpdateEntry<'_>],
         head: &codec::WriteHead<'_>,
     ) {
-        let codec::WriteHead { ack, return_values, .. } = *head;
+        let codec::WriteHead { ack, request, return_values, .. } = *head;
         let Some(slot) = self.local_slot(route) else {
             let Some((requests, id)) = self.hop(ticket, route) else { return };
-            return requests.push_update(ticket, id, ack, return_values, entries.iter().copied());
+            return requests.push_update(ticket, id, head, entries.iter().copied());
         };
-        self.step_slot(slot, ticket, Input::Update { ticket, entries, ack, return_values });
+        let input = Input::Update { ticket, entries, ack, request, return_values };
+        self.step_slot(slot, ticket, input);
     }
 }
 

@@ -5,9 +5,10 @@
 //! ```
 
 use stateside_partition::Ticket;
-use stateside_types::{Ack, Operator, PartitionId, UpdateEntry};
+use stateside_proto::codec;
+use stateside_types::{Operator, PartitionId, RequestId, UpdateEntry};
 
-use super::{HopKind, HopRequest, HopRequests, put_bytes, take, take_bytes, take_u64};
+use super::{HopKind, HopRequest, HopRequests, put_bytes, take, take_bytes, take_id, take_u64};
 
 impl HopRequests {
     /// Adds an update.
@@ -15,11 +16,11 @@ impl HopRequests {
         &mut self,
         ticket: Ticket,
         partition: PartitionId,
-        ack: Option<Ack>,
-        return_values: bool,
+        &codec::WriteHead { ack, request, return_values, .. }: &codec::WriteHead<'_>,
         entries: impl Iterator<Item = UpdateEntry<'k>>,
     ) {
         let start = self.bytes.len();
+        let has_id = self.put_id(request);
         for UpdateEntry { key, operator, condition, expiry } in entries {
             self.bytes.push(match operator {
                 Operator::Add(_) => 0,
@@ -39,13 +40,19 @@ impl HopRequests {
                 }
             }
         }
-        self.finish(ticket, partition, HopKind::Update { ack, return_values }, start);
+        self.finish(ticket, partition, HopKind::Update { ack, has_id, return_values }, start);
     }
 
-    /// Fills `entries` with what an update asks for.
-    pub fn updates<'a>(&'a self, request: &HopRequest, entries: &mut Vec<UpdateEntry<'a>>) {
+    /// Fills `entries` with what an update asks for; its id, if it has one.
+    pub fn updates<'a>(
+        &'a self,
+        request: &HopRequest,
+        entries: &mut Vec<UpdateEntry<'a>>,
+    ) -> Option<RequestId<'a>> {
         entries.clear();
         let mut bytes = &self.bytes[request.start..request.end];
+        let has_id = matches!(request.kind, HopKind::Update { has_id: true, .. });
+        let id = take_id(&mut bytes, has_id);
         while !bytes.is_empty() {
             let operator = take(&mut bytes, 1)[0];
             let (condition, expiry, _) = super::take_terms(&mut bytes);
@@ -59,12 +66,13 @@ impl HopRequests {
             };
             entries.push(UpdateEntry { key, operator, condition, expiry });
         }
+        id
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use stateside_types::{Condition, Expiry, Sequence};
+    use stateside_types::{Ack, Condition, Expiry, Sequence};
 
     use super::*;
 
@@ -89,12 +97,14 @@ mod tests {
         }
         let mut hop = HopRequests::default();
         let ack = Some(Ack::Durable);
-        hop.push_update(Ticket(3), PartitionId(4), ack, true, entries.iter().copied());
+        let request = Some(RequestId { client: b"c", number: 1, settled: 0 });
+        let head = codec::WriteHead { ack, request, return_values: true, ..Default::default() };
+        hop.push_update(Ticket(3), PartitionId(4), &head, entries.iter().copied());
         let [update] = hop.requests() else { panic!("one request") };
         assert_eq!((update.ticket, update.partition), (Ticket(3), PartitionId(4)));
-        assert_eq!(update.kind, HopKind::Update { ack, return_values: true });
+        assert_eq!(update.kind, HopKind::Update { ack, has_id: true, return_values: true });
         let mut got = Vec::new();
-        hop.updates(update, &mut got);
+        assert_eq!(hop.updates(update, &mut got), request);
         assert_eq!(got, entries);
     }
 }

@@ -12,7 +12,7 @@ use stateside_pipeline::{
 };
 use stateside_statestore::StateStore;
 use stateside_types::{
-    Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, WriteEntry,
+    Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence,
     limits::{KAFKA_ANCHORS_MAX, KAFKA_PENDING_BYTES_PER_CORE_MAX},
 };
 
@@ -123,17 +123,13 @@ impl CoreKafka {
         self.open.get(&partition).is_some_and(|log| log.epoch == epoch)
     }
 
-    /// Whether a write of these entries can go out now.
-    pub(crate) fn admit(
-        &self,
-        partition: PartitionId,
-        entries: &[WriteEntry<'_>],
-    ) -> Result<(), Refusal> {
+    /// Whether a write can go out now.
+    pub(crate) fn admit(&self, partition: PartitionId, write: &Write<'_>) -> Result<(), Refusal> {
         let Some(log) = self.open.get(&partition) else {
             let text = format!("partition {partition} has not claimed its log in Kafka");
             return Err(Refusal::new(Reason::PartitionStarting, text));
         };
-        let bytes = kafka_record_bytes(entries);
+        let bytes = kafka_record_bytes(write.entries, write.request);
         let most = self.link.record_bytes_max.load(Ordering::Relaxed);
         if bytes > most {
             let text =
@@ -175,7 +171,7 @@ impl CoreKafka {
             timestamp: write.timestamp,
             crc: 0,
         };
-        let bytes = encode_write(&mut head, write.entries);
+        let bytes = encode_write(&mut head, write.request, write.entries);
         let pending = Pending { sequence: write.sequence, bytes: bytes.len(), since: self.now };
         log.pending.push_back(pending);
         log.unanchored_bytes += bytes.len() as u64;

@@ -136,6 +136,9 @@ impl Opening {
         }
         let mut entries = Vec::new();
         message.entries(&mut entries).map_err(|error| damaged(&error.to_string()))?;
+        if let Message::Write { request: Some(mark), .. } = message {
+            store.remember(head.sequence, head.timestamp, mark);
+        }
         store.apply(head.sequence, head.timestamp, &entries);
         while store.is_saturated() {
             work(store)?;

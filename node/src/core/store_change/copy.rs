@@ -11,9 +11,9 @@ use std::{
     },
 };
 
-use stateside_pipeline::trail::{TrailDamaged, next_write};
+use stateside_pipeline::trail::{TrailDamaged, TrailWrite, next_write};
 use stateside_statestore::StateStore;
-use stateside_types::{PartitionId, PartitionSpec, Reason, Refusal, Sequence};
+use stateside_types::{PartitionId, PartitionSpec, Reason, Refusal, Sequence, WriteEntry};
 
 use super::backlog::{Portion, Spilled};
 use crate::core::partition_files::{PartitionFiles, work};
@@ -130,8 +130,8 @@ pub(crate) fn catch_up(
 /// Applies a piece of a trail and does the work that comes of it.
 fn apply(store: &mut dyn StateStore, bytes: &[u8]) -> Result<(), Refusal> {
     let (mut rest, mut entries) = (bytes, Vec::new());
-    while let Some((sequence, timestamp)) = next_write(&mut rest, &mut entries).map_err(damaged)? {
-        store.apply(sequence, timestamp, &entries);
+    while let Some(write) = next_write(&mut rest, &mut entries).map_err(damaged)? {
+        take(store, &write, &entries);
         while store.is_saturated() {
             if !work(store)? {
                 let text = format!("a {} store cannot hold so much", store.kind());
@@ -149,11 +149,19 @@ fn apply(store: &mut dyn StateStore, bytes: &[u8]) -> Result<(), Refusal> {
 /// When the piece does not read back: it never left this process's memory.
 pub(crate) fn apply_here(store: &mut dyn StateStore, bytes: &[u8]) {
     let (mut rest, mut entries) = (bytes, Vec::new());
-    while let Some((sequence, timestamp)) =
+    while let Some(write) =
         next_write(&mut rest, &mut entries).expect("it reads back as it was written")
     {
-        store.apply(sequence, timestamp, &entries);
+        take(store, &write, &entries);
     }
+}
+
+/// As the partition did when it accepted the write.
+fn take(store: &mut dyn StateStore, write: &TrailWrite<'_>, entries: &[WriteEntry<'_>]) {
+    if let Some(mark) = &write.request {
+        store.remember(write.sequence, write.timestamp, mark);
+    }
+    store.apply(write.sequence, write.timestamp, entries);
 }
 
 /// Deletes the store of a kind, and the snapshot that it was copied by when nothing else needs it.

@@ -8,7 +8,7 @@ use std::{
 
 use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
 use stateside_pipeline::{Write, kafka::Anchor};
-use stateside_statestore::{Lookup, MemoryStore, StateStore};
+use stateside_statestore::{Lookup, MemoryStore, RequestLimits, StateStore};
 use stateside_types::{
     Ack, CoreId, Epoch, HashRange, PartitionId, PartitionSpec, Reason, Refusal, Sequence,
     StageKind, StoreKind, Timestamp, WallClock, WriteEntry,
@@ -39,7 +39,7 @@ fn files(folder: &tempfile::TempDir, name: &str) -> Arc<PartitionFiles> {
     let data_dir = Arc::new(DataDir::open(&folder.path().join(name)).unwrap());
     let surroundings = Surroundings { available_cores: 1, environment: Box::new(|_| None) };
     let engines = StoreEngines::new(&data_dir, &Settings::defaults(&surroundings).store);
-    Arc::new(PartitionFiles::new(data_dir, engines, 7))
+    Arc::new(PartitionFiles::new(data_dir, engines, 7, RequestLimits::default()))
 }
 
 /// A core without its ring, and the Kafka threads of its node.
@@ -109,17 +109,19 @@ impl Node {
     fn write(&mut self, id: u32, sequence: u64, value: &[u8]) -> Result<(), Refusal> {
         let entries = [WriteEntry::put(b"k", value)];
         self.kafka.set_now(Instant::now());
-        self.kafka.admit(PartitionId(id), &entries)?;
-        self.kafka.append(&Write {
+        let write = Write {
             partition: PartitionId(id),
             epoch: Epoch(1),
             entries: &entries,
+            request: None,
             now: WallClock(1_700_000_000_000),
             ack: Ack::Durable,
             sequence: Sequence(sequence),
             timestamp: Timestamp(sequence),
             pending: 0,
-        });
+        };
+        self.kafka.admit(PartitionId(id), &write)?;
+        self.kafka.append(&write);
         self.kafka.flush();
         Ok(())
     }
@@ -195,7 +197,7 @@ fn what_counts_is_replayed_by_the_next_owner_and_the_former_hears_of_it() {
     drop((a, b));
     let refusal = Node::start(&cluster, &folder, "a").open(2).map(|_| ()).unwrap_err();
     assert_eq!(refusal.reason, Reason::BadNode);
-    assert_eq!(refusal.metadata, [("owner", "c".to_owned())]);
+    assert_eq!(refusal.metadata, [("owner".into(), "c".to_owned())]);
 }
 
 #[test]
