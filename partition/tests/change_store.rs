@@ -26,7 +26,7 @@ struct World {
 }
 
 impl Outlet for World {
-    fn log_admit(&mut self, _: &[WriteEntry<'_>]) -> Result<(), Refusal> {
+    fn log_admit(&mut self, _: &Write<'_>) -> Result<(), Refusal> {
         Ok(())
     }
 
