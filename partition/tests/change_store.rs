@@ -199,7 +199,7 @@ fn copy(
     for (key, value, version, timestamp, expire_at) in &snapshot {
         let record =
             Record { value, version: *version, timestamp: *timestamp, expire_at: *expire_at };
-        while !other.load(&[SnapshotRecord { key, record }]) {
+        if !other.load(&[SnapshotRecord { key, record }]) {
             let work = other.take_work(Sequence(u64::MAX)).unwrap();
             other.finish_work(work()).unwrap();
         }

@@ -361,8 +361,11 @@ fn load(
         while let Some(block) = reader.next_block().map_err(damaged)? {
             records = block.records().collect();
             block.requests().for_each(|row| store.load_request(&row));
-            while !store.load(&records) {
+            // Taken either way: offered again they would be counted again.
+            let mut has_room = store.load(&records);
+            while !has_room {
                 work(store)?;
+                has_room = store.load(&[]);
             }
             advance(records.len(), store)?;
         }
