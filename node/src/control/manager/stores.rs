@@ -259,11 +259,13 @@ impl Manager {
         let Some(call) = self.stores.calls.remove(&id) else {
             return self.stores.note_failure(id, to, refusal);
         };
-        if !is_stopping && self.desired.get(id).is_some_and(|one| one.store == Some(to)) {
-            if let Err(error) = self.edit(Edit::SetStore(id, call.before)).await {
-                tracing::warn!(partition = id.0, %error, "a refused change could not be taken back");
-                self.stores.note_failure(id, to, refusal.clone());
-            }
+        let is_declared = self.desired.get(id).is_some_and(|one| one.store == Some(to));
+        if !is_stopping
+            && is_declared
+            && let Err(error) = self.edit(Edit::SetStore(id, call.before)).await
+        {
+            tracing::warn!(partition = id.0, %error, "a refused change could not be taken back");
+            self.stores.note_failure(id, to, refusal.clone());
         }
         let _ = call.reply.send(Err(refusal));
     }
