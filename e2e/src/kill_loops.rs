@@ -184,13 +184,16 @@ fn broken(life: u32, violations: &[String], node: &Node<'_>) -> String {
     )
 }
 
+/// What is under way at a kill: a snapshot of a partition to a file, a partition's change to a store.
+type Operations = (Option<(u32, PathBuf)>, Option<(u32, Store)>);
+
 /// Puts load on a node and kills it in the midst of it. Returns how many changes of stores had ended.
 fn load_and_kill(
     runtime: &tokio::runtime::Runtime,
     node: &mut Node<'_>,
     map: &PartitionMap,
     shared: &Arc<Shared>,
-    (snapshot, change): (Option<(u32, PathBuf)>, Option<(u32, Store)>),
+    (snapshot, change): Operations,
     random: &mut Random,
 ) -> u32 {
     let (data, control) = (node.site().data_address(), node.site().control_address());

@@ -29,6 +29,7 @@ use tokio::{runtime::Runtime, task::JoinHandle};
 
 /// The partition that changes.
 const PARTITION: &str = "0";
+const PARTITION_ID: u64 = 0;
 const WRITERS: usize = 4;
 const READERS: usize = 4;
 const KEYS_PER_WRITER: usize = 2_000;
@@ -48,7 +49,7 @@ fn refused(site: &Site, arguments: &[&str], reason: &str) {
 fn partition(site: &Site) -> Value {
     let list = json(site, &["partition", "list"]);
     let all = list["partitions"].as_array().unwrap();
-    all.iter().find(|one| one["id"].to_string() == PARTITION).unwrap().clone()
+    all.iter().find(|one| one["id"] == PARTITION_ID).unwrap().clone()
 }
 
 fn keys(site: &Site, count: usize) -> Vec<String> {

@@ -15,11 +15,14 @@ use stateside_types::{
 
 const KEYS: u8 = 12;
 
+/// Value and version of a record.
+type Seen = (Vec<u8>, u64);
+
 /// What the partition told, and the work that it handed out.
 #[derive(Default)]
 struct World {
     now: u64,
-    records: Vec<(Vec<u8>, Option<(Vec<u8>, u64)>)>,
+    records: Vec<(Vec<u8>, Option<Seen>)>,
     reads: Vec<Result<(), Refusal>>,
     writes: Vec<Result<(Sequence, Timestamp), Refusal>>,
     work: Vec<Work>,
@@ -139,7 +142,7 @@ fn write(partition: &mut Partition, world: &mut World, step: &Step, number: usiz
 }
 
 /// Every key as a reader sees it.
-fn read_all(partition: &mut Partition, world: &mut World) -> Vec<Option<(Vec<u8>, u64)>> {
+fn read_all(partition: &mut Partition, world: &mut World) -> Vec<Option<Seen>> {
     partition.step(Input::LogDurable(partition.applied()), world);
     world.records.clear();
     world.reads.clear();
