@@ -1,7 +1,10 @@
 //! The keys, values and requests that every row uses, and the check that a server does what they
 //! ask: a load looks at HTTP's status at most.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use stateside_e2e::{raw_http2, rpc};
 use stateside_proto::v1::{Ack, GetRequest, UpsertEntry, UpsertRequest};
@@ -23,6 +26,9 @@ pub const GET: &str = "stateside.v1.DataPlane/Get";
 pub const UPSERT: &str = "stateside.v1.DataPlane/Upsert";
 /// Batches under way while records are written.
 const WRITERS: usize = 8;
+/// How long a node may refuse one batch, and the pause between two tries.
+const FILL_PATIENCE: Duration = Duration::from_secs(60);
+const FILL_PAUSE: Duration = Duration::from_millis(20);
 
 const _: () = assert!(KEY.len() == KEY_BYTES);
 
@@ -47,7 +53,7 @@ pub fn upsert_one(key: &[u8], ack: Ack) -> UpsertRequest {
 
 /// A read of one record.
 pub fn get_one(key: &[u8]) -> GetRequest {
-    GetRequest { keys: vec![key.to_vec()], routing_key: Vec::new() }
+    GetRequest { keys: vec![key.to_vec()], ..GetRequest::default() }
 }
 
 /// A write of a batch.
@@ -57,7 +63,7 @@ pub fn upsert_batch(ack: Ack) -> UpsertRequest {
 
 /// A read of the same batch.
 pub fn get_batch() -> GetRequest {
-    GetRequest { keys: (0..BATCH_PAIRS).map(numbered_key).collect(), routing_key: Vec::new() }
+    GetRequest { keys: (0..BATCH_PAIRS).map(numbered_key).collect(), ..GetRequest::default() }
 }
 
 fn entries(numbers: Range<usize>) -> Vec<UpsertEntry> {
@@ -76,11 +82,13 @@ pub fn fill(runtime: &Runtime, address: &str, records: usize) -> Result<(), Stri
                 let mut data = rpc::data(&address).await.map_err(|error| error.to_string())?;
                 for batch in (writer..records / BATCH_PAIRS).step_by(WRITERS) {
                     let numbers = batch * BATCH_PAIRS..(batch + 1) * BATCH_PAIRS;
-                    let results = rpc::put_all(&mut data, entries(numbers))
-                        .await
-                        .map_err(|status| format!("while filling: {status}"))?;
-                    if let Some(error) = results.iter().find_map(|result| result.error.as_ref()) {
-                        return Err(format!("while filling: {}", error.message));
+                    let until = Instant::now() + FILL_PATIENCE;
+                    while let Some(error) = refused(&mut data, numbers.clone()).await? {
+                        // It refuses what its disk does not keep up with, and means: later.
+                        if Instant::now() > until {
+                            return Err(format!("while filling: {error}"));
+                        }
+                        tokio::time::sleep(FILL_PAUSE).await;
                     }
                 }
                 Ok(())
@@ -91,6 +99,17 @@ pub fn fill(runtime: &Runtime, address: &str, records: usize) -> Result<(), Stri
         runtime.block_on(task).map_err(|error| error.to_string())??;
     }
     Ok(())
+}
+
+/// Writes a batch; what a part of it was refused with, if one was.
+async fn refused(data: &mut rpc::Data, numbers: Range<usize>) -> Result<Option<String>, String> {
+    match rpc::put_all(data, entries(numbers)).await {
+        Ok(results) => Ok(results.into_iter().find_map(|r| r.error).map(|error| error.message)),
+        Err(status) if status.code() == tonic::Code::ResourceExhausted => {
+            Ok(Some(status.message().to_owned()))
+        }
+        Err(status) => Err(format!("while filling: {status}")),
+    }
 }
 
 /// What [`check`] asks of a server that has a log.

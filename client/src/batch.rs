@@ -15,7 +15,7 @@ use stateside_types::{
     },
 };
 
-use crate::{Error, RequestId, error::Effect};
+use crate::{Error, RequestId, error::Effect, session::InSession};
 
 /// One record to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +151,7 @@ pub(crate) struct Head<'a> {
     pub(crate) routing_key: &'a [u8],
     pub(crate) atomic: bool,
     pub(crate) ack: Option<Ack>,
+    pub(crate) session: Option<InSession<'a>>,
     /// Its requests get ids.
     pub(crate) has_id: bool,
     /// Of an update: answer with the new values.
@@ -179,7 +180,8 @@ impl Head<'_> {
     /// Bytes at most: three field keys, one length, two one-byte values, and the id.
     fn length_max(&self) -> usize {
         let id = if self.has_id { REQUEST_ID_BYTES_MAX } else { 0 };
-        self.routing_key.len() + 12 + 2 * usize::from(self.return_values) + id
+        let session = self.session.map_or(0, |session| session.length_max());
+        self.routing_key.len() + 12 + 2 * usize::from(self.return_values) + id + session
     }
 }
 
@@ -189,6 +191,8 @@ pub(crate) trait Batch: Sync {
     type Answer: prost::Message + Default + 'static;
     /// Path of the method.
     const PATH: &'static str;
+    /// Field of the request's session.
+    const SESSION: u32;
 
     fn head(&self) -> Head<'_>;
     fn len(&self) -> usize;
@@ -198,6 +202,7 @@ pub(crate) trait Batch: Sync {
     /// Writes the entry as a field of the request.
     fn encode_entry(&self, index: usize, out: &mut Vec<u8>);
     fn effect(&self, index: usize) -> Effect;
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session>;
     fn unpack(answer: Self::Answer) -> Vec<Result<Self::Output, Error>>;
 
     /// What a node refuses of this kind of entry alone.
@@ -286,6 +291,26 @@ pub(crate) trait Batch: Sync {
     }
 }
 
+/// Bytes that a condition and a time to live take in an entry; their tags have a byte each.
+pub(crate) fn terms_length(condition: Condition, ttl_ms: u64) -> usize {
+    let condition = match condition {
+        Condition::None => 0,
+        Condition::IfAbsent => 2,
+        Condition::IfVersion(version) => 1 + encoded_len_varint(version.0),
+    };
+    let ttl = if ttl_ms == 0 { 0 } else { 1 + encoded_len_varint(ttl_ms) };
+    condition + ttl
+}
+
+/// Refuses what no node would take.
+pub(crate) fn check_ttl(index: usize, ttl_ms: u64) -> Result<(), Error> {
+    if ttl_ms <= TTL_MS_MAX {
+        return Ok(());
+    }
+    let message = format!("entry {index} is to live for {ttl_ms} ms");
+    Err(Error::refused(Reason::InvalidTtl, message))
+}
+
 pub(crate) struct UpsertBatch<'a> {
     pub(crate) head: Head<'a>,
     pub(crate) entries: &'a [Upsert<'a>],
@@ -305,6 +330,7 @@ impl Batch for UpsertBatch<'_> {
     type Output = Written;
     type Answer = v1::UpsertResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Upsert";
+    const SESSION: u32 = 15;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -320,17 +346,8 @@ impl Batch for UpsertBatch<'_> {
 
     fn content_length(&self, index: usize) -> usize {
         let entry = &self.entries[index];
-        let condition = match entry.condition {
-            Condition::None => 0,
-            Condition::IfAbsent => 2,
-            Condition::IfVersion(version) => 1 + encoded_len_varint(version.0),
-        };
         let value = if entry.value.is_empty() { 0 } else { bytes_length(entry.value) };
-        let ttl = match entry.ttl_ms() {
-            0 => 0,
-            ttl_ms => 1 + encoded_len_varint(ttl_ms),
-        };
-        bytes_length(entry.key) + value + condition + ttl
+        bytes_length(entry.key) + value + terms_length(entry.condition, entry.ttl_ms())
     }
 
     fn encode_entry(&self, index: usize, out: &mut Vec<u8>) {
@@ -352,16 +369,15 @@ impl Batch for UpsertBatch<'_> {
     }
 
     fn check_entry(&self, index: usize) -> Result<(), Error> {
-        let ttl_ms = self.entries[index].ttl_ms();
-        if ttl_ms <= TTL_MS_MAX {
-            return Ok(());
-        }
-        let message = format!("entry {index} is to live for {ttl_ms} ms");
-        Err(Error::refused(Reason::InvalidTtl, message))
+        check_ttl(index, self.entries[index].ttl_ms())
     }
 
     fn effect(&self, index: usize) -> Effect {
         Effect::Write { only_once: self.entries[index].condition != Condition::None }
+    }
+
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
+        answer.session.as_ref()
     }
 
     fn unpack(answer: Self::Answer) -> Vec<Result<Written, Error>> {
@@ -373,6 +389,7 @@ impl Batch for RemoveBatch<'_> {
     type Output = Written;
     type Answer = v1::RemoveResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Remove";
+    const SESSION: u32 = 15;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -405,6 +422,10 @@ impl Batch for RemoveBatch<'_> {
         Effect::Write { only_once: self.entries[index].if_version.is_some() }
     }
 
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
+        answer.session.as_ref()
+    }
+
     fn unpack(answer: Self::Answer) -> Vec<Result<Written, Error>> {
         answer.results.into_iter().map(written).collect()
     }
@@ -414,6 +435,7 @@ impl<K: AsRef<[u8]> + Sync> Batch for GetBatch<'_, K> {
     type Output = Option<Record>;
     type Answer = v1::GetResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Get";
+    const SESSION: u32 = 3;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -437,6 +459,10 @@ impl<K: AsRef<[u8]> + Sync> Batch for GetBatch<'_, K> {
 
     fn effect(&self, _index: usize) -> Effect {
         Effect::Read
+    }
+
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
+        answer.session.as_ref()
     }
 
     fn unpack(answer: Self::Answer) -> Vec<Result<Option<Record>, Error>> {
@@ -545,6 +571,7 @@ mod tests {
                     ttl_ms: ttl_ms.map_or(0, |ttl_ms| u64::from(ttl_ms.max(1))),
                 }).collect(),
                 routing_key: routing_key.clone(), atomic, ack, request_id: request_id.clone(),
+                session: None,
             };
             let ours = encode_all(&UpsertBatch { head, entries: &upserts }, id.as_ref());
             prop_assert_eq!(v1::UpsertRequest::decode(&ours[..]).unwrap(), theirs.clone());
@@ -560,12 +587,13 @@ mod tests {
             let theirs = v1::RemoveRequest {
                 entries: removals.iter().map(|r| v1::RemoveEntry { key: r.key.to_vec(), if_version: r.if_version.map(|v| v.0) }).collect(),
                 routing_key: routing_key.clone(), atomic, ack, request_id: request_id.clone(),
+                session: None,
             };
             prop_assert_eq!(encode_all(&RemoveBatch { head, entries: &removals }, id.as_ref()), theirs.encode_to_vec());
 
             let keys: Vec<_> = entries.iter().map(|(key, ..)| key.clone()).collect();
             let head = Head { routing_key: &routing_key, ..Head::default() };
-            let theirs = v1::GetRequest { keys: keys.clone(), routing_key: routing_key.clone() };
+            let theirs = v1::GetRequest { keys: keys.clone(), routing_key: routing_key.clone(), session: None };
             prop_assert_eq!(encode_all(&GetBatch { head, keys: &keys }, None), theirs.encode_to_vec());
         }
     }

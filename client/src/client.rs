@@ -21,7 +21,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use stateside_proto::v1;
 use stateside_router::key_hash;
-use stateside_types::{KeyHash, Reason, limits};
+use stateside_types::{KeyHash, PartitionId, Reason, limits};
 use tokio::{
     sync::{Mutex, Semaphore},
     time::{Instant, sleep, timeout_at},
@@ -37,6 +37,7 @@ use crate::{
     plan::{Placed, Request, RequestLimits, Target, plan},
     request_ids::{Naming, Session},
     retry::{Backoff, Verdict, decide},
+    session::InSession,
     update::UpdateBatch,
 };
 
@@ -216,8 +217,10 @@ impl Client {
         options: &ReadOptions,
     ) -> Result<Results<Option<Record>>, Error> {
         let deadline = options.deadline.unwrap_or(self.shared.options.deadline);
+        let tokens = options.session.as_ref().map(crate::Session::snapshot).unwrap_or_default();
         let head = Head {
             routing_key: options.routing_key.as_deref().unwrap_or_default(),
+            session: options.session.as_ref().map(|session| InSession { session, tokens: &tokens }),
             ..Head::default()
         };
         self.shared.execute(&GetBatch { head, keys }, None, deadline).await
@@ -279,6 +282,8 @@ impl Shared {
             atomic: options.atomic,
             ack: options.ack,
             has_id: self.session.is_some() || options.request_id.is_some(),
+            // The tokens of a write are learnt, not told: it waits for none.
+            session: options.session.as_ref().map(|session| InSession { session, tokens: &[] }),
             ..Head::default()
         }
     }
@@ -451,9 +456,18 @@ impl Shared {
             };
             let _turn = turn.expect("the semaphore is never closed");
             let id = naming.name(request.number);
-            let message = Bytes::from(batch.encode(&request.picks, request.bytes, id.as_ref()));
+            let mut message = batch.encode(&request.picks, request.bytes, id.as_ref());
+            let session = batch.head().session;
+            if let Some(session) = session {
+                let of = partitions(batch, &request.picks, call.topology.as_deref());
+                session.encode(B::SESSION, of.as_deref(), &mut message);
+            }
+            let message = Bytes::from(message);
             let answer: B::Answer =
                 self.call_path(B::PATH, request.target, message, effect, call).await?;
+            if let Some(session) = session {
+                session.learn(B::session_of(&answer));
+            }
             let results = B::unpack(answer);
             if results.len() == request.picks.len() {
                 return Ok(results);
@@ -644,6 +658,27 @@ fn renumbered<B: Batch>(
         all.append(&mut part_requests);
     }
     Ok(all)
+}
+
+/// The partitions that a request is of, as far as they are known.
+fn partitions<B: Batch>(
+    batch: &B,
+    picks: &[u32],
+    topology: Option<&Topology>,
+) -> Option<Vec<PartitionId>> {
+    let topology = topology?;
+    let routing_key = batch.head().routing_key;
+    let place = |key: &[u8]| {
+        let route = topology.find_index(key_hash(key))?;
+        Some(topology.routes()[route].id)
+    };
+    let mut partitions: Vec<_> = match routing_key.is_empty() {
+        false => place(routing_key).into_iter().collect(),
+        true => picks.iter().filter_map(|&pick| place(batch.key(pick as usize))).collect(),
+    };
+    partitions.sort_unstable();
+    partitions.dedup();
+    Some(partitions)
 }
 
 /// What the next round has to do.

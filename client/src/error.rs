@@ -128,14 +128,20 @@ impl fmt::Display for Refused {
 
 impl From<v1::EntryError> for Error {
     fn from(error: v1::EntryError) -> Self {
+        let reason = Reason::from_name(&error.reason);
+        let metadata: BTreeMap<_, _> = error.metadata.into_iter().collect();
+        // Only writes are answered entry by entry.
+        if says_unknown(reason, &metadata) {
+            return Self::OutcomeUnknown { why: error.message.into() };
+        }
         Self::Refused(Arc::new(Refused {
-            reason: Reason::from_name(&error.reason),
+            reason,
             reason_name: error.reason,
             code: Code::from_i32(error.code),
             message: error.message,
             retry_after: (error.retry_after_ms > 0)
                 .then(|| Duration::from_millis(u64::from(error.retry_after_ms))),
-            metadata: error.metadata.into_iter().collect(),
+            metadata,
         }))
     }
 }
@@ -162,7 +168,8 @@ impl Effect {
 /// Turns what tonic reports into an error. The chain of sources tells the cases apart:
 ///
 /// ```text
-/// status from the node (ErrorInfo, or no source) ─► Refused, but DEADLINE_EXCEEDED of a write ─► OutcomeUnknown
+/// status from the node (ErrorInfo, or no source) ─► Refused, but DEADLINE_EXCEEDED of a write, and
+///                                   LOG_UNAVAILABLE that says so ─► OutcomeUnknown
 /// hyper: canceled                  the request never left the client's queue ─┐
 /// h2: GOAWAY from the node         its stream is above the last one handled   ├► Unreachable
 /// h2: REFUSED_STREAM from the node says that nothing was processed           ─┘
@@ -226,6 +233,9 @@ fn from_node(status: &Status, address: &Arc<str>, effect: Effect) -> Error {
     if reason == Some(Reason::DeadlineExceeded) && !effect.is_read() {
         return Error::OutcomeUnknown { why: status.message().into() };
     }
+    if says_unknown(reason, &metadata) && !effect.is_read() {
+        return Error::OutcomeUnknown { why: status.message().into() };
+    }
     if reason_name.is_empty() && matches!(status.code(), Code::Unknown | Code::Internal) {
         // No Stateside node answers so: a proxy, another server, or an answer cut short.
         let why = if status.message().is_empty() {
@@ -255,6 +265,12 @@ fn from_node(status: &Status, address: &Arc<str>, effect: Effect) -> Error {
         retry_after: status.get_details_retry_info().and_then(|info| info.retry_delay),
         metadata,
     }))
+}
+
+/// A node's word for a write that its log has neither taken nor refused.
+fn says_unknown(reason: Option<Reason>, metadata: &BTreeMap<String, String>) -> bool {
+    reason == Some(Reason::LogUnavailable)
+        && metadata.get("outcome").is_some_and(|outcome| outcome == "unknown")
 }
 
 #[cfg(test)]
@@ -301,6 +317,25 @@ mod tests {
         let address: Arc<str> = "n:1".into();
         assert!(matches!(from_status(&status, &address, WRITE), Error::OutcomeUnknown { .. }));
         assert!(matches!(from_status(&status, &address, Effect::Read), Error::Refused(_)));
+    }
+
+    #[test]
+    fn a_log_that_does_not_answer_leaves_a_write_unknown_and_one_that_refuses_does_not() {
+        let address: Arc<str> = "n:1".into();
+        let refusal = |outcome: &str| {
+            let mut details = ErrorDetails::new();
+            details.set_error_info(
+                "LOG_UNAVAILABLE",
+                "stateside.dev",
+                [("outcome".to_owned(), outcome.to_owned())],
+            );
+            Status::with_error_details(Code::Unavailable, "why", details)
+        };
+        let unknown = refusal("unknown");
+        assert!(matches!(from_status(&unknown, &address, WRITE), Error::OutcomeUnknown { .. }));
+        assert!(matches!(from_status(&unknown, &address, Effect::Read), Error::Refused(_)));
+        let known = refusal("nothing written");
+        assert!(matches!(from_status(&known, &address, WRITE), Error::Refused(_)));
     }
 
     #[test]

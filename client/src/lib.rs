@@ -17,7 +17,7 @@
 //! # What is retried
 //! | what happened | a read | a write |
 //! |---|---|---|
-//! | refused: `OVERLOADED`, `PARTITION_STARTING`, `PARTITION_BUSY`, `SHUTTING_DOWN` | after the node's hint and a backoff | the same: a refusal changed nothing |
+//! | refused: `OVERLOADED`, `PARTITION_STARTING`, `PARTITION_BUSY`, `SESSION_BEHIND`, `SHUTTING_DOWN` | after the node's hint and a backoff | the same: a refusal changed nothing |
 //! | refused: `BAD_NODE` | after a new topology | the same |
 //! | refused: `RESPONSE_TOO_LARGE` | in smaller groups | – |
 //! | refused otherwise | no | no |
@@ -49,6 +49,7 @@ mod plan;
 mod request_ids;
 mod retry;
 mod scan;
+mod session;
 mod topology;
 mod update;
 
@@ -60,6 +61,7 @@ pub use error::{Error, Refused};
 pub use options::{Options, ReadOptions, WriteOptions};
 pub use request_ids::RequestId;
 pub use scan::{Page, ScanPlace, ScanRange};
+pub use session::Session;
 pub use stateside_proto::v1;
 pub use stateside_types::{Ack, Condition, ExpireAt, Operator, Reason, Sequence, Timestamp};
 pub use topology::Topology;

@@ -7,7 +7,7 @@ use std::{
 
 use stateside_types::{Ack, limits};
 
-use crate::RequestId;
+use crate::{RequestId, Session};
 
 /// Settings of a client. `Options::default()` suits a sidecar on the same machine.
 #[derive(Clone, Debug)]
@@ -76,6 +76,8 @@ pub struct WriteOptions {
     pub atomic: bool,
     /// Ask for more than the partition's default acknowledgement; never gives less.
     pub ack: Option<Ack>,
+    /// The session that learns of the write.
+    pub session: Option<Session>,
     /// Instead of [`Options::deadline`].
     pub deadline: Option<Duration>,
     /// The write's name, in place of one that [`Options::request_ids`] makes up: for a caller that repeats
@@ -89,6 +91,8 @@ pub struct WriteOptions {
 pub struct ReadOptions {
     /// The routing key that the records were written with, if any.
     pub routing_key: Option<Vec<u8>>,
+    /// The session whose writes and reads this one follows.
+    pub session: Option<Session>,
     /// Instead of [`Options::deadline`].
     pub deadline: Option<Duration>,
 }

@@ -73,6 +73,7 @@ fn decide_refused(refused: &Refused, named: bool, attempt: u32) -> Verdict {
             Reason::Overloaded
             | Reason::PartitionStarting
             | Reason::PartitionBusy
+            | Reason::SessionBehind
             | Reason::ShuttingDown,
         ) => Verdict::Retry { not_before: refused.retry_after.unwrap_or_default() },
         // Its outcome may be unknown, which the id settles.
@@ -178,6 +179,7 @@ mod tests {
                 Reason::Overloaded
                 | Reason::PartitionStarting
                 | Reason::PartitionBusy
+                | Reason::SessionBehind
                 | Reason::ShuttingDown => Verdict::Retry { not_before: Duration::ZERO },
                 Reason::BadNode => Verdict::Reroute,
                 _ => Verdict::GiveUp,

@@ -10,7 +10,7 @@ use stateside_types::{ExpireAt, PartitionId, Sequence, Timestamp};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::{
-    Client, Error, Record,
+    Client, Error, Record, Session,
     client::{Call, Shared},
     error::Effect,
     plan::Target,
@@ -29,7 +29,7 @@ pub enum ScanPlace {
 }
 
 /// Which records a scan reads, and in what pages.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ScanRange {
     /// Whose.
     pub place: ScanPlace,
@@ -44,6 +44,8 @@ pub struct ScanRange {
     /// Each page shows the state of its own time. Else all show that of the first, or the scan ends with
     /// [`Reason::ScanMoved`](crate::Reason::ScanMoved).
     pub each_page: bool,
+    /// The session whose writes and reads the pages follow.
+    pub session: Option<Session>,
 }
 
 impl ScanRange {
@@ -56,6 +58,7 @@ impl ScanRange {
             end: Vec::new(),
             page_records: 0,
             each_page: false,
+            session: None,
         }
     }
 
@@ -109,9 +112,14 @@ impl Client {
             limit: range.page_records,
             continuation: continuation.unwrap_or_default().to_vec(),
             consistency: consistency.into(),
+            session: range.session.as_ref().map(|session| v1::Session { tokens: session.tokens() }),
         };
         let message = Bytes::from(request.encode_to_vec());
-        self.shared().scan(&range.place, message, deadline).await.map(Page::from)
+        let answer = self.shared().scan(&range.place, message, deadline).await?;
+        if let (Some(session), Some(learnt)) = (&range.session, &answer.session) {
+            session.learn(&learnt.tokens);
+        }
+        Ok(Page::from(answer))
     }
 }
 

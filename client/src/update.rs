@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use prost::encoding::{self, WireType, encode_key, encode_varint, encoded_len_varint};
+use prost::encoding::{self, WireType, encode_key, encode_varint};
 use stateside_proto::v1;
-use stateside_types::{Condition, Operator, Reason, Sequence, Timestamp, limits::TTL_MS_MAX};
+use stateside_types::{Condition, Operator, Sequence, Timestamp};
 
 use crate::{
     Error,
-    batch::{Batch, Head, bytes_length, put_bytes, put_varint, ttl_ms},
+    batch::{Batch, Head, bytes_length, check_ttl, put_bytes, put_varint, terms_length, ttl_ms},
     error::Effect,
 };
 
@@ -103,6 +103,7 @@ impl Batch for UpdateBatch<'_> {
     type Output = Updated;
     type Answer = v1::UpdateResponse;
     const PATH: &'static str = "/stateside.v1.DataPlane/Update";
+    const SESSION: u32 = 15;
 
     fn head(&self) -> Head<'_> {
         self.head
@@ -124,16 +125,7 @@ impl Batch for UpdateBatch<'_> {
             }
             Operator::Append(bytes) | Operator::Merge(bytes) => bytes_length(bytes),
         };
-        let condition = match entry.condition {
-            Condition::None => 0,
-            Condition::IfAbsent => 2,
-            Condition::IfVersion(version) => 1 + encoded_len_varint(version.0),
-        };
-        let ttl = match ttl_ms(entry.ttl) {
-            0 => 0,
-            ttl_ms => 1 + encoded_len_varint(ttl_ms),
-        };
-        bytes_length(entry.key) + operator + condition + ttl
+        bytes_length(entry.key) + operator + terms_length(entry.condition, ttl_ms(entry.ttl))
     }
 
     fn encode_entry(&self, index: usize, out: &mut Vec<u8>) {
@@ -159,18 +151,17 @@ impl Batch for UpdateBatch<'_> {
     }
 
     fn check_entry(&self, index: usize) -> Result<(), Error> {
-        let ttl_ms = ttl_ms(self.entries[index].ttl);
-        if ttl_ms <= TTL_MS_MAX {
-            return Ok(());
-        }
-        let message = format!("entry {index} is to live for {ttl_ms} ms");
-        Err(Error::refused(Reason::InvalidTtl, message))
+        check_ttl(index, ttl_ms(self.entries[index].ttl))
     }
 
     fn effect(&self, index: usize) -> Effect {
         let entry = &self.entries[index];
         let accumulates = matches!(entry.operator, Operator::Add(_) | Operator::Append(_));
         Effect::Write { only_once: accumulates || entry.condition != Condition::None }
+    }
+
+    fn session_of(answer: &Self::Answer) -> Option<&v1::Session> {
+        answer.session.as_ref()
     }
 
     fn unpack(answer: Self::Answer) -> Vec<Result<Updated, Error>> {

@@ -8,7 +8,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use fake_node::{FakeNode, Script};
 use stateside_client::{
-    Client, Error, Options, ReadOptions, Reason, Removal, Upsert, WriteOptions,
+    Client, Error, Options, ReadOptions, Reason, Removal, RequestId, Upsert, WriteOptions,
 };
 use stateside_router::key_hash;
 use tokio::{
@@ -217,6 +217,53 @@ async fn reads_and_writes_marked_safe_survive_a_connection_that_dies() {
     let conditional = Upsert::new("k", "x").if_absent();
     let (written, _) = tokio::join!(client.upsert_one(conditional, &write), node.die_when_told());
     assert!(matches!(written, Err(Error::OutcomeUnknown { .. })), "{written:?}");
+}
+
+#[tokio::test]
+async fn under_ids_every_attempt_has_the_id_of_the_first_and_conditions_are_no_hindrance() {
+    let node = FakeNode::start();
+    let named = Options { request_ids: true, retries: 50, ..unrouted() };
+    let client = connect(&node, named).await;
+    let write = WriteOptions::default();
+    node.state.script(Script::ApplyAndDie);
+    let restart = async {
+        let (address, state) = node.die_when_told().await;
+        FakeNode::start_at(address, state)
+    };
+    let conditional = Upsert::new("k", "v").if_absent();
+    let (written, node) = tokio::join!(client.upsert_one(conditional, &write), restart);
+    written.unwrap();
+    node.state.script(Script::Refuse(Reason::LogUnavailable));
+    node.state.script(Script::Refuse(Reason::Overloaded));
+    client.upsert_one(conditional, &write).await.unwrap();
+    let given = RequestId { client: b"me".to_vec(), number: 70, settled: 69 };
+    let write = WriteOptions { request_id: Some(given), ..WriteOptions::default() };
+    client.upsert_one(conditional, &write).await.unwrap();
+
+    let ids: Vec<_> = node.state.ids.lock().unwrap().drain(..).map(Option::unwrap).collect();
+    let numbers: Vec<_> = ids.iter().map(|id| (id.number, id.settled)).collect();
+    assert_eq!(numbers, [(1, 1), (1, 1), (2, 2), (2, 2), (2, 2), (70, 69)]);
+    assert!(ids[..5].iter().all(|id| id.client == ids[0].client && id.client.len() == 16));
+    assert_eq!(ids[5].client, b"me");
+
+    // A name that no node takes, and a batch that would have to be split, are not sent.
+    let wrong = RequestId { client: Vec::new(), number: 1, settled: 0 };
+    let write = WriteOptions { request_id: Some(wrong), ..WriteOptions::default() };
+    let refused = client.upsert_one(conditional, &write).await.unwrap_err();
+    assert_eq!(refused.reason(), Some(Reason::InvalidRequestId));
+    let long = vec![0; 600 << 10];
+    let large = [Upsert::new("a", &long), Upsert::new("b", &long)];
+    let given = RequestId { client: b"me".to_vec(), number: 71, settled: 0 };
+    let write = WriteOptions { request_id: Some(given), ..WriteOptions::default() };
+    let refused = client.upsert(&large, &write).await.unwrap_err();
+    assert_eq!(refused.reason(), Some(Reason::BatchTooLarge));
+    assert!(node.state.ids.lock().unwrap().is_empty());
+    // The client's own ids are one for each part.
+    client.upsert(&large, &WriteOptions::default()).await.unwrap().all().unwrap();
+    let ids: Vec<_> = node.state.ids.lock().unwrap().drain(..).map(Option::unwrap).collect();
+    let mut numbers: Vec<_> = ids.iter().map(|id| id.number).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, [3, 4]);
 }
 
 #[tokio::test]

@@ -14,10 +14,12 @@ pub enum Store {
     Sled,
     /// Records on disk, in a log-structured merge tree.
     Lsm,
+    /// Integers in memory, without a log.
+    Counters,
 }
 
 impl Store {
-    /// Every one.
+    /// Every one that holds any value and has a log.
     pub const ALL: [Self; 4] = [Self::Memory, Self::MemoryOrdered, Self::Sled, Self::Lsm];
     /// Those that order their keys.
     pub const ORDERED: [Self; 3] = [Self::MemoryOrdered, Self::Sled, Self::Lsm];
@@ -29,6 +31,7 @@ impl Store {
             Self::MemoryOrdered => "memory-ordered",
             Self::Sled => "sled",
             Self::Lsm => "lsm",
+            Self::Counters => "counters",
         }
     }
 }

@@ -68,7 +68,11 @@ impl NeverReads {
 
     /// Sends `count` more requests; answers how many the node took before it stopped reading.
     pub fn ask(&mut self, count: u32) -> u32 {
-        let message = GetRequest { keys: vec![self.key.clone()], routing_key: Vec::new() };
+        let message = GetRequest {
+            keys: vec![self.key.clone()],
+            routing_key: Vec::new(),
+            ..Default::default()
+        };
         let body = framed(false, &message.encode_to_vec());
         for sent in 0..count {
             let mut bytes = frame(1, 0x4, self.next_stream, &get_headers());

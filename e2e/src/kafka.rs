@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::requirements;
+use crate::{kafka_guard::Guard, requirements};
 
 /// How long a broker may take until it serves: a Java machine on a busy machine.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -83,17 +83,37 @@ impl Broker {
     /// # Errors
     /// A sentence: the folder cannot be written, or formatting failed.
     pub fn create(kafka: Kafka, folder: &Path) -> Result<Self, String> {
+        Self::create_with(kafka, folder, None)
+    }
+
+    /// As [`Self::create`], with a second door that asks for TLS, a password and rights.
+    ///
+    /// # Errors
+    /// As [`Self::create`]; or no certificate can be made.
+    pub fn create_guarded(kafka: Kafka, folder: &Path) -> Result<(Self, Guard), String> {
+        let failed = |error: io::Error| format!("{}: {error}", folder.display());
+        fs::create_dir_all(folder).map_err(failed)?;
+        let guard = Guard::make(folder, free_ports().map_err(failed)?.0)?;
+        Ok((Self::create_with(kafka, folder, Some(&guard))?, guard))
+    }
+
+    fn create_with(kafka: Kafka, folder: &Path, guard: Option<&Guard>) -> Result<Self, String> {
         let failed = |error: io::Error| format!("{}: {error}", folder.display());
         fs::create_dir_all(folder).map_err(failed)?;
         let (port, controller) = free_ports().map_err(failed)?;
         let properties = folder.join("server.properties");
-        fs::write(&properties, server_properties(port, controller, &folder.join("data")))
-            .map_err(failed)?;
+        let text = server_properties(port, controller, &folder.join("data"), guard);
+        fs::write(&properties, text).map_err(failed)?;
         let broker = Self { kafka, folder: folder.to_owned(), port, child: None };
         let id = broker.run("kafka.tools.StorageTool", &["random-uuid"])?;
         let id = id.lines().last().unwrap_or_default().trim().to_owned();
         let properties = properties.display().to_string();
-        broker.run("kafka.tools.StorageTool", &["format", "-t", &id, "-c", &properties])?;
+        let mut format = vec!["format", "-t", &id, "-c", &properties];
+        let credentials = Guard::credentials();
+        if guard.is_some() {
+            format.extend(["--add-scram", &credentials]);
+        }
+        broker.run("kafka.tools.StorageTool", &format)?;
         Ok(broker)
     }
 
@@ -212,21 +232,25 @@ fn free_ports() -> io::Result<(u16, u16)> {
     Ok((one.local_addr()?.port(), other.local_addr()?.port()))
 }
 
-fn server_properties(port: u16, controller: u16, data: &Path) -> String {
+fn server_properties(port: u16, controller: u16, data: &Path, guard: Option<&Guard>) -> String {
+    let (door, more) = match guard {
+        None => (String::new(), String::new()),
+        Some(guard) => (format!(",SASL_SSL://{}", guard.address()), guard.properties()),
+    };
     format!(
         "process.roles=broker,controller\n\
          node.id=1\n\
          controller.quorum.voters=1@127.0.0.1:{controller}\n\
-         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
-         advertised.listeners=PLAINTEXT://127.0.0.1:{port}\n\
+         listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{door}\n\
+         advertised.listeners=PLAINTEXT://127.0.0.1:{port}{door}\n\
          controller.listener.names=CONTROLLER\n\
-         listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT\n\
+         listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL\n\
          log.dirs={}\n\
          offsets.topic.replication.factor=1\n\
          transaction.state.log.replication.factor=1\n\
          transaction.state.log.min.isr=1\n\
          auto.create.topics.enable=false\n\
-         num.partitions=1\n",
+         num.partitions=1\n{more}",
         data.display()
     )
 }

@@ -301,6 +301,7 @@ async fn verify(address: &str, shared: &Shared) -> Result<PartitionMap, String> 
             let request = GetRequest {
                 keys: names.iter().map(|name| name.clone().into()).collect(),
                 routing_key,
+                ..Default::default()
             };
             let answer = data.get(request).await.map_err(failed("Get"))?.into_inner();
             for (name, record) in names.into_iter().zip(answer.records) {
@@ -588,6 +589,7 @@ impl Writer {
         let request = GetRequest {
             keys: names.iter().map(|name| name.clone().into()).collect(),
             routing_key: Vec::new(),
+            ..Default::default()
         };
         let records = match self.data.get(request).await {
             Ok(answer) => answer.into_inner().records,
@@ -624,6 +626,7 @@ async fn read_at_random(mut data: Data, shared: Arc<Shared>, mut random: Random)
         let request = GetRequest {
             keys: names.iter().map(|name| name.clone().into()).collect(),
             routing_key,
+            ..Default::default()
         };
         let records = match data.get(request).await {
             Ok(answer) => answer.into_inner().records,
@@ -655,7 +658,7 @@ fn upsert_request(write: &Write) -> UpsertRequest {
         routing_key: write.routing_key.clone(),
         atomic: !write.routing_key.is_empty(),
         ack: Ack::Default.into(),
-        request_id: None,
+        ..Default::default()
     }
 }
 
@@ -672,7 +675,7 @@ fn remove_request(write: &Write) -> RemoveRequest {
         routing_key: write.routing_key.clone(),
         atomic: !write.routing_key.is_empty(),
         ack: Ack::Default.into(),
-        request_id: None,
+        ..Default::default()
     }
 }
 

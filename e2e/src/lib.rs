@@ -13,6 +13,7 @@ pub mod grpcurl;
 pub mod history;
 pub mod hostile;
 pub mod kafka;
+pub mod kafka_guard;
 pub mod kill_loops;
 pub mod node_process;
 pub mod ports;

@@ -101,7 +101,8 @@ pub async fn put_all(
 /// # Errors
 /// The node's refusal.
 pub async fn get(data: &mut Data, key: &str) -> Result<Record, Status> {
-    let request = GetRequest { keys: vec![key.into()], routing_key: Vec::new() };
+    let request =
+        GetRequest { keys: vec![key.into()], routing_key: Vec::new(), ..Default::default() };
     Ok(data.get(request).await?.into_inner().records.remove(0))
 }
 

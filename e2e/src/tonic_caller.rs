@@ -51,6 +51,7 @@ impl TonicCaller {
                 let message = GetRequest {
                     keys: list(&request["keys"]).iter().map(bytes).collect(),
                     routing_key: bytes(&request["routingKey"]),
+                    ..Default::default()
                 };
                 let answer = data.get(with_deadline(message, call)).await?.into_inner();
                 Ok(json!({ "records": answer.records.iter().map(record).collect::<Value>() }))
@@ -133,6 +134,7 @@ fn upsert_request(request: &Value) -> UpsertRequest {
         atomic: request["atomic"] == json!(true),
         ack: ack(&request["ack"]),
         request_id: request.get("requestId").map(request_id),
+        ..Default::default()
     }
 }
 
@@ -149,6 +151,7 @@ fn remove_request(request: &Value) -> RemoveRequest {
         atomic: request["atomic"] == json!(true),
         ack: ack(&request["ack"]),
         request_id: request.get("requestId").map(request_id),
+        ..Default::default()
     }
 }
 
@@ -175,6 +178,7 @@ fn update_request(request: &Value) -> UpdateRequest {
         ack: ack(&request["ack"]),
         return_values: request["returnValues"] == json!(true),
         request_id: request.get("requestId").map(request_id),
+        ..Default::default()
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use serde_json::Value;
 use stateside_e2e::{
     command_line::stateside,
-    config::Config,
+    config::{Config, Store},
     node_process::{Site, binary},
 };
 
@@ -84,6 +84,28 @@ fn inserts_add_records_that_reads_find() {
     assert!(inserted > 0, "{report}");
     let status = stateside(&site, ["status", "-o", "json"]).json();
     assert_eq!(status["records"].as_u64().unwrap(), 500 + inserted, "{report}");
+}
+
+#[test]
+fn scans_find_records_where_the_store_orders_its_keys_and_are_told_where_it_does_not() {
+    let work = "--workload e --duration 1s --warm-up 0s --records 2000 --seed 9";
+    let site = Site::new(Config { store: Store::MemoryOrdered, ..Config::default() });
+    let node = site.start();
+    let report = bench(&site, work);
+    let run = &report["runs"][0];
+    assert_eq!(run["failed_calls"], 0, "{report}");
+    let calls = |kind: &str| run["operations"][kind]["calls"].as_u64().unwrap();
+    assert!(calls("scan") > calls("insert"), "{report}");
+    // 2,000 records in 8 partitions: a scan has many, and as many as 100.
+    let records = run["records"].as_u64().unwrap();
+    assert!(records > 10 * calls("scan") && records <= 100 * calls("scan") + calls("insert"));
+    drop(node);
+
+    let site = Site::new(Config::default());
+    let _node = site.start();
+    let report = bench(&site, work);
+    let failed = &report["runs"][0]["failures"];
+    assert!(failed.to_string().contains("STORE_NOT_ORDERED"), "{report}");
 }
 
 #[test]
@@ -181,7 +203,6 @@ fn what_cannot_be_measured_is_refused_in_a_sentence() {
         let words = ["bench"].into_iter().chain(flags.split(' '));
         stateside(&site, words).failed_with(code, mentions);
     };
-    refused("--workload e", USAGE, &["workload e is made of scans", "a, b, c, d and f"]);
     refused("--key-bytes 7", USAGE, &["at least 11 bytes"]);
     refused("--rate 10 --plot x.svg", USAGE, &["--sweep"]);
     refused("--sweep --plot x.png", USAGE, &["SVG"]);

@@ -114,7 +114,9 @@ fn start_on_a_full_disk(test: &str, store: Store) {
 
     let mut node = site.start();
     match store {
-        Store::Memory | Store::MemoryOrdered => runtime.block_on(everything_is_there(&address, 20)),
+        Store::Memory | Store::MemoryOrdered | Store::Counters => {
+            runtime.block_on(everything_is_there(&address, 20))
+        }
         Store::Sled => runtime.block_on(async {
             let mut data = rpc::data(&address).await.unwrap();
             let refused = rpc::get(&mut data, &key(0)).await.unwrap_err();

@@ -28,7 +28,7 @@ use stateside_e2e::{
 use stateside_proto::v1::{Ack, UpsertRequest};
 use tokio::runtime::Runtime;
 
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 /// How long an owner is stopped in the middle of its sends.
 const PAUSE: Duration = Duration::from_secs(60);
 
@@ -41,35 +41,35 @@ fn broker(test: &str, folder: &Path) -> Option<Broker> {
 }
 
 /// Lines of configuration for a log in Kafka.
-fn in_kafka(address: &str, more: &str) -> String {
+pub(crate) fn in_kafka(address: &str, more: &str) -> String {
     format!(
         "partition.pipeline = [\"clock\", \"dispatcher\", \"kafka-log\", \"line-monitor\"]\n\
          kafka.brokers = \"{address}\"\nkafka.replication = 1\n{more}"
     )
 }
 
-fn site(broker: &Broker, node_id: &'static str, more: &str) -> Site {
+pub(crate) fn site(broker: &Broker, node_id: &'static str, more: &str) -> Site {
     Site::new(Config { node_id, more: in_kafka(&broker.address(), more), ..Config::default() })
 }
 
-fn started(site: &Site) -> Node<'_> {
+pub(crate) fn started(site: &Site) -> Node<'_> {
     let node = site.start();
     node.wait_until_all_serve();
     node
 }
 
-fn runtime() -> Runtime {
+pub(crate) fn runtime() -> Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
 }
 
-fn connect(runtime: &Runtime, site: &Site) -> Data {
+pub(crate) fn connect(runtime: &Runtime, site: &Site) -> Data {
     runtime.block_on(rpc::data(&site.data_address())).unwrap()
 }
 
 /// What one client knows of its keys. A write with an unknown outcome leaves two possibilities, which
 /// the next write with a known one settles.
 #[derive(Clone, Default)]
-struct Known {
+pub(crate) struct Known {
     acknowledged: BTreeMap<String, Vec<u8>>,
     possible: BTreeMap<String, Vec<Vec<u8>>>,
 }
@@ -89,16 +89,21 @@ impl Known {
 }
 
 /// Clients that write to keys of their own, each one call at a time, until told to stop.
-struct Load {
+pub(crate) struct Load {
     known: Arc<Mutex<Known>>,
     stop: Arc<AtomicBool>,
     written: Arc<AtomicU64>,
-    refusals: Arc<Mutex<Vec<Failure>>>,
+    pub(crate) refusals: Arc<Mutex<Vec<Failure>>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Load {
-    fn start(runtime: &Runtime, site: &Site, name: &'static str, clients: usize) -> Self {
+    pub(crate) fn start(
+        runtime: &Runtime,
+        site: &Site,
+        name: &'static str,
+        clients: usize,
+    ) -> Self {
         let load = Self {
             known: Arc::default(),
             stop: Arc::default(),
@@ -152,16 +157,16 @@ impl Load {
         Self { tasks: tasks.collect(), ..load }
     }
 
-    fn written(&self) -> u64 {
+    pub(crate) fn written(&self) -> u64 {
         self.written.load(Ordering::SeqCst)
     }
 
-    fn until_written(&self, more: u64) {
+    pub(crate) fn until_written(&self, more: u64) {
         let target = self.written() + more;
         until("writes are acknowledged", LIMIT, || (self.written() >= target).then_some(()));
     }
 
-    fn end(self, runtime: &Runtime) -> (Known, Vec<Failure>) {
+    pub(crate) fn end(self, runtime: &Runtime) -> (Known, Vec<Failure>) {
         self.stop.store(true, Ordering::SeqCst);
         for task in self.tasks {
             runtime.block_on(task).unwrap();
@@ -172,7 +177,7 @@ impl Load {
     }
 }
 
-fn check_all(runtime: &Runtime, site: &Site, known: &Known) {
+pub(crate) fn check_all(runtime: &Runtime, site: &Site, known: &Known) {
     let mut data = connect(runtime, site);
     assert!(known.acknowledged.len() > 8, "hardly any load");
     for key in known.acknowledged.keys() {
@@ -339,9 +344,9 @@ fn kafka_a_million_records_are_replayed() {
         }
     });
     node.kill();
-    let node = site.start();
     let begun = Instant::now();
-    node.wait_until_all_serve();
+    // Not ready before every partition is open.
+    let node = site.start();
     let took = begun.elapsed();
     println!(
         "{RECORDS} records replayed in {took:?}: {:.0} records/s",

@@ -200,8 +200,9 @@ fn every_family_of_the_documentation_has_a_series_and_no_other() {
     for name in documented {
         let shown = page.series(name) + page.series(&format!("{name}_count"));
         // Of partitions with a snapshot, with stages before the clock (`stages.rs` sees those), with
-        // their log in Kafka (`kafka.rs`).
+        // requests under ids (`retries.rs`), with their log in Kafka (`kafka.rs`).
         let may_be_absent = name == "stateside_partition_snapshot_age_seconds"
+            || name == "stateside_partition_request_oldest_age_seconds"
             || name.starts_with("stateside_stage_")
             || name.starts_with("stateside_partition_kafka_");
         assert!(shown > 0 || may_be_absent, "{name} has no series");

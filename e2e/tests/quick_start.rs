@@ -86,7 +86,7 @@ fn find_every(site: &Site, cities: &BTreeMap<String, Value>) {
         let all: Vec<(&String, &Value)> = cities.iter().collect();
         for batch in all.chunks(READ_BATCH) {
             let keys = batch.iter().map(|(key, _)| key.as_bytes().to_vec()).collect();
-            let answer = data.get(GetRequest { keys, routing_key: Vec::new() }).await.unwrap();
+            let answer = data.get(GetRequest { keys, ..Default::default() }).await.unwrap();
             let records = answer.into_inner().records;
             assert_eq!(records.len(), batch.len());
             for ((key, city), record) in batch.iter().zip(records) {

@@ -227,7 +227,13 @@ fn increments_over_kills(store: Store) {
     assert_eq!(ids.clients, CLIENTS as u64);
     assert!(ids.answers >= CLIENTS as u64 && ids.oldest_unix_ms > 0 && ids.retries_answered > 0);
     let metrics = node.metrics();
-    assert!(metrics.contains("stateside_partition_retries_answered_total"));
+    let shows = |name: &str| {
+        let of_name = metrics.lines().filter(|line| line.starts_with(name));
+        of_name.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>()
+    };
+    assert_eq!(shows("stateside_partition_request_answers{"), ids.answers as f64);
+    assert!(shows("stateside_partition_request_oldest_age_seconds{") > 0.0);
+    assert!(shows("stateside_partition_retries_answered_total{") > 0.0);
 }
 
 #[test]

@@ -117,7 +117,8 @@ async fn counters(data: &mut Data) -> BTreeMap<String, i64> {
     });
     for (routing_key, key) in singles.chain(pairs) {
         let keys = vec![key.clone().into_bytes()];
-        let request = GetRequest { keys, routing_key: routing_key.into_bytes() };
+        let request =
+            GetRequest { keys, routing_key: routing_key.into_bytes(), ..Default::default() };
         let record = data.get(request).await.unwrap().into_inner().records.remove(0);
         found.insert(key, if record.found { integer(&record.value) } else { 0 });
     }

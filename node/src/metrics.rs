@@ -215,6 +215,14 @@ pub struct CoreMetrics {
     pub window_writes: Counter,
     /// Level: reads held until what they saw is durable, over all partitions.
     pub held_reads: Counter,
+    /// Level: reads that wait for their store's disk, over all partitions.
+    pub queued_reads: Counter,
+    /// Level: writes that do.
+    pub queued_writes: Counter,
+    /// Level: reads that wait for what their session knows, over all partitions.
+    pub session_reads: Counter,
+    /// Level: bytes of replaced records that are kept for reads, over all partitions.
+    pub replaced_bytes: Counter,
     /// Level: bytes accepted and not yet written to the log.
     pub log_pending_bytes: Counter,
     /// Records written to the log.
@@ -259,6 +267,10 @@ impl Default for CoreMetrics {
             hops_pending: Counter::default(),
             window_writes: Counter::default(),
             held_reads: Counter::default(),
+            queued_reads: Counter::default(),
+            queued_writes: Counter::default(),
+            session_reads: Counter::default(),
+            replaced_bytes: Counter::default(),
             log_pending_bytes: Counter::default(),
             log_records: Counter::default(),
             log_bytes: Counter::default(),

@@ -235,6 +235,9 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
             keeper: Arc::clone(&keeper),
             placement: Placement(manifest.placement),
             log_target_bytes: u64::from(settings.log.max_mb) << 20,
+            unlogged_snapshot_interval: Duration::from_secs(
+                settings.partition.snapshot_interval_s.into(),
+            ),
             log_lazy_delay: Duration::from_millis(u64::from(settings.log.flush_after_ms)),
             coverage: Arc::clone(&coverage),
             files: Arc::clone(&files),

@@ -8,6 +8,7 @@
 //!                        holds records?
 //!   not declared  ──────── no ─► remove          yes ─► held until confirmed
 //!   other range/log ────── no ─► remove, add     yes ─► held: not possible in place
+//!   to or from counters ── no ─► remove, add     yes ─► held: not possible in place
 //!   other ack/pipeline ────────► update
 //!   other store ───────────────► change store
 //!   new ─── range free ────────► add             range of a held partition ─► held: waits
@@ -37,6 +38,15 @@ pub struct Defaults {
     pub ack: Ack,
     /// Stages, in order.
     pub pipeline: PipelineSpec,
+}
+
+impl Defaults {
+    /// Acknowledgement and stages of a declared partition with this store.
+    pub fn settings(&self, declared: &DesiredPartition, store: StoreKind) -> (Ack, PipelineSpec) {
+        let pipeline = declared.pipeline.as_ref().unwrap_or(&self.pipeline);
+        let pipeline = if store.is_unlogged() { pipeline.without_log() } else { pipeline.clone() };
+        (declared.ack.unwrap_or(self.ack), pipeline)
+    }
 }
 
 /// What is known of a partition's records.
@@ -89,7 +99,7 @@ pub enum Removal {
     Empty,
     /// Somebody confirmed the loss of its records.
     Confirmed,
-    /// It holds no records and is made anew with another range or log.
+    /// It holds no records and is made anew with another range or log, to or from `counters`.
     Recreate,
 }
 
@@ -127,6 +137,15 @@ pub enum HoldReason {
         from: HashRange,
         /// The one declared.
         to: HashRange,
+        /// What it holds.
+        holding: Holding,
+    },
+    /// Records do not move between a store that keeps integers without a log and others.
+    StoreChange {
+        /// The store that they are in.
+        from: StoreKind,
+        /// The one declared.
+        to: StoreKind,
         /// What it holds.
         holding: Holding,
     },
@@ -210,11 +229,11 @@ pub fn plan(
         if staying.has(id) {
             continue;
         }
-        let ack = declared.ack.unwrap_or(defaults.ack);
-        let pipeline = declared.pipeline.as_ref().unwrap_or(&defaults.pipeline);
+        let store = declared.store.unwrap_or(defaults.store);
+        let (ack, pipeline) = defaults.settings(declared, store);
         let reason = if let Some(by) = staying.find(range) {
             HoldReason::RangeTaken { range, by }
-        } else if check_ack(ack, pipeline).is_err() {
+        } else if check_ack(ack, &pipeline).is_err() {
             HoldReason::DurableWithoutLog
         } else if staying.len() >= limits::PARTITIONS_PER_NODE_MAX {
             HoldReason::NodeFull
@@ -222,9 +241,9 @@ pub fn plan(
             let spec = PartitionSpec {
                 id,
                 range,
-                store: declared.store.unwrap_or(defaults.store),
+                store,
                 ack,
-                pipeline: pipeline.clone(),
+                pipeline,
                 first_epoch: epoch,
                 epoch,
                 base_sequence: Sequence::ZERO,
@@ -303,20 +322,24 @@ fn fate_of_declared(
     defaults: &Defaults,
     holding: impl FnOnce() -> Holding,
 ) -> Fate {
-    let ack = declared.ack.unwrap_or(defaults.ack);
-    let pipeline = declared.pipeline.as_ref().unwrap_or(&defaults.pipeline);
-    if check_ack(ack, pipeline).is_err() {
-        return Fate::Hold(HoldReason::DurableWithoutLog);
-    }
     // An undeclared store means: as it was created. Else another default would strand them all.
     let store = declared.store.unwrap_or(spec.store);
+    let (ack, pipeline) = defaults.settings(declared, store);
+    if check_ack(ack, &pipeline).is_err() {
+        return Fate::Hold(HoldReason::DurableWithoutLog);
+    }
     let log_changes = pipeline.is_logged_in_kafka() != spec.pipeline.is_logged_in_kafka();
-    if declared.range != spec.range || log_changes {
+    // One of them keeps integers alone, without a log.
+    let is_other_kind = store.is_unlogged() != spec.store.is_unlogged();
+    if declared.range != spec.range || log_changes || is_other_kind {
         return match holding() {
             Holding::Empty => Fate::Remove(Removal::Recreate),
             holding if declared.range != spec.range => {
                 let (from, to) = (spec.range, declared.range);
                 Fate::Hold(HoldReason::RangeChange { from, to, holding })
+            }
+            holding if is_other_kind => {
+                Fate::Hold(HoldReason::StoreChange { from: spec.store, to: store, holding })
             }
             holding => Fate::Hold(HoldReason::LogChange { holding }),
         };
@@ -325,11 +348,11 @@ fn fate_of_declared(
     if ack != spec.ack {
         changes.push(SettingChange::Ack(spec.ack, ack));
     }
-    if *pipeline != spec.pipeline {
+    if pipeline != spec.pipeline {
         changes.push(SettingChange::Pipeline(spec.pipeline.clone(), pipeline.clone()));
     }
     let update = (!changes.is_empty())
-        .then(|| (PartitionSpec { ack, pipeline: pipeline.clone(), ..spec.clone() }, changes));
+        .then(|| (PartitionSpec { ack, pipeline, ..spec.clone() }, changes));
     Fate::Keep { update, store: (store != spec.store).then_some(store) }
 }
 
@@ -435,6 +458,11 @@ impl fmt::Display for Held {
                 f,
                 "refused: change the range of partition {id} from {from} to {to}: {holding}, and \
                  records cannot change their partition; declare a partition with another id"
+            ),
+            HoldReason::StoreChange { from, to, holding } => write!(
+                f,
+                "refused: change the store of partition {id} from {from} to {to}: {holding}, and \
+                 counters keeps integers alone, without a log; declare a partition with another id"
             ),
             HoldReason::LogChange { holding } => write!(
                 f,

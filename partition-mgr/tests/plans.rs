@@ -167,6 +167,28 @@ fn another_store_moves_the_records_and_keeps_their_epoch() {
 }
 
 #[test]
+fn records_do_not_move_to_or_from_counters() {
+    let mut set = quarters();
+    set[0].store = Some(StoreKind::Counters);
+    set[0].ack = Some(Ack::Memory);
+    let node = node_with(&desired(set.clone()));
+    set[0].store = Some(StoreKind::Memory);
+    set[1].store = Some(StoreKind::Counters);
+    set[1].ack = Some(Ack::Memory);
+    set[2].store = Some(StoreKind::Counters);
+    set[2].ack = Some(Ack::Memory);
+    expect(
+        &plan_for(&node, &desired(set), &[(0, 1), (1, 7)]),
+        &[
+            "remove partition 2, range 0x8000000000000000..0xc000000000000000: it is empty and is made anew",
+            "add partition 2, range 0x8000000000000000..0xc000000000000000, store counters, ack memory, pipeline clock>dispatcher: core 0, epoch 5",
+            "refused: change the store of partition 0 from counters to memory: it holds 1 record, and counters keeps integers alone, without a log; declare a partition with another id",
+            "refused: change the store of partition 1 from memory to counters: it holds 7 records, and counters keeps integers alone, without a log; declare a partition with another id",
+        ],
+    );
+}
+
+#[test]
 fn empty_partitions_that_swap_ranges_are_made_anew() {
     let node = node_with(&desired(quarters()));
     let mut set = quarters();

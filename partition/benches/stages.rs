@@ -47,7 +47,7 @@ impl Effects for World {
 
     fn value(&mut self, _: Ticket, _: &[u8]) {}
 
-    fn read_done(&mut self, _: Ticket, _: Result<(), Refusal>) {}
+    fn read_done(&mut self, _: Ticket, _: Result<Sequence, Refusal>) {}
 
     fn written(&mut self, _: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>) {
         outcome.expect("every write passes");

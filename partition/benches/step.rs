@@ -103,7 +103,7 @@ impl Effects for World {
         unreachable!("nothing is scanned here");
     }
 
-    fn read_done(&mut self, _: Ticket, outcome: Result<(), Refusal>) {
+    fn read_done(&mut self, _: Ticket, outcome: Result<Sequence, Refusal>) {
         outcome.expect("a read is never refused here");
         self.answered += 1;
     }
@@ -189,7 +189,8 @@ fn step(criterion: &mut Criterion) {
                         match ack {
                             Some(ack) => put(&mut partition, &mut world, &key, ack),
                             None => {
-                                let input = Input::Read { ticket: Ticket(1), keys: &[&key] };
+                                let input =
+                                    Input::Read { ticket: Ticket(1), keys: &[&key], session: None };
                                 partition.step(input, &mut world);
                             }
                         }

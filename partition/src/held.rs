@@ -10,9 +10,10 @@ use crate::Ticket;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Held {
     Write(Ticket, Sequence, Timestamp),
-    /// A refusal that is recorded.
+    /// A refusal that is recorded, or that tells of what it saw.
     Refused(Ticket, Arc<Refusal>),
-    Read(Ticket),
+    /// A read that saw a write of this sequence.
+    Read(Ticket, Sequence),
 }
 
 /// Answers by the sequence that they wait for. Writes come in order; a read waits for the newest
@@ -20,12 +21,19 @@ pub(crate) enum Held {
 #[derive(Debug, Default)]
 pub(crate) struct HeldAnswers {
     queue: VecDeque<(Sequence, Held)>,
+    /// Those that are not bounded by the window of writes.
     reads: usize,
+}
+
+impl Held {
+    fn is_read(&self) -> bool {
+        !matches!(self, Self::Write(..))
+    }
 }
 
 impl HeldAnswers {
     pub(crate) fn hold(&mut self, until: Sequence, answer: Held) {
-        self.reads += usize::from(matches!(answer, Held::Read(_)));
+        self.reads += usize::from(answer.is_read());
         let behind = self.queue.iter().rev().take_while(|(sequence, _)| *sequence > until).count();
         self.queue.insert(self.queue.len() - behind, (until, answer));
     }
@@ -41,7 +49,7 @@ impl HeldAnswers {
             return None;
         }
         let (_, answer) = self.queue.pop_front()?;
-        self.reads -= usize::from(matches!(answer, Held::Read(_)));
+        self.reads -= usize::from(answer.is_read());
         Some(answer)
     }
 }
@@ -56,11 +64,11 @@ mod tests {
         for n in [1, 2, 3] {
             held.hold(Sequence(n), Held::Write(Ticket(n), Sequence(n), Timestamp(0)));
         }
-        held.hold(Sequence(2), Held::Read(Ticket(20)));
+        held.hold(Sequence(2), Held::Read(Ticket(20), Sequence(2)));
         assert_eq!(held.pop(Sequence(0)), None);
         let order: Vec<_> = std::iter::from_fn(|| held.pop(Sequence(2))).collect();
         assert_eq!(order.len(), 3);
-        assert_eq!(order[2], Held::Read(Ticket(20)));
+        assert_eq!(order[2], Held::Read(Ticket(20), Sequence(2)));
         assert_eq!(held.reads(), 0);
         assert!(matches!(held.pop(Sequence(3)), Some(Held::Write(Ticket(3), ..))));
     }

@@ -20,11 +20,15 @@ mod json_merge;
 mod operators;
 mod owned;
 mod partition;
+mod replaced;
 mod retries;
 mod scan;
 mod snapshot;
+mod split;
 mod trail;
+mod waiting;
 
+pub use change_store::{Successor, apply};
 pub use partition::{Effects, Input, Partition, SnapshotHead, Ticket};
 pub use scan::{PageEnd, Scan};
 pub use trail::{CopyPace, Trail, TrailPiece};

@@ -145,6 +145,18 @@ impl OwnedUpdate {
     }
 }
 
+impl Owned {
+    /// Whoever waits for it.
+    pub(crate) fn ticket(&self) -> Ticket {
+        match self {
+            Self::Read { ticket, .. }
+            | Self::Scan { ticket, .. }
+            | Self::Write { ticket, .. }
+            | Self::Update { ticket, .. } => *ticket,
+        }
+    }
+}
+
 impl OwnedEntry {
     pub(crate) fn borrow(&self) -> WriteEntry<'_> {
         WriteEntry {

@@ -1,6 +1,8 @@
 //! The state machine. See the crate's header for when a write becomes visible.
 
 mod checks;
+mod counters;
+mod queueing;
 mod update;
 
 use std::{collections::VecDeque, mem};
@@ -10,10 +12,9 @@ use stateside_statestore::{
     Lookup, PageStep, SnapshotRecord, StateStore, StoreError, StoreStats, Work, WorkDone,
 };
 use stateside_types::{
-    Ack, Change, Condition, PartitionSpec, PartitionState, PipelineError, Reason, Record, Refusal,
-    RequestId, RequestMark, Sequence, StageKind, Timestamp, UpdateEntry, WallClock, WriteEntry,
-    check_ack,
-    limits::{HELD_READS_MAX, PARTITION_QUEUE_MAX},
+    Ack, AtLeast, Change, Condition, PartitionSpec, PartitionState, PipelineError, Reason, Record,
+    Refusal, RequestId, RequestMark, Sequence, StoreKind, Timestamp, UpdateEntry, WallClock,
+    WriteEntry, check_ack, limits::HELD_READS_MAX,
 };
 
 use self::update::UpdateTerms;
@@ -21,8 +22,10 @@ use crate::{
     PageEnd, Scan,
     held::{Held, HeldAnswers},
     owned::Owned,
+    replaced::Replaced,
     retries::{Accepted, payload_hash, with_values},
     trail::Trail,
+    waiting::{DiskReads, SessionReads},
 };
 
 /// The node's name for a request under way; the partition only hands it back.
@@ -37,6 +40,8 @@ pub enum Input<'a> {
         ticket: Ticket,
         /// At least one key.
         keys: &'a [&'a [u8]],
+        /// What the read's session knows: it waits until the partition shows that.
+        session: Option<AtLeast>,
     },
     /// Read a page of the records in the order of their keys. Answered by one `record` each, then
     /// `page_end`, then `read_done`.
@@ -45,6 +50,8 @@ pub enum Input<'a> {
         ticket: Ticket,
         /// Which page.
         scan: &'a Scan,
+        /// As of a read.
+        session: Option<AtLeast>,
     },
     /// Execute this batch, atomically. Answered by `written`.
     Write {
@@ -81,8 +88,9 @@ pub enum Input<'a> {
     LogFailed(Sequence, Refusal),
     /// The outcome of the work handed out last.
     WorkDone(WorkDone),
-    /// Time passes: what was put off is tried again.
-    Tick,
+    /// So many milliseconds went by since the last of these: what was put off is tried again, and who has
+    /// waited long enough is told.
+    Tick(u64),
 }
 
 /// What a partition does to the world. The node implements it.
@@ -93,8 +101,9 @@ pub trait Effects: Outlet {
     /// The end of a scan's page; its answer leaves with `read_done`.
     fn page_end(&mut self, ticket: Ticket, end: PageEnd<'_>);
 
-    /// A read's answer may leave.
-    fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>);
+    /// A read's answer may leave. It tells of the state after this sequence, or any later one that left
+    /// its keys as they were.
+    fn read_done(&mut self, ticket: Ticket, outcome: Result<Sequence, Refusal>);
 
     /// The value that one entry of an update left in the store.
     fn value(&mut self, ticket: Ticket, value: &[u8]);
@@ -132,7 +141,15 @@ pub struct Partition {
     changes: Vec<Changes>,
     changed: Vec<WriteEntry<'static>>,
     /// Requests behind one that waits for its store; the front one is that request.
-    queue: VecDeque<Owned>,
+    pub(crate) queue: VecDeque<Owned>,
+    /// Reads have a queue of their own and show what is durable.
+    pub(crate) is_split: bool,
+    /// In that mode, with a log: what writes replaced that are not durable.
+    pub(crate) replaced: Option<Box<Replaced>>,
+    pub(crate) disk_reads: DiskReads,
+    pub(crate) session_reads: SessionReads,
+    /// Milliseconds since the partition was made, as its ticks tell.
+    pub(crate) age_ms: u64,
     /// A piece of the store's work is out.
     pub(crate) working: bool,
     /// The piece that is out belongs to the store before: its outcome is nobody's.
@@ -143,7 +160,7 @@ pub struct Partition {
     pub(crate) disk_full: bool,
     /// The last batch that removed something, or whose record was reclaimed: what a read of an
     /// absent key depends on.
-    last_remove: Sequence,
+    pub(crate) last_remove: Sequence,
     /// The latest time that a request was judged by.
     time: WallClock,
     /// Set while writes are refused and reads go on.
@@ -162,7 +179,7 @@ impl Partition {
     pub fn new(spec: PartitionSpec, store: Box<dyn StateStore>) -> Result<Self, PipelineError> {
         let mut pipeline = Pipeline::new(&spec.pipeline, spec.ack)?;
         pipeline.resume(store.applied(), store.applied_timestamp());
-        Ok(Self {
+        let mut partition = Self {
             last_remove: store.applied(),
             time: WallClock(store.applied_timestamp().millis()),
             spec,
@@ -173,6 +190,11 @@ impl Partition {
             changes: Vec::new(),
             changed: Vec::new(),
             queue: VecDeque::new(),
+            is_split: false,
+            replaced: None,
+            disk_reads: DiskReads::default(),
+            session_reads: SessionReads::default(),
+            age_ms: 0,
             working: false,
             leaving: false,
             trail: None,
@@ -180,7 +202,9 @@ impl Partition {
             frozen: None,
             failing: None,
             halted: None,
-        })
+        };
+        partition.set_mode();
+        Ok(partition)
     }
 
     /// The settings in force.
@@ -188,9 +212,11 @@ impl Partition {
         &self.spec
     }
 
-    /// Sizes of the store.
+    /// Sizes of the store, and in its memory what writes replaced that are not durable.
     pub fn stats(&self) -> StoreStats {
-        self.store.stats()
+        let mut stats = self.store.stats();
+        stats.memory_bytes += self.replaced_bytes();
+        stats
     }
 
     /// What each stage before the clock did.
@@ -213,7 +239,7 @@ impl Partition {
         self.applied().0.saturating_sub(self.passed().0)
     }
 
-    /// Reads held until what they saw is durable.
+    /// Reads held until what they saw is durable, and refusals of conditions.
     pub fn held_reads(&self) -> usize {
         self.held.reads()
     }
@@ -236,7 +262,7 @@ impl Partition {
 
     /// Whether nothing of the store is out on the blocking pool and nothing waits.
     pub fn is_quiet(&self) -> bool {
-        !self.working && !self.leaving && self.queue.is_empty()
+        !self.working && !self.leaving && self.queue.is_empty() && self.disk_reads.is_empty()
     }
 
     /// Puts new settings in force. Store and first epoch stay.
@@ -264,6 +290,7 @@ impl Partition {
             self.pipeline.resume(self.store.applied(), self.store.applied_timestamp());
         }
         self.spec = spec;
+        self.set_mode();
         Ok(())
     }
 
@@ -284,7 +311,8 @@ impl Partition {
     pub fn halt(&mut self, refusal: Refusal, effects: &mut impl Effects) {
         self.halted = Some(refusal.clone());
         self.give_up(Sequence(u64::MAX), &refusal, effects);
-        while let Some(owned) = self.queue.pop_front() {
+        let waiting = self.queue.drain(..).chain(self.disk_reads.drain());
+        for owned in waiting.chain(self.session_reads.drain()) {
             refuse(&owned, refusal.clone(), effects);
         }
     }
@@ -292,17 +320,17 @@ impl Partition {
     /// One step: consumes the input, emits effects.
     pub fn step(&mut self, input: Input<'_>, effects: &mut impl Effects) {
         match input {
-            Input::Read { ticket, keys } => {
-                if !self.must_queue(|| Owned::read(ticket, keys), effects)
-                    && !self.read(ticket, keys, effects)
+            Input::Read { ticket, keys, session } => {
+                if session.is_none()
+                    || !self.must_wait(session, || Owned::read(ticket, keys), effects)
                 {
-                    self.queue.push_back(Owned::read(ticket, keys));
+                    self.start_read(ticket, keys, effects);
                 }
             }
-            Input::Scan { ticket, scan } => {
+            Input::Scan { ticket, scan, session } => {
                 let owned = || Owned::Scan { ticket, scan: scan.clone() };
-                if !self.must_queue(owned, effects) && !self.scan(ticket, scan, effects) {
-                    self.queue.push_back(owned());
+                if !self.must_wait(session, owned, effects) {
+                    self.start_scan(ticket, scan, effects);
                 }
             }
             Input::Write { ticket, entries, ack, request } => {
@@ -339,7 +367,14 @@ impl Partition {
                 }
             }
             Input::WorkDone(done) => self.work_done(done, effects),
-            Input::Tick => self.disk_full = false,
+            Input::Tick(elapsed_ms) => {
+                self.disk_full = false;
+                self.age_ms = self.age_ms.saturating_add(elapsed_ms);
+                self.refuse_late(effects);
+            }
+        }
+        if !self.session_reads.is_empty() {
+            self.wake_sessions(effects);
         }
         self.hand_out_work(effects);
     }
@@ -363,26 +398,6 @@ impl Partition {
         reclaimed.records
     }
 
-    /// Queues the request behind one that waits for its store; or refuses it. True: dealt with.
-    fn must_queue(&mut self, owned: impl FnOnce() -> Owned, effects: &mut impl Effects) -> bool {
-        if let Some(refusal) = &self.halted {
-            refuse(&owned(), refusal.clone(), effects);
-            return true;
-        }
-        if self.queue.is_empty() {
-            return false;
-        }
-        let limit = if self.pipeline.has(StageKind::Dispatcher) { PARTITION_QUEUE_MAX } else { 1 };
-        let owned = owned();
-        if self.queue.len() < limit {
-            self.queue.push_back(owned);
-        } else {
-            let message = format!("partition {} has {limit} requests waiting", self.spec.id);
-            refuse(&owned, Refusal::new(Reason::Overloaded, message), effects);
-        }
-        true
-    }
-
     /// False: the store has to fetch first.
     fn read(&mut self, ticket: Ticket, keys: &[&[u8]], effects: &mut impl Effects) -> bool {
         // Only a store that blocks answers Unknown, and only then the keys are looked up twice.
@@ -392,6 +407,21 @@ impl Partition {
             self.store.fetch(&missing);
             return false;
         }
+        let seen = self.read_known(ticket, keys, effects);
+        if let Some(seen) = seen {
+            self.answer_read(ticket, seen, effects);
+        }
+        true
+    }
+
+    /// Hands out the records of keys that the store knows. Returns the newest write that they tell of,
+    /// None when the read was refused.
+    pub(crate) fn read_known(
+        &mut self,
+        ticket: Ticket,
+        keys: &[&[u8]],
+        effects: &mut impl Effects,
+    ) -> Option<Sequence> {
         if keys.len() > 1 {
             self.store.prefetch(keys);
         }
@@ -399,7 +429,7 @@ impl Partition {
         let mut depends_on = Sequence::ZERO;
         let mut withheld = false;
         for key in keys {
-            match self.store.get(key) {
+            match self.visible(key) {
                 Lookup::Found(record) => {
                     // That a record has expired is told on the strength of the record, too.
                     depends_on = depends_on.max(record.version);
@@ -422,18 +452,17 @@ impl Partition {
         if withheld {
             let refusal = Refusal::new(Reason::ResponseTooLarge, "the records are too large");
             effects.read_done(ticket, Err(refusal));
-            return true;
+            return None;
         }
-        self.answer_read(ticket, depends_on, effects);
-        true
+        Some(depends_on)
     }
 
     /// Lets a read's answer go when what it saw is durable.
     fn answer_read(&mut self, ticket: Ticket, depends_on: Sequence, effects: &mut impl Effects) {
-        if self.spec.ack == Ack::Memory || depends_on <= self.passed() {
-            effects.read_done(ticket, Ok(()));
+        if !self.answers_must_last() || depends_on <= self.passed() {
+            effects.read_done(ticket, Ok(depends_on));
         } else if self.held.reads() < HELD_READS_MAX {
-            self.held.hold(depends_on, Held::Read(ticket));
+            self.held.hold(depends_on, Held::Read(ticket, depends_on));
         } else {
             let message = format!("partition {} has {HELD_READS_MAX} reads waiting", self.spec.id);
             effects.read_done(ticket, Err(Refusal::new(Reason::Overloaded, message)));
@@ -441,7 +470,7 @@ impl Partition {
     }
 
     /// False: the store has to fetch first.
-    fn scan(&mut self, ticket: Ticket, scan: &Scan, effects: &mut impl Effects) -> bool {
+    pub(crate) fn scan(&mut self, ticket: Ticket, scan: &Scan, effects: &mut impl Effects) -> bool {
         let now = self.tell_time(effects);
         let mut depends_on = self.last_remove;
         let step = self.store.page(&scan.page, &mut |SnapshotRecord { key, record }| {
@@ -511,7 +540,7 @@ impl Partition {
             return false;
         }
         match self.execute(entries, ack, mark.as_ref(), effects) {
-            Err(refusal) => effects.written(ticket, Err(refusal)),
+            Err(refusal) => self.refuse_write(ticket, refusal, effects),
             Ok(accepted) => self.acknowledge(ticket, accepted, effects),
         }
         true
@@ -604,14 +633,22 @@ impl Partition {
         effects: &mut impl Effects,
     ) -> Result<Accepted, Refusal> {
         let entries = write.entries;
+        if self.spec.store == StoreKind::Counters {
+            counters::check(entries)?;
+        }
         if let Err(refusal) = self.check_conditions(entries, write.now) {
             return self.refuse_for_good(&write, refusal, effects);
         }
         let told = write.request.and_then(|mark| with_values(mark, entries));
         let mut write = Write { request: told.as_ref().or(write.request), ..write };
-        self.check_memory(&write, effects.memory_available())?;
+        let replaces = self.look_up_replaced(&write)?;
+        let extra = replaces.as_ref().map_or(0, |batch| batch.bytes() as u64);
+        self.check_memory(&write, effects.memory_available().saturating_sub(extra))?;
         self.pipeline.admit(&write, effects)?;
         self.pipeline.accept(&mut write, effects);
+        if let (Some(replaced), Some(batch)) = (&mut self.replaced, replaces) {
+            replaced.push(batch);
+        }
         if let Some(mark) = write.request {
             self.store.remember(write.sequence, write.timestamp, mark);
         }
@@ -640,13 +677,16 @@ impl Partition {
                 Held::Write(ticket, ..) | Held::Refused(ticket, _) => {
                     effects.written(ticket, Err(refusal.clone()));
                 }
-                Held::Read(ticket) => effects.read_done(ticket, Err(refusal.clone())),
+                Held::Read(ticket, _) => effects.read_done(ticket, Err(refusal.clone())),
             }
         }
     }
 
     fn release(&mut self, effects: &mut impl Effects) {
         let passed = self.passed();
+        if let Some(replaced) = &mut self.replaced {
+            replaced.drop_through(passed);
+        }
         while let Some(held) = self.held.pop(passed) {
             match held {
                 Held::Write(ticket, sequence, timestamp) => {
@@ -655,7 +695,7 @@ impl Partition {
                 Held::Refused(ticket, refusal) => {
                     effects.written(ticket, Err((*refusal).clone()));
                 }
-                Held::Read(ticket) => effects.read_done(ticket, Ok(())),
+                Held::Read(ticket, seen) => effects.read_done(ticket, Ok(seen)),
             }
         }
         // Everything ahead of a failed write has been answered: now its own failure, and that of
@@ -681,7 +721,8 @@ impl Partition {
                 self.disk_full = true;
                 self.store.forget_fetched();
                 let refusal = Refusal::new(Reason::DiskFull, error.to_string());
-                for waiting in std::mem::take(&mut self.queue) {
+                for waiting in mem::take(&mut self.queue).into_iter().chain(self.disk_reads.drain())
+                {
                     refuse(&waiting, refusal.clone(), effects);
                 }
                 return;
@@ -694,37 +735,14 @@ impl Partition {
                 return self.halt(Refusal::new(reason, error.to_string()), effects);
             }
         }
-        self.answer_queue(effects);
+        self.answer_waiting(effects);
     }
 
-    /// Answers the requests that wait, until one has to wait for its store again.
-    pub(crate) fn answer_queue(&mut self, effects: &mut impl Effects) {
-        while let Some(front) = self.queue.pop_front() {
-            let answered = match &front {
-                Owned::Read { ticket, keys } => {
-                    let keys: Vec<&[u8]> = keys.iter().map(Vec::as_slice).collect();
-                    self.read(*ticket, &keys, effects)
-                }
-                Owned::Update { ticket, ack, request, return_values, entries } => {
-                    let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
-                    let request = request.as_ref().map(|request| request.borrow());
-                    let (ack, return_values) = (*ack, *return_values);
-                    let terms = UpdateTerms { ack, request, return_values };
-                    self.update_values(*ticket, &entries, terms, effects)
-                }
-                Owned::Scan { ticket, scan } => self.scan(*ticket, scan, effects),
-                Owned::Write { ticket, ack, request, entries } => {
-                    let entries: Vec<_> = entries.iter().map(|entry| entry.borrow()).collect();
-                    let request = request.as_ref().map(|request| request.borrow());
-                    self.write(*ticket, &entries, *ack, request, effects)
-                }
-            };
-            if !answered {
-                self.queue.push_front(front);
-                return;
-            }
-            self.store.forget_fetched();
-        }
+    /// The store knows more than it did: goes on with what waits for it.
+    pub(crate) fn answer_waiting(&mut self, effects: &mut impl Effects) {
+        self.retry_disk_reads(effects);
+        self.retry_queue(effects);
+        self.ask_for_disk_reads();
     }
 
     pub(crate) fn hand_out_work(&mut self, effects: &mut impl Effects) {
@@ -736,23 +754,21 @@ impl Partition {
         let writable = if self.disk_full { Sequence::ZERO } else { self.passed() };
         if let Some(work) = self.store.take_work(writable) {
             self.working = true;
+            self.disk_reads.is_out = self.disk_reads.asked > 0;
             effects.run(work);
         }
     }
 
-    fn blocks(&self) -> bool {
+    pub(crate) fn blocks(&self) -> bool {
         self.spec.store.is_on_disk()
     }
 }
 
-fn refuse(owned: &Owned, refusal: Refusal, effects: &mut impl Effects) {
+pub(crate) fn refuse(owned: &Owned, refusal: Refusal, effects: &mut impl Effects) {
+    let ticket = owned.ticket();
     match owned {
-        Owned::Read { ticket, .. } | Owned::Scan { ticket, .. } => {
-            effects.read_done(*ticket, Err(refusal))
-        }
-        Owned::Write { ticket, .. } | Owned::Update { ticket, .. } => {
-            effects.written(*ticket, Err(refusal))
-        }
+        Owned::Read { .. } | Owned::Scan { .. } => effects.read_done(ticket, Err(refusal)),
+        Owned::Write { .. } | Owned::Update { .. } => effects.written(ticket, Err(refusal)),
     }
 }
 

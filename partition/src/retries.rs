@@ -109,7 +109,9 @@ impl Partition {
         effects: &mut impl Effects,
     ) {
         let Accepted { sequence, timestamp, ack, refusal } = accepted;
-        let leaves = ack == Ack::Memory || sequence <= self.passed();
+        // In split mode a refusal tells of what reads show when it is durable.
+        let at_once = ack == Ack::Memory && !(self.is_split && refusal.is_some());
+        let leaves = at_once || sequence <= self.passed();
         match refusal {
             None if leaves => effects.written(ticket, Ok((sequence, timestamp))),
             None => self.held.hold(sequence, Held::Write(ticket, sequence, timestamp)),

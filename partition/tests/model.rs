@@ -19,9 +19,9 @@ use stateside_partition::{Effects, Input, PageEnd, Partition, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::{RequestWindow, StateStore, Work, WorkDone};
 use stateside_types::{
-    Ack, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, Operator,
-    PartitionId, PartitionSpec, PartitionState, Reason, Record, Refusal, Sequence, StoreKind,
-    Timestamp, UpdateEntry, WallClock, WriteEntry,
+    Ack, AtLeast, Change, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange,
+    Operator, OptionValue, PartitionId, PartitionSpec, PartitionState, Reason, Record, Refusal,
+    Sequence, StageKind, StageSpec, StoreKind, Timestamp, UpdateEntry, WallClock, WriteEntry,
 };
 
 use map_store::MapStore;
@@ -110,8 +110,8 @@ impl Effects for World {
         unreachable!("the model makes no scans");
     }
 
-    fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>) {
-        self.done.push((ticket.0, outcome.map(|()| None)));
+    fn read_done(&mut self, ticket: Ticket, outcome: Result<Sequence, Refusal>) {
+        self.done.push((ticket.0, outcome.map(Some)));
     }
 
     fn value(&mut self, ticket: Ticket, value: &[u8]) {
@@ -143,7 +143,9 @@ fn replay(log: &[Logged], cold: bool) -> MapStore {
         applied: Sequence::ZERO,
         timestamp: Timestamp::ZERO,
         cold,
-        known: Vec::new(),
+        tree: Content::new(),
+        overlay: Vec::new(),
+        known: HashMap::new(),
         wanted: Vec::new(),
         out: false,
     };
@@ -158,6 +160,7 @@ fn replay(log: &[Logged], cold: bool) -> MapStore {
             .collect();
         store.apply(record.sequence, record.timestamp, &entries);
     }
+    store.settle();
     store
 }
 
@@ -166,7 +169,10 @@ enum Step {
     Write(Vec<Planned>, Option<Ack>),
     /// Append these bytes, one to each of these keys.
     Append(Vec<(u8, u8)>, Option<Ack>),
-    Read(Vec<u8>),
+    /// Keys, and what its session knows: at this share of 100 of what was accepted.
+    Read(Vec<u8>, Option<u8>),
+    /// So many milliseconds go by.
+    Tick(u8),
     /// The log becomes durable up to this share of what is not yet.
     Log(u8),
     /// The log gives up on a write: at this share of those that are not durable yet.
@@ -211,7 +217,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         3 => (appends, ack.clone()).prop_map(|(map, ack)| Step::Append(map.into_iter().collect(), ack)),
         6 => (entries, ack).prop_map(|(entries, ack)| Step::Write(entries, ack)),
-        5 => prop::collection::vec(0..12_u8, 1..4).prop_map(Step::Read),
+        5 => (prop::collection::vec(0..12_u8, 1..4), proptest::option::weighted(0.3, 0..130_u8))
+            .prop_map(|(keys, session)| Step::Read(keys, session)),
+        1 => any::<u8>().prop_map(Step::Tick),
         4 => any::<u8>().prop_map(Step::Log),
         4 => Just(Step::Work),
         1 => Just(Step::NoWork),
@@ -235,16 +243,32 @@ struct Run {
     /// Work failed: what waited for it was refused.
     unreadable: bool,
     ack: Ack,
-    reads: HashMap<u64, Vec<u8>>,
+    split: bool,
+    age_ms: u64,
+    reads: HashMap<u64, Asked>,
     writes: HashMap<u64, Option<Ack>>,
     /// Updates under way: keys and what is appended to each.
     appends: HashMap<u64, Vec<(u8, u8)>>,
 }
 
+/// A read under way.
+struct Asked {
+    keys: usize,
+    /// What its session knows, and until when it may wait for that.
+    session: (Sequence, u64),
+}
+
+/// How long reads may wait for their session.
+const SESSION_MS: u32 = 300;
+
 impl Run {
     fn new(ack: Ack, cold: bool) -> Self {
+        Self::in_mode(ack, cold, false)
+    }
+
+    fn in_mode(ack: Ack, cold: bool, split: bool) -> Self {
         Self {
-            partition: partition(ack, cold, replay(&[], cold)),
+            partition: partition(ack, cold, split, replay(&[], cold)),
             world: World { now: 1_000_000, ..World::default() },
             states: vec![Content::new()],
             durable: 0,
@@ -252,6 +276,8 @@ impl Run {
             cold,
             unreadable: false,
             ack,
+            split,
+            age_ms: 0,
             reads: HashMap::new(),
             writes: HashMap::new(),
             appends: HashMap::new(),
@@ -315,11 +341,22 @@ impl Run {
                 };
                 self.feed(input);
             }
-            Step::Read(keys) => {
+            Step::Tick(ms) => {
+                self.age_ms += u64::from(ms);
+                self.feed(Input::Tick(ms.into()));
+            }
+            Step::Read(keys, session) => {
                 let bytes: Vec<_> = keys.iter().map(|key| vec![*key]).collect();
                 let slices: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
-                self.reads.insert(ticket, keys);
-                self.feed(Input::Read { ticket: Ticket(ticket), keys: &slices });
+                let session = session.map(|share| AtLeast {
+                    epoch: Epoch(1),
+                    sequence: Sequence(self.world.log.len() as u64 * u64::from(share) / 100),
+                    wait_ms: SESSION_MS,
+                });
+                let knows = session.map_or(Sequence::ZERO, |session| session.sequence);
+                let session_until = (knows, self.age_ms + u64::from(SESSION_MS));
+                self.reads.insert(ticket, Asked { keys: keys.len(), session: session_until });
+                self.feed(Input::Read { ticket: Ticket(ticket), keys: &slices, session });
             }
             Step::Log(share) => {
                 let open = self.world.log.len() - self.durable;
@@ -398,24 +435,34 @@ impl Run {
         self.appends.clear();
         let store = replay(&self.world.log, self.cold);
         self.world.told.set(store.timestamp.millis());
-        self.partition = partition(self.ack, self.cold, store);
+        self.age_ms = 0;
+        self.partition = partition(self.ack, self.cold, self.split, store);
     }
 
     fn check(&mut self) {
         // Whatever the log says of what lies behind a failed write, nobody is told of it.
         let durable_to = self.failed.map_or(self.durable, |failed| self.durable.min(failed - 1));
         for (ticket, outcome) in std::mem::take(&mut self.world.done) {
-            if let Some(keys) = self.reads.remove(&ticket) {
+            if let Some(Asked { keys, session: (knows, until_ms) }) = self.reads.remove(&ticket) {
                 let (time, records) = self.world.records.remove(&ticket).unwrap_or_default();
-                if let Err(refusal) = outcome {
-                    if refusal.reason == Reason::DiskFull && self.unreadable {
+                let passed = self.partition.passed();
+                let seen = match outcome {
+                    Ok(seen) => seen.expect("reads tell what they saw").0 as usize,
+                    Err(refusal) if refusal.reason == Reason::SessionBehind => {
+                        let shown = if self.split { passed } else { self.partition.applied() };
+                        assert!(shown < knows && self.age_ms >= until_ms, "waited too short");
                         continue;
                     }
-                    assert_eq!(refusal.reason, Reason::PartitionStopped);
-                    assert!(self.failed.is_some(), "reads are refused when the log failed alone");
-                    continue;
-                }
-                assert_eq!(records.len(), keys.len());
+                    Err(refusal) if refusal.reason == Reason::DiskFull && self.unreadable => {
+                        continue;
+                    }
+                    Err(refusal) => {
+                        assert_eq!(refusal.reason, Reason::PartitionStopped);
+                        assert!(self.failed.is_some(), "the log did not fail");
+                        continue;
+                    }
+                };
+                assert_eq!(records.len(), keys);
                 // Some state explains the whole answer, and a crash could not take it back.
                 let explains = |state: &Content| {
                     records.iter().all(|(key, record)| {
@@ -429,6 +476,18 @@ impl Run {
                     self.states[..limit].iter().any(explains),
                     "no durable state explains {records:?}"
                 );
+                let from = knows.0 as usize;
+                assert!(
+                    self.states[from..].iter().any(explains),
+                    "{records:?} is older than {knows}, which the session knows"
+                );
+                assert!(explains(&self.states[seen]), "{records:?} is not the state after {seen}");
+                if self.split {
+                    // Not any durable state: the newest.
+                    let newest = passed.0 as usize;
+                    assert!(newest <= durable_to && newest >= from && seen <= newest);
+                    assert!(explains(&self.states[newest]), "{records:?} is not the newest");
+                }
             } else {
                 let ack = self.writes.remove(&ticket).expect("a ticket is answered once");
                 match outcome {
@@ -447,7 +506,12 @@ impl Run {
                     Err(refusal) if refusal.reason == Reason::PartitionStopped => {
                         assert!(self.failed.is_some(), "nothing failed");
                     }
-                    Err(refusal) => assert_eq!(refusal.reason, Reason::ConditionFailed),
+                    Err(refusal) => {
+                        assert_eq!(refusal.reason, Reason::ConditionFailed);
+                        let told = refusal.metadata.iter().find(|(key, _)| *key == "version");
+                        let version: u64 = told.unwrap().1.parse().unwrap();
+                        assert!(!self.split || version <= self.partition.passed().0);
+                    }
                 }
             }
         }
@@ -470,10 +534,14 @@ impl Run {
 
     /// With the log durable and all work done, nothing may stay unanswered.
     fn settle(&mut self) {
+        // Whoever waits for a state that there is not yet is told, and a full disk is tried again.
+        self.step(u64::MAX, Step::Tick(u8::MAX));
+        self.step(u64::MAX, Step::Tick(u8::MAX));
         self.durable = self.world.log.len();
         self.feed(Input::LogDurable(Sequence(self.durable as u64)));
         while let Some(work) = self.world.work.pop() {
             self.feed(Input::WorkDone(work()));
+            self.check();
             self.durable = self.world.log.len();
             self.feed(Input::LogDurable(Sequence(self.durable as u64)));
         }
@@ -494,13 +562,18 @@ impl Run {
     }
 }
 
-fn partition(ack: Ack, cold: bool, store: MapStore) -> Partition {
+fn partition(ack: Ack, cold: bool, split: bool, store: MapStore) -> Partition {
+    let mode = vec![("mode", OptionValue::Text("split".to_owned()))];
+    let stages = DEFAULT_PIPELINE.iter().map(|kind| match kind {
+        StageKind::Dispatcher if split => StageSpec::checked(*kind, mode.clone()),
+        kind => StageSpec::from(*kind),
+    });
     let spec = PartitionSpec {
         id: PartitionId(1),
         range: HashRange::FULL,
         store: if cold { StoreKind::Sled } else { StoreKind::Memory },
         ack,
-        pipeline: DEFAULT_PIPELINE.into(),
+        pipeline: stages.collect::<Vec<_>>().into(),
         first_epoch: Epoch(1),
         epoch: Epoch(1),
         base_sequence: Sequence::ZERO,
@@ -512,9 +585,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
     #[test]
     fn answers_agree_with_the_model_and_survive_crashes(
-        steps in steps(), durable in any::<bool>(), cold in any::<bool>(),
+        steps in steps(), durable in any::<bool>(), cold in any::<bool>(), split in any::<bool>(),
     ) {
-        let mut run = Run::new(if durable { Ack::Durable } else { Ack::Memory }, cold);
+        let mut run = Run::in_mode(if durable { Ack::Durable } else { Ack::Memory }, cold, split);
         for (ticket, step) in steps.into_iter().enumerate() {
             run.step(ticket as u64, step);
         }
@@ -536,22 +609,27 @@ fn conditions_decide_against_everything_accepted_before() {
     write(&mut run, 2, Condition::IfAbsent);
     write(&mut run, 3, Condition::IfVersion(Sequence(1)));
     write(&mut run, 4, Condition::IfVersion(Sequence(1)));
-    let refused: Vec<_> =
-        run.world.done.iter().map(|(ticket, outcome)| (*ticket, outcome.is_err())).collect();
-    assert_eq!(refused, [(2, true), (4, true)], "refusals leave at once, acknowledgements wait");
-    let refusal = run.world.done[1].1.as_ref().unwrap_err();
-    assert!(refusal.metadata.contains(&("version".into(), "2".to_owned())));
+    assert!(run.world.done.is_empty(), "what a crash could take back is not told");
+    run.partition.step(Input::LogDurable(Sequence(1)), &mut run.world);
+    let answers = |run: &mut Run| {
+        let done = std::mem::take(&mut run.world.done).into_iter();
+        done.map(|(ticket, outcome)| (ticket, outcome.map_err(|refusal| refusal.metadata)))
+            .collect::<Vec<_>>()
+    };
+    let failed = |version: &str| {
+        Err(vec![("entry".into(), "0".to_owned()), ("version".into(), version.to_owned())])
+    };
+    assert_eq!(answers(&mut run), [(1, Ok(Some(Sequence(1)))), (2, failed("1"))]);
     run.partition.step(Input::LogDurable(Sequence(2)), &mut run.world);
-    let written: Vec<_> = run.world.done[2..]
-        .iter()
-        .map(|(ticket, outcome)| (*ticket, outcome.clone().unwrap()))
-        .collect();
-    assert_eq!(written, [(1, Some(Sequence(1))), (3, Some(Sequence(2)))]);
+    assert_eq!(answers(&mut run), [(3, Ok(Some(Sequence(2)))), (4, failed("2"))]);
+    write(&mut run, 5, Condition::IfAbsent);
+    assert_eq!(answers(&mut run), [(5, failed("2"))], "of durable state it is told at once");
 }
 
 /// A key's version as a read tells it.
 fn read(run: &mut Run, ticket: u64, key: &[u8]) -> Option<Sequence> {
-    run.partition.step(Input::Read { ticket: Ticket(ticket), keys: &[key] }, &mut run.world);
+    run.partition
+        .step(Input::Read { ticket: Ticket(ticket), keys: &[key], session: None }, &mut run.world);
     let (_, records) = run.world.records.remove(&ticket).expect("answered");
     records[0].1.as_ref().map(|(_, version)| *version)
 }
@@ -605,7 +683,8 @@ fn an_absence_that_a_reclaimed_record_left_waits_for_the_log() {
     run.world.now = 2_000;
     assert_eq!(run.partition.reclaim(1, &mut run.world), 1);
     run.world.done.clear();
-    run.partition.step(Input::Read { ticket: Ticket(3), keys: &[b"k"] }, &mut run.world);
+    run.partition
+        .step(Input::Read { ticket: Ticket(3), keys: &[b"k"], session: None }, &mut run.world);
     // A crash now would bring the lasting record back.
     assert!(run.world.done.is_empty());
     run.partition.step(Input::LogDurable(Sequence(2)), &mut run.world);
@@ -636,7 +715,8 @@ fn a_failed_write_waits_for_those_ahead_of_it_and_lets_none_behind_it_pass() {
             Input::Write { ticket: Ticket(ticket), entries: &[entry], ack: None, request: None };
         run.partition.step(input, &mut run.world);
     }
-    run.partition.step(Input::Read { ticket: Ticket(5), keys: &[&[4]] }, &mut run.world);
+    run.partition
+        .step(Input::Read { ticket: Ticket(5), keys: &[&[4]], session: None }, &mut run.world);
     let refusal = Refusal::new(Reason::PartitionStopped, "the log gave up");
     run.partition.step(Input::LogFailed(Sequence(3), refusal), &mut run.world);
     assert!(run.world.done.is_empty(), "1 and 2 are not done, and 3 does not overtake them");
@@ -661,10 +741,12 @@ fn a_halted_partition_answers_everything_with_the_reason() {
         Input::Write { ticket: Ticket(1), entries: &entries, ack: None, request: None },
         &mut run.world,
     );
-    run.partition.step(Input::Read { ticket: Ticket(2), keys: &[b"k"] }, &mut run.world);
+    run.partition
+        .step(Input::Read { ticket: Ticket(2), keys: &[b"k"], session: None }, &mut run.world);
     assert!(run.world.done.is_empty(), "the write and the read that saw it wait for the log");
     run.partition.halt(Refusal::new(Reason::PartitionStopped, "disk gone"), &mut run.world);
-    run.partition.step(Input::Read { ticket: Ticket(3), keys: &[b"k"] }, &mut run.world);
+    run.partition
+        .step(Input::Read { ticket: Ticket(3), keys: &[b"k"], session: None }, &mut run.world);
     let reasons: Vec<_> =
         run.world.done.iter().map(|(_, outcome)| outcome.as_ref().unwrap_err().reason).collect();
     assert_eq!(reasons, [Reason::PartitionStopped; 3]);

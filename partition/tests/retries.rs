@@ -70,7 +70,7 @@ impl Effects for World {
 
     fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {}
 
-    fn read_done(&mut self, _: Ticket, _: Result<(), Refusal>) {}
+    fn read_done(&mut self, _: Ticket, _: Result<Sequence, Refusal>) {}
 
     fn value(&mut self, ticket: Ticket, value: &[u8]) {
         self.values.push((ticket.0, value.to_vec()));

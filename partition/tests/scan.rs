@@ -43,8 +43,8 @@ impl Effects for World {
         self.end = Some((end.sequence, end.after.map(<[u8]>::to_vec)));
     }
 
-    fn read_done(&mut self, _: Ticket, outcome: Result<(), Refusal>) {
-        assert!(self.answer.replace(outcome).is_none(), "answered twice");
+    fn read_done(&mut self, _: Ticket, outcome: Result<Sequence, Refusal>) {
+        assert!(self.answer.replace(outcome.map(drop)).is_none(), "answered twice");
     }
 
     fn value(&mut self, _: Ticket, _: &[u8]) {
@@ -101,7 +101,7 @@ fn scan(partition: &mut Partition, after: Option<&[u8]>, at: Option<Sequence>) -
     let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.into()));
     let page = PageRequest { from, to: Bound::Unbounded, records_max: 3, bytes_max: 1 << 20 };
     let scan = Scan { page, at: at.map(|sequence| (Epoch(4), sequence)) };
-    partition.step(Input::Scan { ticket: Ticket(1), scan: &scan }, &mut world);
+    partition.step(Input::Scan { ticket: Ticket(1), scan: &scan, session: None }, &mut world);
     world
 }
 
@@ -163,7 +163,7 @@ fn a_scan_of_other_content_or_of_a_lost_sequence_is_over() {
     };
     let scan = Scan { page, at: Some((Epoch(3), Sequence(7))) };
     let mut world = World::default();
-    partition.step(Input::Scan { ticket: Ticket(1), scan: &scan }, &mut world);
+    partition.step(Input::Scan { ticket: Ticket(1), scan: &scan, session: None }, &mut world);
     assert_eq!(world.answer.unwrap().unwrap_err().reason, Reason::ScanMoved);
 }
 

@@ -10,7 +10,7 @@ use std::sync::{PoisonError, RwLock};
 use stateside_types::{OptionValue, StageKind, StageSpec};
 
 use crate::{
-    Clock, Dispatcher, KafkaStage, LineMonitor, LogStage, OptionError, StageDefinition, enricher,
+    Clock, KafkaStage, LineMonitor, LogStage, OptionError, StageDefinition, dispatcher, enricher,
     filter, options, sanitizer,
 };
 
@@ -25,12 +25,7 @@ const STAGES: &[StageDefinition] = &[
         options: &[],
         build: |_| Ok(Box::<Clock>::default()),
     },
-    StageDefinition {
-        kind: StageKind::Dispatcher,
-        doc: "One queue: requests are executed one at a time in their order of arrival, and wait in that order while the store asks its disk. Without it such requests are refused with OVERLOADED.",
-        options: &[],
-        build: |_| Ok(Box::new(Dispatcher)),
-    },
+    dispatcher::DEFINITION,
     StageDefinition {
         kind: StageKind::Log,
         doc: "The write-ahead log of the partition's core. Without it nothing is durable.",

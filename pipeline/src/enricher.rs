@@ -54,8 +54,11 @@ struct Enricher {
     replaced: FieldTree,
     fields: Vec<(Field, Source)>,
     unreadable: Unreadable,
-    /// What is appended, made anew for each write.
+    /// Whether a field has the time.
+    is_timed: bool,
+    /// What is appended, and the time and node that it is made of: the writes of a turn share it.
     append: Vec<u8>,
+    prepared: Option<(WallClock, Box<str>)>,
 }
 
 /// What a field is called.
@@ -114,10 +117,25 @@ impl Enricher {
         }
         let unreadable = Unreadable::read(spec);
         let prefix = Prefixes::read(spec, &PREFIX)?;
-        Ok(Self { prefix, format, replaced, fields, unreadable, append: Vec::new() })
+        let is_timed = fields.iter().any(|(_, source)| matches!(source, Source::Timestamp));
+        Ok(Self {
+            prefix,
+            format,
+            replaced,
+            fields,
+            unreadable,
+            is_timed,
+            append: Vec::new(),
+            prepared: None,
+        })
     }
 
     fn prepare(&mut self, now: WallClock, node: &str) {
+        match &mut self.prepared {
+            Some((at, by)) if **by == *node && (*at == now || !self.is_timed) => return,
+            Some((at, by)) if **by == *node => *at = now,
+            prepared => *prepared = Some((now, node.into())),
+        }
         self.append.clear();
         for (field, source) in &self.fields {
             match field {

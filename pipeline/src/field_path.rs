@@ -61,10 +61,47 @@ struct Node {
 #[derive(Debug)]
 pub(crate) struct Walk<'a> {
     tree: &'a FieldTree,
-    stack: Vec<usize>,
+    stack: Stack,
     /// Where the nodes of this depth begin in `stack`.
     begin: usize,
 }
+
+/// The nodes of a walk. Nearly every walk has few: those take no memory of their own.
+#[derive(Debug, Default)]
+struct Stack {
+    few: [u16; 12],
+    /// Those beyond.
+    more: Vec<u16>,
+    len: usize,
+}
+
+impl Stack {
+    #[inline]
+    fn push(&mut self, node: usize) {
+        let node = node as u16; // at most FIELD_PATHS_MAX
+        match self.few.get_mut(self.len) {
+            Some(place) => *place = node,
+            None => self.more.push(node),
+        }
+        self.len += 1;
+    }
+
+    #[inline]
+    fn get(&self, at: usize) -> usize {
+        let few = self.few.len();
+        usize::from(if at < few { self.few[at] } else { self.more[at - few] })
+    }
+
+    #[inline]
+    fn truncate(&mut self, len: usize) {
+        self.len = len;
+        if !self.more.is_empty() {
+            self.more.truncate(len.saturating_sub(self.few.len()));
+        }
+    }
+}
+
+const _: () = assert!(FIELD_PATHS_MAX < u16::MAX as usize);
 
 /// What a walk came from; to be handed back to [`Walk::leave`].
 #[derive(Debug)]
@@ -73,8 +110,8 @@ pub(crate) struct Came(usize);
 /// A step in a value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Name<'a> {
-    /// A member of an object.
-    Member(&'a str),
+    /// A member of an object, in UTF-8.
+    Member(&'a [u8]),
     /// An element of an array, or a field of a message.
     Number(u32),
 }
@@ -82,17 +119,20 @@ pub(crate) enum Name<'a> {
 impl<'a> Walk<'a> {
     /// Stands before the first step.
     pub(crate) fn new(tree: &'a FieldTree) -> Self {
-        let stack = if tree.nodes.is_empty() { Vec::new() } else { vec![0] };
+        let mut stack = Stack::default();
+        if !tree.nodes.is_empty() {
+            stack.push(0);
+        }
         Self { tree, stack, begin: 0 }
     }
 
     /// Takes a step; what is to be done with what stands there.
     pub(crate) fn enter(&mut self, name: Name<'_>) -> (Option<Action>, Came) {
         let came = Came(self.begin);
-        let end = self.stack.len();
+        let end = self.stack.len;
         let mut action = None;
         for at in self.begin..end {
-            for (step, next) in &self.tree.nodes[self.stack[at]].steps {
+            for (step, next) in &self.tree.nodes[self.stack.get(at)].steps {
                 if step.is(name) {
                     self.stack.push(*next);
                     match self.tree.nodes[*next].action {
@@ -115,7 +155,8 @@ impl<'a> Walk<'a> {
 
     /// Whether any path goes on from here.
     pub(crate) fn goes_on(&self) -> bool {
-        self.stack[self.begin..].iter().any(|at| !self.tree.nodes[*at].steps.is_empty())
+        let mut nodes = (self.begin..self.stack.len).map(|at| self.stack.get(at));
+        nodes.any(|node| !self.tree.nodes[node].steps.is_empty())
     }
 }
 
@@ -123,7 +164,7 @@ impl Step {
     fn is(&self, name: Name<'_>) -> bool {
         match (self, name) {
             (Self::Any, _) => true,
-            (Self::Named(have, _), Name::Member(name)) => **have == *name,
+            (Self::Named(have, _), Name::Member(name)) => have.as_bytes() == name,
             (Self::Named(_, have), Name::Number(number)) => *have == Some(number),
         }
     }
@@ -256,18 +297,18 @@ pub(crate) mod tests {
     fn of_two_orders_the_stricter_holds_and_a_walk_comes_back() {
         let tree = tree(&["/a/*/x"], &["/*/1/x", "/a/y"], Format::Json);
         let mut walk = Walk::new(&tree);
-        let (action, came_a) = walk.enter(Name::Member("a"));
+        let (action, came_a) = walk.enter(Name::Member(b"a"));
         assert!(action.is_none() && walk.goes_on());
         let (_, came_1) = walk.enter(Name::Number(1));
-        let (action, came_x) = walk.enter(Name::Member("x"));
+        let (action, came_x) = walk.enter(Name::Member(b"x"));
         assert!(action == Some(Action::Drop) && !walk.goes_on());
         walk.leave(came_x);
         walk.leave(came_1);
-        let (action, came_y) = walk.enter(Name::Member("y"));
+        let (action, came_y) = walk.enter(Name::Member(b"y"));
         assert_eq!(action, Some(Action::Mask));
         walk.leave(came_y);
         walk.leave(came_a);
-        let (action, _) = walk.enter(Name::Member("b"));
+        let (action, _) = walk.enter(Name::Member(b"b"));
         assert!(action.is_none() && walk.goes_on());
     }
 }

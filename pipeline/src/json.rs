@@ -7,13 +7,9 @@
 //! only what RFC 8259 calls JSON, compares names after their escapes are resolved, and treats
 //! every one of several members of a name alike.
 
-use std::{borrow::Cow, mem};
-
 use stateside_types::limits::FIELD_DEPTH_MAX;
 
 use crate::field_path::{Action, FieldTree, Name, Walk};
-
-static NOTHING: FieldTree = FieldTree::NOTHING;
 
 /// The value is not JSON, or not what it has to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +34,9 @@ pub(crate) struct Rewrite<'a> {
 /// # Errors
 /// It is not JSON.
 pub(crate) fn rewrite(text: &[u8], what: Rewrite<'_>, out: &mut Vec<u8>) -> Result<bool, NotJson> {
-    let text = std::str::from_utf8(text)
-        .map_err(|error| NotJson { at: error.valid_up_to(), expected: "UTF-8" })?;
+    if let Err(error) = std::str::from_utf8(text) {
+        return Err(NotJson { at: error.valid_up_to(), expected: "UTF-8" });
+    }
     let walk = Walk::new(what.tree);
     let mut scanner = Scanner { text, at: 0, copied: 0, changed: false, walk, what, out };
     scanner.space();
@@ -53,13 +50,14 @@ pub(crate) fn rewrite(text: &[u8], what: Rewrite<'_>, out: &mut Vec<u8>) -> Resu
     }
     if scanner.changed {
         let rest = scanner.copied;
-        scanner.out.extend_from_slice(&text.as_bytes()[rest..]);
+        scanner.out.extend_from_slice(&text[rest..]);
     }
     Ok(scanner.changed)
 }
 
 struct Scanner<'a, 'o> {
-    text: &'a str,
+    /// UTF-8.
+    text: &'a [u8],
     at: usize,
     /// Up to where `text` has been copied or left out.
     copied: usize,
@@ -81,19 +79,48 @@ struct Items {
 }
 
 impl<'a> Scanner<'a, '_> {
+    /// A value that paths lead into, or the whole text.
     fn value(&mut self, depth: usize) -> Result<(), NotJson> {
         if depth > FIELD_DEPTH_MAX {
-            return self.fail("at most 128 levels");
+            return self.fail(TOO_DEEP);
         }
         match self.peek() {
             Some(b'{') => self.items(depth, b'}'),
             Some(b'[') => self.items(depth, b']'),
-            Some(b'"') => self.string().map(drop),
-            Some(b'-' | b'0'..=b'9') => self.number(),
-            Some(b't') => self.literal(b"true"),
-            Some(b'f') => self.literal(b"false"),
-            Some(b'n') => self.literal(b"null"),
-            _ => self.fail("a value"),
+            _ => self.pass(depth),
+        }
+    }
+
+    /// A value that is looked at no closer, but for its end and whether it is JSON.
+    fn pass(&mut self, depth: usize) -> Result<(), NotJson> {
+        if depth > FIELD_DEPTH_MAX {
+            return self.fail(TOO_DEEP);
+        }
+        let close = match self.peek() {
+            Some(b'"') => return self.string().map(drop),
+            Some(b'-' | b'0'..=b'9') => return self.number(),
+            Some(b't') => return self.literal(b"true"),
+            Some(b'f') => return self.literal(b"false"),
+            Some(b'n') => return self.literal(b"null"),
+            Some(b'{') => b'}',
+            Some(b'[') => b']',
+            _ => return self.fail("a value"),
+        };
+        self.at += 1;
+        self.space();
+        if self.peek() == Some(close) {
+            self.at += 1;
+            return Ok(());
+        }
+        loop {
+            if close == b'}' {
+                self.name()?;
+            }
+            self.pass(depth + 1)?;
+            if self.is_last(close)? {
+                self.at += 1;
+                return Ok(());
+            }
         }
     }
 
@@ -112,29 +139,18 @@ impl<'a> Scanner<'a, '_> {
                     items.dropped_from = None;
                 }
                 let (action, came) = if close == b'}' {
-                    let Some(b'"') = self.peek() else { return self.fail("a member's name") };
-                    let raw = self.string()?;
-                    self.space();
-                    if self.peek() != Some(b':') {
-                        return self.fail("a colon");
+                    match self.name()? {
+                        (name, false) => self.walk.enter(Name::Member(name)),
+                        (name, true) => self.walk.enter(Name::Member(unescape(name).as_bytes())),
                     }
-                    self.at += 1;
-                    self.space();
-                    self.walk.enter(Name::Member(&unescape(raw)))
                 } else {
                     self.walk.enter(Name::Number(position))
                 };
                 self.item(depth, action, begin, &mut items)?;
                 self.walk.leave(came);
                 position += 1;
-                self.space();
-                match self.peek() {
-                    Some(b',') => {
-                        self.at += 1;
-                        self.space();
-                    }
-                    Some(byte) if byte == close => break,
-                    _ => return self.fail("a comma or the end"),
+                if self.is_last(close)? {
+                    break;
                 }
             }
         }
@@ -153,6 +169,7 @@ impl<'a> Scanner<'a, '_> {
     }
 
     /// One value of an object or array that begins (with its name) at `begin`.
+    #[inline]
     fn item(
         &mut self,
         depth: usize,
@@ -161,26 +178,24 @@ impl<'a> Scanner<'a, '_> {
         items: &mut Items,
     ) -> Result<(), NotJson> {
         let value = self.at;
-        if action.is_none() {
+        // What is dropped or masked is looked at no closer, nor what no path leads into.
+        if action.is_none() && self.walk.goes_on() {
             self.value(depth + 1)?;
-            items.any_kept = true;
         } else {
-            // What is dropped or masked is looked at no closer, but for its end.
-            let walk = mem::replace(&mut self.walk, Walk::new(&NOTHING));
-            self.value(depth + 1)?;
-            self.walk = walk;
-            match action {
-                Some(Action::Drop) if items.any_kept => self.cut(items.end, self.at),
-                Some(Action::Drop) => {
-                    items.dropped_from.get_or_insert(begin);
+            self.pass(depth + 1)?;
+        }
+        match action {
+            None => items.any_kept = true,
+            Some(Action::Drop) if items.any_kept => self.cut(items.end, self.at),
+            Some(Action::Drop) => {
+                items.dropped_from.get_or_insert(begin);
+            }
+            Some(Action::Mask) => {
+                if self.text[value..self.at] != *self.what.mask {
+                    self.cut(value, self.at);
+                    self.out.extend_from_slice(self.what.mask);
                 }
-                _ => {
-                    if self.text.as_bytes()[value..self.at] != *self.what.mask {
-                        self.cut(value, self.at);
-                        self.out.extend_from_slice(self.what.mask);
-                    }
-                    items.any_kept = true;
-                }
+                items.any_kept = true;
             }
         }
         items.end = self.at;
@@ -190,42 +205,77 @@ impl<'a> Scanner<'a, '_> {
     /// Leaves out a part of the text that has not been copied yet.
     fn cut(&mut self, from: usize, to: usize) {
         self.changed = true;
-        self.out.extend_from_slice(&self.text.as_bytes()[self.copied..from]);
+        self.out.extend_from_slice(&self.text[self.copied..from]);
         self.copied = to;
     }
 
-    /// A string; what stands between its quotes, with its escapes.
-    fn string(&mut self) -> Result<&'a str, NotJson> {
+    /// What stands behind a member or element: false, a comma, and the next begins.
+    #[inline]
+    fn is_last(&mut self, close: u8) -> Result<bool, NotJson> {
+        self.space();
+        match self.peek() {
+            Some(b',') => {
+                self.at += 1;
+                self.space();
+                Ok(false)
+            }
+            Some(byte) if byte == close => Ok(true),
+            _ => self.fail("a comma or the end"),
+        }
+    }
+
+    /// A member's name, up to its value: what stands between its quotes, and whether that has escapes.
+    #[inline]
+    fn name(&mut self) -> Result<(&'a [u8], bool), NotJson> {
+        let Some(b'"') = self.peek() else { return self.fail("a member's name") };
+        let name = self.string()?;
+        self.space();
+        if self.peek() != Some(b':') {
+            return self.fail("a colon");
+        }
+        self.at += 1;
+        self.space();
+        Ok(name)
+    }
+
+    /// A string: what stands between its quotes, and whether that has escapes.
+    #[inline]
+    fn string(&mut self) -> Result<(&'a [u8], bool), NotJson> {
         self.at += 1;
         let begin = self.at;
+        let mut has_escapes = false;
         loop {
+            self.at += plain(&self.text[self.at..]);
             match self.peek() {
                 Some(b'"') => {
                     self.at += 1;
-                    return Ok(&self.text[begin..self.at - 1]);
+                    return Ok((&self.text[begin..self.at - 1], has_escapes));
                 }
                 Some(b'\\') => {
-                    self.at += 1;
-                    match self.peek() {
-                        Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => {
-                            self.at += 1
-                        }
-                        Some(b'u') => {
-                            self.at += 1;
-                            for _ in 0..4 {
-                                if !self.peek().is_some_and(|byte| byte.is_ascii_hexdigit()) {
-                                    return self.fail("four hexadecimal digits");
-                                }
-                                self.at += 1;
-                            }
-                        }
-                        _ => return self.fail("an escape"),
-                    }
+                    has_escapes = true;
+                    self.escape()?;
                 }
-                None | Some(0..0x20) => return self.fail("the end of a string"),
-                Some(_) => self.at += 1,
+                _ => return self.fail("the end of a string"),
             }
         }
+    }
+
+    fn escape(&mut self) -> Result<(), NotJson> {
+        self.at += 1;
+        match self.peek() {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => self.at += 1,
+            Some(b'u') => {
+                self.at += 1;
+                for _ in 0..4 {
+                    if !self.peek().is_some_and(|byte| byte.is_ascii_hexdigit()) {
+                        return self.fail("four hexadecimal digits");
+                    }
+                    self.at += 1;
+                }
+            }
+            _ => return self.fail("an escape"),
+        }
+        Ok(())
     }
 
     fn number(&mut self) -> Result<(), NotJson> {
@@ -251,43 +301,68 @@ impl<'a> Scanner<'a, '_> {
         Ok(())
     }
 
+    #[inline]
     fn digits(&mut self) -> Result<(), NotJson> {
-        let begin = self.at;
-        while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
-            self.at += 1;
-        }
-        if self.at == begin { self.fail("a digit") } else { Ok(()) }
+        let digits = self.text[self.at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        self.at += digits;
+        if digits == 0 { self.fail("a digit") } else { Ok(()) }
     }
 
     fn literal(&mut self, word: &'static [u8]) -> Result<(), NotJson> {
-        if !self.text.as_bytes()[self.at..].starts_with(word) {
+        if !self.text[self.at..].starts_with(word) {
             return self.fail("a value");
         }
         self.at += word.len();
         Ok(())
     }
 
+    #[inline]
     fn space(&mut self) {
         while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
             self.at += 1;
         }
     }
 
+    #[inline]
     fn peek(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.at).copied()
+        self.text.get(self.at).copied()
     }
 
+    #[cold]
     fn fail<T>(&self, expected: &'static str) -> Result<T, NotJson> {
         Err(NotJson { at: self.at, expected })
     }
 }
 
+const TOO_DEEP: &str = "at most 128 levels";
+const _: () = assert!(FIELD_DEPTH_MAX == 128);
+
+/// How many bytes at the front of a text are neither a quote nor a backslash nor a control character. Eight at a
+/// time: strings are most of a text, and byte by byte they took most of the time.
+#[inline]
+fn plain(text: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGHS: u64 = ONES << 7;
+    // The high bit of the lowest byte that is below `bound`, at most 0x80; those above it may be wrong.
+    let below = |word: u64, bound: u64| word.wrapping_sub(ONES * bound) & !word & HIGHS;
+    let (words, rest) = text.as_chunks::<8>();
+    for (at, word) in words.iter().enumerate() {
+        let word = u64::from_le_bytes(*word);
+        let quote = below(word ^ (ONES * u64::from(b'"')), 1);
+        let backslash = below(word ^ (ONES * u64::from(b'\\')), 1);
+        let special = quote | backslash | below(word, 0x20);
+        if special != 0 {
+            return at * 8 + special.trailing_zeros() as usize / 8;
+        }
+    }
+    let is_plain = |byte: &&u8| !matches!(byte, b'"' | b'\\' | 0..0x20);
+    words.len() * 8 + rest.iter().take_while(is_plain).count()
+}
+
 /// A name with its escapes resolved. Halves of surrogate pairs that stand alone are no
 /// characters: no path names them.
-fn unescape(raw: &str) -> Cow<'_, str> {
-    if !raw.contains('\\') {
-        return Cow::Borrowed(raw);
-    }
+fn unescape(raw: &[u8]) -> String {
+    let raw = String::from_utf8_lossy(raw);
     let mut units: Vec<u16> = Vec::with_capacity(raw.len());
     let mut characters = raw.chars();
     while let Some(character) = characters.next() {
@@ -309,7 +384,7 @@ fn unescape(raw: &str) -> Cow<'_, str> {
             other => other as u16,
         });
     }
-    Cow::Owned(String::from_utf16_lossy(&units))
+    String::from_utf16_lossy(&units)
 }
 
 /// A string as JSON.
@@ -412,7 +487,7 @@ mod tests {
         let deep = "[".repeat(FIELD_DEPTH_MAX + 2);
         assert_eq!(run(&deep, &[], &[], "").unwrap_err().expected, "at most 128 levels");
         let mut out = Vec::new();
-        let what = Rewrite { tree: &NOTHING, mask: MASK, append: &[] };
+        let what = Rewrite { tree: &FieldTree::NOTHING, mask: MASK, append: &[] };
         assert_eq!(rewrite(b"\"\xff\"", what, &mut out).unwrap_err().expected, "UTF-8");
     }
 
@@ -463,6 +538,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_plain_is_found_eight_bytes_at_a_time_as_one_at_a_time(
+            text in prop::collection::vec(prop_oneof![
+                6 => any::<u8>(), 1 => Just(b'"'), 1 => Just(b'\\'), 1 => 0x1e..0x24_u8, 8 => b'a'..=b'z',
+            ], 0..40),
+        ) {
+            let expected = text.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..0x20));
+            prop_assert_eq!(plain(&text), expected.unwrap_or(text.len()));
+        }
+
         #[test]
         fn the_result_is_what_it_would_be_on_parsed_values(
             value in any_json(),

@@ -20,6 +20,8 @@ use stateside_types::{
     },
 };
 
+use crate::session::{GET_SESSION, WRITE_SESSION, each_token};
+
 /// What a write request says besides its entries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteHead<'a> {
@@ -29,10 +31,21 @@ pub struct WriteHead<'a> {
     pub atomic: bool,
     /// None: the partition's default.
     pub ack: Option<Ack>,
+    /// The answer is to have tokens.
+    pub has_session: bool,
     /// The request's name, if it has one.
     pub request: Option<RequestId<'a>>,
     /// Of an update: answer with the new values.
     pub return_values: bool,
+}
+
+/// What a read says besides its keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GetHead<'a> {
+    /// Places all keys when set.
+    pub routing_key: Option<&'a [u8]>,
+    /// There are tokens for [`decode_session`](crate::session::decode_session), or at least the answer is to have some.
+    pub has_session: bool,
 }
 
 /// Decodes an `UpsertRequest`; `entries` is cleared and filled.
@@ -147,17 +160,14 @@ pub fn decode_update<'a>(
     })
 }
 
-/// Decodes a `GetRequest`: `keys` is cleared and filled, the routing key is returned.
+/// Decodes a `GetRequest`: `keys` is cleared and filled.
 ///
 /// # Errors
 /// `MALFORMED_REQUEST`, `EMPTY_BATCH`, `BATCH_TOO_LARGE`, `EMPTY_KEY`, `KEY_TOO_LARGE`.
-pub fn decode_get<'a>(
-    message: &'a [u8],
-    keys: &mut Vec<&'a [u8]>,
-) -> Result<Option<&'a [u8]>, Refusal> {
+pub fn decode_get<'a>(message: &'a [u8], keys: &mut Vec<&'a [u8]>) -> Result<GetHead<'a>, Refusal> {
     check_size(message)?;
     keys.clear();
-    let mut routing_key: &[u8] = &[];
+    let (mut routing_key, mut has_session): (&[u8], bool) = (&[], false);
     let mut reader = Reader(message);
     while let Some((field, wire)) = reader.key()? {
         match field {
@@ -168,13 +178,17 @@ pub fn decode_get<'a>(
                 keys.push(key);
             }
             2 => routing_key = reader.bytes(wire)?,
+            GET_SESSION => {
+                has_session = true;
+                each_token(reader.bytes(wire)?, |_| ())?;
+            }
             _ => reader.skip(wire, field)?,
         }
     }
     if keys.is_empty() {
         return Err(Refusal::new(Reason::EmptyBatch, "the request names no key"));
     }
-    check_routing_key(routing_key)
+    Ok(GetHead { routing_key: check_routing_key(routing_key)?, has_session })
 }
 
 /// Hands an emptied vector on to entries of another lifetime, keeping its allocation: collecting
@@ -340,6 +354,10 @@ fn decode_batch<'a, E>(
             }
             // No other request has a field of this number.
             5 => head.return_values = reader.varint(wire)? != 0,
+            WRITE_SESSION => {
+                head.has_session = true;
+                each_token(reader.bytes(wire)?, |_| ())?;
+            }
             6 => head.request = Some(decode_request_id(reader.bytes(wire)?)?),
             _ => reader.skip(wire, field)?,
         }
@@ -462,10 +480,10 @@ fn malformed(what: impl std::fmt::Display) -> Refusal {
 }
 
 /// A cursor over protobuf fields.
-struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn key(&mut self) -> Result<Option<(u32, WireType)>, Refusal> {
+    pub(crate) fn key(&mut self) -> Result<Option<(u32, WireType)>, Refusal> {
         // One-byte keys are all that this contract uses; the rest takes prost's path.
         match self.0.first() {
             None => Ok(None),
@@ -483,7 +501,7 @@ impl<'a> Reader<'a> {
         encoding::decode_varint(&mut self.0).map_err(malformed)
     }
 
-    fn bytes(&mut self, wire: WireType) -> Result<&'a [u8], Refusal> {
+    pub(crate) fn bytes(&mut self, wire: WireType) -> Result<&'a [u8], Refusal> {
         expect_wire(wire, WireType::LengthDelimited)?;
         let length = match self.0.first() {
             Some(&byte) if byte < 0x80 => {
@@ -501,7 +519,7 @@ impl<'a> Reader<'a> {
         Ok(bytes)
     }
 
-    fn skip(&mut self, wire: WireType, field: u32) -> Result<(), Refusal> {
+    pub(crate) fn skip(&mut self, wire: WireType, field: u32) -> Result<(), Refusal> {
         encoding::skip_field(wire, field, &mut self.0, DecodeContext::default()).map_err(malformed)
     }
 }
@@ -575,9 +593,11 @@ mod tests {
             any::<bool>(),
             0..3_i32,
             prop::option::of(request_id),
+            prop::option::of(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 0..3)),
         )
-            .prop_map(|(entries, routing_key, atomic, ack, request_id)| {
-                v1::UpsertRequest { entries, routing_key, atomic, ack, request_id }
+            .prop_map(|(entries, routing_key, atomic, ack, request_id, tokens)| {
+                let session = tokens.map(|tokens| v1::Session { tokens });
+                v1::UpsertRequest { entries, routing_key, atomic, ack, request_id, session }
             })
     }
 
@@ -596,6 +616,7 @@ mod tests {
                 let head = outcome.unwrap();
                 prop_assert_eq!(head.routing_key.unwrap_or_default(), &request.routing_key[..]);
                 prop_assert_eq!(head.atomic, request.atomic);
+                prop_assert_eq!(head.has_session, request.session.is_some());
                 prop_assert_eq!(head.ack, [None, Some(Ack::Memory), Some(Ack::Durable)][request.ack as usize]);
                 prop_assert_eq!(head.request, request.request_id.as_ref().map(|id| RequestId {
                     client: &id.client, number: id.number, settled: id.settled,
@@ -640,14 +661,14 @@ mod tests {
             keys in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..40), 1..9),
             routing_key in prop::collection::vec(any::<u8>(), 0..9), version in any::<Option<u64>>(),
         ) {
-            let bytes = v1::GetRequest { keys: keys.clone(), routing_key: routing_key.clone() }.encode_to_vec();
+            let bytes = v1::GetRequest { keys: keys.clone(), routing_key: routing_key.clone(), session: None }.encode_to_vec();
             let mut found = Vec::new();
             let routed = decode_get(&bytes, &mut found).unwrap();
             prop_assert_eq!(&found, &keys);
-            prop_assert_eq!(routed.unwrap_or_default(), &routing_key[..]);
+            prop_assert_eq!(routed.routing_key.unwrap_or_default(), &routing_key[..]);
 
             let entries = keys.iter().map(|key| v1::RemoveEntry { key: key.clone(), if_version: version }).collect();
-            let bytes = v1::RemoveRequest { entries, routing_key, atomic: true, ack: 0, request_id: None }.encode_to_vec();
+            let bytes = v1::RemoveRequest { entries, routing_key, atomic: true, ..Default::default() }.encode_to_vec();
             let mut found = Vec::new();
             let head = decode_remove(&bytes, &mut found).unwrap();
             prop_assert!(head.atomic);
@@ -696,7 +717,7 @@ mod tests {
             let record = Record { value: &value, version: Sequence(version), timestamp: Timestamp(timestamp), expire_at };
             encode_record(&mut ours, &key, found.then_some(record));
             prop_assert!(ours.len() <= key.len() + value.len() + RECORD_OVERHEAD_MAX);
-            let theirs = v1::GetResponse { records: vec![if found {
+            let theirs = v1::GetResponse { session: None, records: vec![if found {
                 v1::Record { found, key, value, version, timestamp, error: None, expire_at_ms }
             } else {
                 v1::Record { key, ..Default::default() }
@@ -706,14 +727,14 @@ mod tests {
             let mut ours = Vec::new();
             let told = found.then_some(&ours_value[..]);
             encode_update_result(&mut ours, Sequence(version), Timestamp(timestamp), told);
-            let theirs = v1::UpdateResponse { results: vec![v1::UpdateResult {
+            let theirs = v1::UpdateResponse { session: None, results: vec![v1::UpdateResult {
                 version, timestamp, error: None, value: told.map(<[u8]>::to_vec),
             }] };
             prop_assert_eq!(ours, theirs.encode_to_vec());
 
             let mut ours = Vec::new();
             encode_write_results(&mut ours, count, Sequence(version), Timestamp(timestamp));
-            let theirs = v1::UpsertResponse { results: vec![v1::WriteResult { version, timestamp, error: None }; count] };
+            let theirs = v1::UpsertResponse { results: vec![v1::WriteResult { version, timestamp, error: None }; count], session: None };
             prop_assert_eq!(ours, theirs.encode_to_vec());
         }
     }
@@ -732,7 +753,7 @@ mod tests {
     fn too_many_entries_both_conditions_endless_ttl_and_unknown_ack_are_refused() {
         let many = v1::GetRequest {
             keys: vec![b"k".to_vec(); BATCH_ENTRIES_MAX + 1],
-            routing_key: vec![],
+            ..Default::default()
         };
         assert_eq!(
             decode_get(&many.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
@@ -770,7 +791,7 @@ mod tests {
             decode_upsert(&ack.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
             Reason::MalformedRequest
         );
-        let long = v1::GetRequest { keys: vec![vec![b'k'; 4000]; 300], routing_key: vec![] };
+        let long = v1::GetRequest { keys: vec![vec![b'k'; 4000]; 300], ..Default::default() };
         assert_eq!(
             decode_get(&long.encode_to_vec(), &mut Vec::new()).unwrap_err().reason,
             Reason::BatchTooLarge

@@ -10,6 +10,7 @@
 pub mod codec;
 mod convert;
 pub mod scan;
+pub mod session;
 
 /// Types, clients and servers of package `stateside.v1`.
 pub mod v1 {

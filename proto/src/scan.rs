@@ -14,7 +14,7 @@ use stateside_types::{
     limits::{KEY_BYTES_MAX, ROUTING_KEY_BYTES_MAX, SCAN_RECORDS_DEFAULT, SCAN_RECORDS_MAX},
 };
 
-use crate::v1;
+use crate::{session::SessionTokens, v1};
 
 const CONTINUATION_VERSION: u8 = 1;
 const CONTINUATION_HEADER_BYTES: usize = 21;
@@ -41,7 +41,12 @@ pub struct ScanQuery {
     pub records_max: usize,
     /// Of the scan's first page. None: this is it, or each page is for itself.
     pub at: Option<(PartitionId, Epoch, Sequence)>,
+    /// What the page must not be older than; and the answer is to have a token.
+    pub session: Option<SessionTokens>,
 }
+
+/// The field of a `ScanResponse` that has its session.
+pub const SCAN_SESSION: u32 = 5;
 
 /// Decodes and checks a `ScanRequest`.
 ///
@@ -95,7 +100,10 @@ pub fn decode_scan(message: &[u8]) -> Result<ScanQuery, Refusal> {
             continuation.sequence,
         ));
     }
-    Ok(ScanQuery { place, from, to, records_max, at })
+    let session = request
+        .session
+        .map(|session| SessionTokens::read(session.tokens.iter().map(Vec::as_slice)));
+    Ok(ScanQuery { place, from, to, records_max, at, session: session.transpose()? })
 }
 
 /// Writes what follows the records of a `ScanResponse`. `after`: there may be more behind this key.

@@ -495,9 +495,13 @@ impl<D: Database> StateStore for DiskStore<D> {
     }
 
     fn get(&self, key: &[u8]) -> Lookup<'_> {
-        if let Some(known) = self.overlay.get(key) {
-            return known.map_or(Lookup::Absent, Lookup::Found);
+        match self.overlay.get(key) {
+            Some(known) => known.map_or(Lookup::Absent, Lookup::Found),
+            None => self.get_fetched(key),
         }
+    }
+
+    fn get_fetched(&self, key: &[u8]) -> Lookup<'_> {
         match self.fetched.get(key) {
             Some(Some(record)) => match &record.value {
                 Some(_) => Lookup::Found(record.as_record()),

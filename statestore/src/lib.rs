@@ -1,5 +1,6 @@
 //! State stores: the trait and its implementations.
 
+mod counters;
 #[cfg(any(feature = "sled", feature = "lsm"))]
 mod disk_store;
 #[cfg(feature = "lsm")]
@@ -12,6 +13,7 @@ mod sled_database;
 mod snapshot_format;
 mod store;
 
+pub use counters::{CountersStore, is_counter};
 #[cfg(any(feature = "sled", feature = "lsm"))]
 pub use disk_store::{Database, DiskEngine, DiskLimits, DiskStore, EngineError, Tree, TreeChange};
 #[cfg(feature = "lsm")]

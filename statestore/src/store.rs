@@ -243,6 +243,12 @@ pub trait StateStore: Send {
         let _ = keys;
     }
 
+    /// As [`Self::get`], without what was applied and is not on disk yet: what `fetch` brought.
+    /// For whoever knows that every change of the key that was applied is to be left out.
+    fn get_fetched(&self, key: &[u8]) -> Lookup<'_> {
+        self.get(key)
+    }
+
     /// Drops what `fetch` brought.
     fn forget_fetched(&mut self) {}
 

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    Ack, HashRange, PartitionId, PipelineError, PipelineSpec, StoreKind, check_ack, check_pipeline,
-    limits,
+    Ack, HashRange, PartitionId, PipelineError, PipelineSpec, StageSpec, StoreKind, check_ack,
+    check_pipeline, limits,
 };
 
 /// One declared partition. What is left out follows the node's defaults: the store as they were
@@ -94,6 +94,18 @@ pub enum DesiredError {
     },
 }
 
+/// A declaration that contradicts itself is refused; the node's own stages are cut to what the store
+/// has.
+fn check_unlogged(store: Option<StoreKind>, stages: &PipelineSpec) -> Result<(), PipelineError> {
+    let log = stages.iter().map(StageSpec::kind).find(|kind| kind.is_log());
+    match log {
+        Some(log) if store.is_some_and(StoreKind::is_unlogged) => {
+            Err(PipelineError::LogOfCounters(log))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl DesiredPartition {
     /// A partition that follows the node's defaults.
     pub const fn new(id: PartitionId, range: HashRange) -> Self {
@@ -120,6 +132,7 @@ impl DesiredSet {
             }
             if let Some(stages) = &partition.pipeline {
                 check_pipeline(stages)
+                    .and_then(|()| check_unlogged(partition.store, stages))
                     .and_then(|()| check_ack(partition.ack.unwrap_or(Ack::Memory), stages))
                     .map_err(|reason| DesiredError::Pipeline { index, id: partition.id, reason })?;
             }
@@ -194,6 +207,7 @@ impl DesiredSet {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{DEFAULT_PIPELINE, StageKind};
 
     fn partition(id: u32, start: u64, end: u64) -> DesiredPartition {
         DesiredPartition::new(PartitionId(id), HashRange::new(start, end).unwrap())
@@ -216,6 +230,27 @@ mod tests {
             contradiction,
             Err(DesiredError::RemovedAndDeclared { removed_index: 0, .. })
         ));
+    }
+
+    #[test]
+    fn a_log_where_the_store_has_none_is_refused() {
+        let declared = |pipeline: &[StageKind]| DesiredPartition {
+            store: Some(StoreKind::Counters),
+            ack: Some(Ack::Memory),
+            pipeline: Some(pipeline.into()),
+            ..partition(1, 0, 0)
+        };
+        assert!(matches!(
+            DesiredSet::new(vec![declared(DEFAULT_PIPELINE)], vec![]),
+            Err(DesiredError::Pipeline {
+                reason: PipelineError::LogOfCounters(StageKind::Log),
+                ..
+            })
+        ));
+        let without = PipelineSpec::from(DEFAULT_PIPELINE).without_log();
+        let kinds: Vec<_> = without.iter().map(StageSpec::kind).collect();
+        assert_eq!(kinds, [StageKind::Clock, StageKind::Dispatcher]);
+        assert!(DesiredSet::new(vec![declared(&kinds)], vec![]).is_ok());
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod limits;
 mod partition;
 mod refusal;
 mod request_id;
+mod session;
 mod stage;
 mod timestamp;
 mod update;
@@ -28,6 +29,7 @@ pub use refusal::{Code, Reason, Refusal};
 pub use request_id::{
     REQUEST_MARK_BYTES_MAX, RequestId, RequestMark, decode_values, encode_values,
 };
+pub use session::{AtLeast, SESSION_TOKEN_BYTES_MAX, SessionToken};
 pub use stage::{
     DEFAULT_PIPELINE, OptionValue, PipelineError, PipelineSpec, StageKind, StageSpec, check_ack,
     check_pipeline, misplaced, stage_names,

@@ -107,8 +107,19 @@ pub const HOPS_PER_CORE_PAIR_MAX: usize = 8 << 10;
 pub const WINDOW_WRITES_MAX: usize = 64 << 10;
 /// Reads one partition holds until the write they saw is durable.
 pub const HELD_READS_MAX: usize = 64 << 10;
-/// Requests one partition queues while its store fetches from disk.
+/// Requests one partition queues while its store fetches from disk. With `mode = "split"` of the
+/// dispatcher: reads, and writes as many again.
 pub const PARTITION_QUEUE_MAX: usize = 4 << 10;
+/// Waiting reads of one partition that one `fetch` asks the disk for, with `mode = "split"`.
+pub const FETCHED_READS_MAX: usize = 64;
+/// Bytes of records that one partition keeps since writes replaced them and are not durable yet,
+/// with `mode = "split"`. Above it: `OVERLOADED`.
+pub const REPLACED_BYTES_MAX: usize = 16 << 20;
+/// Reads of one partition that wait until it has got to what their session knows.
+pub const SESSION_READS_MAX: usize = 4 << 10;
+/// How long such a read waits at most, milliseconds; and no longer than three quarters of the time that
+/// its deadline leaves.
+pub const SESSION_WAIT_MS_MAX: u32 = 5_000;
 /// Bytes of records accepted and not yet written to the log, per core. Above it: `OVERLOADED`.
 pub const LOG_BUFFER_BYTES_MAX: usize = 16 << 20;
 /// One group of the log, bytes on disk: what one durable write covers. Holds the largest record.

@@ -50,6 +50,8 @@ named!(
         Sled = "sled",
         /// A log-structured merge tree, on disk.
         Lsm = "lsm",
+        /// Integers in memory, without a log.
+        Counters = "counters",
     }
 );
 
@@ -58,9 +60,14 @@ impl StoreKind {
     /// lookups may block.
     pub const fn is_on_disk(self) -> bool {
         match self {
-            Self::Memory | Self::MemoryOrdered => false,
+            Self::Memory | Self::MemoryOrdered | Self::Counters => false,
             Self::Sled | Self::Lsm => true,
         }
+    }
+
+    /// Whether partitions with this store have no log, whatever pipeline is declared for them.
+    pub const fn is_unlogged(self) -> bool {
+        matches!(self, Self::Counters)
     }
 }
 
@@ -105,6 +112,11 @@ pub struct PartitionSpec {
 }
 
 impl PartitionSpec {
+    /// Whether it has a log.
+    pub fn is_logged(&self) -> bool {
+        self.pipeline.iter().any(|stage| stage.kind().is_log())
+    }
+
     /// Whether its log is in Kafka.
     pub fn is_logged_in_kafka(&self) -> bool {
         self.pipeline.is_logged_in_kafka()

@@ -92,6 +92,9 @@ reasons! {
     OutOfRange = "OUT_OF_RANGE", OutOfRange, "read the record; integers have 64 bits and a sign";
     /// A patch that is no JSON document, or nested too deeply.
     MalformedJson = "MALFORMED_JSON", InvalidArgument, "send a JSON document (RFC 7396) with at most 32 levels of objects";
+    /// A value that a store of integers does not hold.
+    NotAnInteger = "NOT_AN_INTEGER", InvalidArgument,
+        "send the decimal text of a 64-bit integer without plus sign or leading zeros, or use a partition with another store than counters";
     /// A time to live beyond the limit, or in a partition that keeps no time.
     InvalidTtl = "INVALID_TTL", InvalidArgument,
         "give a ttl_ms of at most 3153600000000 (a hundred years), in a partition with a clock stage";
@@ -114,12 +117,18 @@ reasons! {
         "use one client for many requests, with rising numbers; or raise request_ids.clients_max";
     /// The partition's store does not keep its keys in order.
     StoreNotOrdered = "STORE_NOT_ORDERED", FailedPrecondition,
-        "scan partitions whose store orders its keys: memory-ordered, lsm or sled";
+        "scan partitions whose store orders its keys: memory-ordered, lsm, sled or counters";
     /// The partition's records are in that store already.
     StoreUnchanged = "STORE_UNCHANGED", FailedPrecondition, "nothing is to be done; name another store to change to";
     /// The partition was written since the scan's first page, where the scan reads.
     ScanMoved = "SCAN_MOVED", Aborted,
         "scan again from the beginning, in one page if the records fit, or ask for SCAN_EACH_PAGE";
+    /// The partition has not got to the state that the session's token stands for.
+    SessionBehind = "SESSION_BEHIND", Unavailable,
+        "retry after the delay in RetryInfo; if the partition stays behind, a crash took back what the session was acknowledged in memory: begin a new session";
+    /// The session's token is of content that the partition does not have any more.
+    SessionEnded = "SESSION_ENDED", FailedPrecondition,
+        "begin a new session: the partition was restored from a snapshot, or removed and added again";
     /// No partition of this node owns the key.
     BadNode = "BAD_NODE", FailedPrecondition, "refresh Topology, of other nodes too, and send the request to the owner";
     /// A queue, window or buffer is full.
@@ -210,9 +219,10 @@ impl Refusal {
             | Reason::MemoryFull
             | Reason::RegistryUnavailable
             | Reason::RequestClientsFull => Some(limits::RETRY_FULL_MS),
-            Reason::LogUnavailable | Reason::PartitionStarting | Reason::ShuttingDown => {
-                Some(limits::RETRY_STARTING_MS)
-            }
+            Reason::LogUnavailable
+            | Reason::PartitionStarting
+            | Reason::SessionBehind
+            | Reason::ShuttingDown => Some(limits::RETRY_STARTING_MS),
             _ => None,
         };
         Self { reason, message: message.into(), retry_after_ms, metadata: Vec::new() }

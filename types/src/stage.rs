@@ -26,7 +26,7 @@ pub enum StageKind {
     Own(&'static str),
     /// Timestamps, monotonic also when the wall clock jumps back.
     Clock,
-    /// One queue: linearizable.
+    /// Queues: one for all requests, or one for reads and one for writes.
     Dispatcher,
     /// The local write-ahead log.
     Log,
@@ -92,8 +92,13 @@ pub enum PipelineError {
     #[error("a pipeline has one log: log or kafka-log")]
     TwoLogs,
     /// Durable acknowledgement without a log.
-    #[error("ack durable needs the stage log or kafka-log in the pipeline")]
+    #[error(
+        "ack durable needs the stage log or kafka-log in the pipeline; partitions with the store counters have neither"
+    )]
     DurableWithoutLog,
+    /// A log where the store has none.
+    #[error("a partition with the store counters has no log: leave out {0}")]
+    LogOfCounters(StageKind),
     /// More stages than a pipeline has.
     #[error("the pipeline has {0} stages; at most {max} are possible", max = limits::PIPELINE_STAGES_MAX)]
     TooManyStages(usize),
@@ -291,6 +296,20 @@ impl PipelineSpec {
     /// Whether the log is in Kafka.
     pub fn is_logged_in_kafka(&self) -> bool {
         self.0.iter().any(|stage| stage.kind == StageKind::KafkaLog)
+    }
+
+    /// Whether reads have a queue of their own and are answered from what is durable.
+    pub fn is_split(&self) -> bool {
+        let dispatcher = self.0.iter().find(|stage| stage.kind == StageKind::Dispatcher);
+        dispatcher.is_some_and(|stage| stage.text("mode") == Some("split"))
+    }
+
+    /// The stages but for the log and what restores the order in which its writes finish.
+    #[must_use]
+    pub fn without_log(&self) -> Self {
+        let stays =
+            |stage: &&StageSpec| !stage.kind.is_log() && stage.kind != StageKind::LineMonitor;
+        self.0.iter().filter(stays).cloned().collect::<Vec<_>>().into()
     }
 
     /// The clock and what comes behind it.

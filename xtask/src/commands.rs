@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use crate::{
     process,
     report::{Passed, Report},
-    suite::{self, RELEASE_FEATURES, STEPS, Step},
+    suite::{self, STEPS, Step, release_features},
     tools::Tool,
     workspace,
 };
@@ -85,7 +85,7 @@ pub(crate) fn e2e(filters: &[String]) -> Outcome {
 
 /// Kill loops, with their own output on the terminal.
 pub(crate) fn kill_loops(arguments: &[String]) -> Outcome {
-    let [features, which] = RELEASE_FEATURES;
+    let [features, which] = release_features();
     Ok(build(&["--release", "--package", "stateside-node", features, which])
         && build(&["--package", "stateside-e2e", "--bin", "kill-loops"])
         && run_built("debug", "kill-loops", arguments))
@@ -109,7 +109,7 @@ pub(crate) fn compare(arguments: &[String]) -> Outcome {
     if let Err(problem) = installed.and_then(|mut log| suite::install_peers(&mut log).map(drop)) {
         eprintln!("{problem}");
     }
-    let [features, which] = RELEASE_FEATURES;
+    let [features, which] = release_features();
     let packages = ["--release", "--package", "stateside-node", "--package", "stateside-benches"];
     Ok(build(&[packages.as_slice(), &[features, which]].concat())
         && run_built("release", "compare", arguments))
@@ -117,7 +117,7 @@ pub(crate) fn compare(arguments: &[String]) -> Outcome {
 
 /// The table of the state stores.
 pub(crate) fn stores(arguments: &[String]) -> Outcome {
-    let [features, which] = RELEASE_FEATURES;
+    let [features, which] = release_features();
     let packages = ["--release", "--package", "stateside-node", "--package", "stateside-benches"];
     Ok(build(&[packages.as_slice(), &[features, which]].concat())
         && run_built("release", "store-table", arguments))
@@ -127,14 +127,9 @@ pub(crate) fn stores(arguments: &[String]) -> Outcome {
 pub(crate) fn counts(arguments: &[String]) -> Outcome {
     let mut report = Report::default();
     let ready = report.step("tools", "install what counting needs", suite::install_tools);
+    let [features, which] = release_features();
     Ok(ready
-        && build(&[
-            "--release",
-            "--package",
-            "stateside-counts",
-            RELEASE_FEATURES[0],
-            RELEASE_FEATURES[1],
-        ])
+        && build(&["--release", "--package", "stateside-counts", features, which])
         && run_built("release", "counts", arguments))
 }
 

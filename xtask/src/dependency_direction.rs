@@ -17,7 +17,16 @@ enum Imports {
 use Imports::{AllBut, Only};
 
 /// Crates that only drive the binary or measure it: nothing may import them but each other.
-const OUTER: &[&str] = &["node", "sim", "e2e", "benches", "counts", "xtask", "example-own-stage"];
+const OUTER: &[&str] = &[
+    "node",
+    "sim",
+    "e2e",
+    "benches",
+    "counts",
+    "xtask",
+    "example-own-stage",
+    "example-stream-join",
+];
 
 /// The table, in its order. Dev-dependencies follow it too.
 const TABLE: &[(&str, Imports)] = &[
@@ -44,6 +53,8 @@ const TABLE: &[(&str, Imports)] = &[
     ("xtask", Only(&[])),
     // What an embedding binary sees: the node alone. Its test drives that binary.
     ("example-own-stage", Only(&["node", "e2e"])),
+    // What an application sees: the client alone. Its test drives the node too.
+    ("example-stream-join", Only(&["client", "e2e"])),
 ];
 
 /// Where a foreign runtime may be declared, and why not elsewhere. Tests may use any.
@@ -56,7 +67,7 @@ const HOMES: &[(&str, &[&str], &str)] = &[
     ("io-uring", &["node"], "sockets and rings belong to node's reactor module"),
     (
         "tokio",
-        &["node", "client", "e2e", "benches"],
+        &["node", "client", "e2e", "benches", "example-stream-join"],
         "cores run no second runtime; it serves the control plane and clients",
     ),
     (

@@ -39,6 +39,8 @@ pub(crate) enum Tool {
     Grpcurl,
     /// Checks of licences, duplicates and sources.
     CargoDeny,
+    /// OpenSSL's headers, for the release binary's connections to Kafka over TLS.
+    OpenSsl,
     /// A real Apache Kafka broker.
     Kafka,
     /// The servers that Stateside is compared with, and their loads.
@@ -57,13 +59,14 @@ const PEERS: [(&str, &str); 6] = [
 
 impl Tool {
     /// What the tests need, in the order of installation.
-    pub(crate) const FOR_TESTS: [Self; 7] = [
+    pub(crate) const FOR_TESTS: [Self; 8] = [
         Self::CargoDeny,
         Self::H2load,
         Self::Valgrind,
         Self::Python,
         Self::Node,
         Self::Grpcurl,
+        Self::OpenSsl,
         Self::Kafka,
     ];
 
@@ -75,6 +78,7 @@ impl Tool {
         match self {
             Self::H2load => "Debian: nghttp2-client (h2load), with apt-get".into(),
             Self::Valgrind => "Debian: valgrind, with apt-get".into(),
+            Self::OpenSsl => "Debian: libssl-dev and pkg-config, with apt-get".into(),
             Self::Peers => {
                 format!("Debian: {}, with apt-get, not as services", missing_peers().join(", "))
             }
@@ -98,6 +102,11 @@ impl Tool {
             Self::Valgrind => {
                 return process::first_line_of("valgrind", &["--version"]).is_some();
             }
+            Self::OpenSsl => {
+                // 1.1.1 is the first that knows TLS 1.3.
+                let arguments = ["--modversion", "openssl >= 1.1.1"];
+                return process::first_line_of("pkg-config", &arguments).is_some();
+            }
             Self::Peers => return missing_peers().is_empty(),
             _ => {}
         }
@@ -120,6 +129,7 @@ impl Tool {
         match self {
             Self::H2load => install_debian(&["nghttp2-client"], log)?,
             Self::Valgrind => install_debian(&["valgrind"], log)?,
+            Self::OpenSsl => install_debian(&["libssl-dev", "pkg-config"], log)?,
             Self::Peers => install_peers(log)?,
             Self::Python => {
                 log.run(process::command("python3").args(["-m", "venv"]).arg(&folder))?;
@@ -173,7 +183,7 @@ impl Tool {
 
     /// Installed on the system, not under `target/tools`.
     fn is_debian(self) -> bool {
-        matches!(self, Self::H2load | Self::Valgrind | Self::Peers)
+        matches!(self, Self::H2load | Self::Valgrind | Self::OpenSsl | Self::Peers)
     }
 
     /// The folder it lives in.
@@ -184,6 +194,7 @@ impl Tool {
             Self::Python => "python",
             Self::Node => "node",
             Self::Grpcurl => "grpcurl",
+            Self::OpenSsl => "openssl",
             Self::Kafka => "kafka",
             Self::CargoDeny => "cargo-deny",
             Self::Peers => "peers",
@@ -199,7 +210,7 @@ impl Tool {
         let file =
             |name: &str| fs::read_to_string(workspace::root().join(name)).unwrap_or_default();
         match self {
-            Self::H2load | Self::Valgrind | Self::Peers => String::new(),
+            Self::H2load | Self::Valgrind | Self::OpenSsl | Self::Peers => String::new(),
             Self::Python => file(PYTHON_REQUIREMENTS),
             Self::Node => file(NODE_MANIFEST) + &file(NODE_LOCK),
             Self::Grpcurl => GRPCURL.to_owned(),
@@ -211,7 +222,7 @@ impl Tool {
     /// What has to be on the machine first.
     fn needs(self) -> Result<(), String> {
         let (program, arguments, what): (&str, &[&str], &str) = match self {
-            Self::H2load | Self::Valgrind | Self::Peers => {
+            Self::H2load | Self::Valgrind | Self::OpenSsl | Self::Peers => {
                 ("apt-get", &["--version"], "Debian's apt-get")
             }
             Self::Python => ("python3", &["-c", PYTHON_IS_NEW_ENOUGH], "Python 3.11 or later"),

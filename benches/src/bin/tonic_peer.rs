@@ -96,7 +96,7 @@ impl DataPlane for Peer {
         if let Some(bytes) = logged {
             self.make_durable(bytes).await?;
         }
-        Ok(Response::new(UpsertResponse { results }))
+        Ok(Response::new(UpsertResponse { results, session: None }))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
@@ -116,7 +116,7 @@ impl DataPlane for Peer {
             };
             request.keys.into_iter().map(read).collect()
         });
-        Ok(Response::new(GetResponse { records }))
+        Ok(Response::new(GetResponse { records, session: None }))
     }
 
     async fn remove(
@@ -137,7 +137,7 @@ impl DataPlane for Peer {
         if let Some(bytes) = logged {
             self.make_durable(bytes).await?;
         }
-        Ok(Response::new(RemoveResponse { results }))
+        Ok(Response::new(RemoveResponse { results, session: None }))
     }
 
     async fn update(

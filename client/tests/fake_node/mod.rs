@@ -37,6 +37,8 @@ type Records = HashMap<Vec<u8>, (Vec<u8>, u64)>;
 
 #[derive(Default)]
 pub struct State {
+    /// The ids of upserts.
+    pub ids: Mutex<Vec<Option<v1::RequestId>>>,
     pub records: Mutex<Records>,
     pub scripts: Mutex<VecDeque<Script>>,
     pub topology: Mutex<v1::TopologyResponse>,
@@ -207,6 +209,7 @@ impl DataPlane for Service {
         request: Request<v1::UpsertRequest>,
     ) -> Result<Response<v1::UpsertResponse>, Status> {
         let keys = request.get_ref().entries.iter().map(|entry| entry.key.clone()).collect();
+        self.0.ids.lock().unwrap().push(request.get_ref().request_id.clone());
         let (after, refuse) = self.begin(&request, keys)?;
         let version = self.0.version.fetch_add(1, Ordering::Relaxed) + 1;
         let results = {
@@ -223,7 +226,7 @@ impl DataPlane for Service {
             request.into_inner().entries.into_iter().map(apply).collect()
         };
         self.finish(after).await;
-        Ok(Response::new(v1::UpsertResponse { results }))
+        Ok(Response::new(v1::UpsertResponse { results, session: None }))
     }
 
     async fn get(
@@ -254,7 +257,7 @@ impl DataPlane for Service {
             keys.into_iter().map(read).collect()
         };
         self.finish(after).await;
-        Ok(Response::new(v1::GetResponse { records }))
+        Ok(Response::new(v1::GetResponse { records, session: None }))
     }
 
     async fn remove(
@@ -269,7 +272,7 @@ impl DataPlane for Service {
         }
         self.finish(after).await;
         let results = keys.iter().map(|_| v1::WriteResult::default()).collect();
-        Ok(Response::new(v1::RemoveResponse { results }))
+        Ok(Response::new(v1::RemoveResponse { results, session: None }))
     }
 
     async fn update(
@@ -305,6 +308,7 @@ impl DataPlane for Service {
         let continuation = records.last().filter(|_| more).map(|record| record.key.clone());
         self.finish(after).await;
         Ok(Response::new(v1::ScanResponse {
+            session: None,
             records,
             continuation: continuation.unwrap_or_default(),
             sequence: 7,

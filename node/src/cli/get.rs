@@ -12,6 +12,7 @@ use super::{
     output::{
         Format, Table, insert_bytes, insert_timestamp, print_bytes, print_json, printable, utc,
     },
+    session::SessionArgs,
 };
 use crate::exit::Exit;
 
@@ -32,6 +33,8 @@ pub(super) struct GetArgs {
     #[command(flatten)]
     routing_key: RoutingKeyArgs,
     #[command(flatten)]
+    session: SessionArgs,
+    #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
     timeout: TimeoutArgs,
@@ -39,9 +42,12 @@ pub(super) struct GetArgs {
 
 pub(super) async fn run(args: GetArgs, format: Format) -> Result<Exit, Failure> {
     let keys: Vec<Vec<u8>> = args.keys.into_iter().map(OsString::into_vec).collect();
-    let options = ReadOptions { routing_key: args.routing_key.into_bytes(), deadline: None };
+    let session = args.session.open()?;
+    let routing_key = args.routing_key.into_bytes();
+    let options = ReadOptions { routing_key, session, deadline: None };
     let client = args.data.connect(&args.timeout).await?;
     let records = client.get(&keys, &options).await?.all()?;
+    args.session.save(options.session.as_ref())?;
     match format {
         Format::Json => {
             let records: Vec<_> =

@@ -14,9 +14,11 @@ mod quantity;
 mod remove;
 mod scan;
 pub mod serve;
+mod session;
 mod status;
 mod update;
 mod upsert;
+mod write;
 
 use std::process::ExitCode;
 

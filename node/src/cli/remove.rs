@@ -3,13 +3,14 @@
 use std::{ffi::OsString, os::unix::ffi::OsStringExt};
 
 use clap::Args;
-use stateside_client::{Removal, Sequence, WriteOptions};
+use stateside_client::{Removal, Sequence};
 
 use super::{
-    connection::{AckArgs, DataArgs, RequestIdArgs, RoutingKeyArgs, TimeoutArgs},
+    connection::{DataArgs, TimeoutArgs},
     failure::Failure,
     output::Format,
     upsert::print_written,
+    write::WriteArgs,
 };
 use crate::exit::Exit;
 
@@ -29,11 +30,7 @@ pub(super) struct RemoveArgs {
     #[arg(long, value_name = "VERSION")]
     if_version: Option<u64>,
     #[command(flatten)]
-    ack: AckArgs,
-    #[command(flatten)]
-    routing_key: RoutingKeyArgs,
-    #[command(flatten)]
-    request_id: RequestIdArgs,
+    write: WriteArgs,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -50,14 +47,10 @@ pub(super) async fn run(args: RemoveArgs, format: Format) -> Result<Exit, Failur
     let keys: Vec<Vec<u8>> = args.keys.into_iter().map(OsString::into_vec).collect();
     let if_version = args.if_version.map(Sequence);
     let entries: Vec<Removal<'_>> = keys.iter().map(|key| Removal { key, if_version }).collect();
-    let options = WriteOptions {
-        routing_key: args.routing_key.into_bytes(),
-        ack: args.ack.ack,
-        request_id: args.request_id.request_id,
-        ..WriteOptions::default()
-    };
+    let (options, session) = args.write.open()?;
     let client = args.data.connect(&args.timeout).await?;
     let results = client.remove(&entries, &options).await?;
+    session.save(options.session.as_ref())?;
     // What was deleted is printed also when something else failed.
     let (mut written, mut failure) = (Vec::new(), None);
     for (key, result) in keys.iter().zip(results) {

@@ -10,6 +10,7 @@ use super::{
     connection::{DataArgs, TimeoutArgs},
     failure::Failure,
     output::{Format, Table, insert_bytes, insert_timestamp, print_bytes, printable, utc},
+    session::SessionArgs,
 };
 use crate::exit::Exit;
 
@@ -47,6 +48,8 @@ pub(super) struct ScanArgs {
     #[arg(long)]
     each_page: bool,
     #[command(flatten)]
+    session: SessionArgs,
+    #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
     timeout: TimeoutArgs,
@@ -54,6 +57,7 @@ pub(super) struct ScanArgs {
 
 pub(super) async fn run(args: ScanArgs, format: Format) -> Result<Exit, Failure> {
     let client = args.data.connect_routed(&args.timeout).await?;
+    let session = args.session.open()?;
     let mut left = args.limit.unwrap_or(u64::MAX);
     let mut table = Table::new(&["KEY", "VERSION", "TIME", "VALUE"]);
     let mut found = false;
@@ -65,12 +69,14 @@ pub(super) async fn run(args: ScanArgs, format: Format) -> Result<Exit, Failure>
             end: args.end.clone().into_vec(),
             page_records: 0,
             each_page: args.each_page,
+            session: session.clone(),
         };
         let mut continuation = None;
         while left > 0 {
             let range = ScanRange { page_records: left.min(1_000) as u32, ..range.clone() };
             let Page { records, continuation: next, .. } =
                 client.scan(&range, continuation.as_deref(), None).await?;
+            args.session.save(session.as_ref())?;
             let mut lines = String::new();
             for (key, record) in records {
                 found = true;

@@ -8,14 +8,15 @@ use std::{
 
 use clap::Args;
 use serde_json::Map;
-use stateside_client::{Condition, Operator, Sequence, Update, Updated, WriteOptions};
+use stateside_client::{Operator, Update, Updated};
 
 use super::{
-    connection::{AckArgs, DataArgs, RequestIdArgs, RoutingKeyArgs, TimeoutArgs},
+    connection::{DataArgs, TimeoutArgs},
     failure::Failure,
     output::{Format, Table, insert_bytes, insert_timestamp, print_json, printable, utc},
     quantity::parse_ttl,
     upsert::read_value,
+    write::{ConditionArgs, WriteArgs},
 };
 use crate::exit::Exit;
 
@@ -40,22 +41,14 @@ pub(super) struct UpdateArgs {
     key: OsString,
     #[command(flatten)]
     operator: OperatorArgs,
-    /// Change only if the key has no record.
-    #[arg(long, conflicts_with = "if_version")]
-    if_absent: bool,
-    /// Change only if the key's record has exactly this version.
-    #[arg(long, value_name = "VERSION")]
-    if_version: Option<u64>,
+    #[command(flatten)]
+    condition: ConditionArgs,
     /// Have the record expire after this time, such as 500ms, 10s, 2m, 1h or 30d; else it expires
     /// when it would have.
     #[arg(long, value_name = "DURATION", value_parser = parse_ttl)]
     ttl: Option<Duration>,
     #[command(flatten)]
-    ack: AckArgs,
-    #[command(flatten)]
-    routing_key: RoutingKeyArgs,
-    #[command(flatten)]
-    request_id: RequestIdArgs,
+    write: WriteArgs,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -92,20 +85,12 @@ pub(super) async fn run(args: UpdateArgs, format: Format) -> Result<Exit, Failur
     let operator = integer.or(bytes).or(merge_json.as_deref().map(Operator::Merge));
     let operator = operator.expect("clap requires one of the five");
     let key = args.key.into_vec();
-    let condition = match (args.if_absent, args.if_version) {
-        (true, _) => Condition::IfAbsent,
-        (false, Some(version)) => Condition::IfVersion(Sequence(version)),
-        (false, None) => Condition::None,
-    };
+    let condition = args.condition.condition();
     let entry = Update { key: &key, operator, condition, ttl: args.ttl };
-    let options = WriteOptions {
-        routing_key: args.routing_key.into_bytes(),
-        ack: args.ack.ack,
-        request_id: args.request_id.request_id,
-        ..WriteOptions::default()
-    };
+    let (options, session) = args.write.open()?;
     let client = args.data.connect(&args.timeout).await?;
     let updated = client.update_one(entry, &options).await?;
+    session.save(options.session.as_ref())?;
     print(&key, &updated, format)?;
     Ok(Exit::Done)
 }

@@ -11,14 +11,15 @@ use std::{
 
 use clap::Args;
 use serde_json::Map;
-use stateside_client::{Condition, Sequence, Upsert, WriteOptions, Written};
+use stateside_client::{Upsert, Written};
 use stateside_types::limits::BATCH_BYTES_MAX;
 
 use super::{
-    connection::{AckArgs, DataArgs, RequestIdArgs, RoutingKeyArgs, TimeoutArgs},
+    connection::{DataArgs, TimeoutArgs},
     failure::Failure,
     output::{Format, Table, insert_bytes, insert_timestamp, print_json, printable, utc},
     quantity::parse_ttl,
+    write::{ConditionArgs, WriteArgs},
 };
 use crate::exit::Exit;
 
@@ -45,21 +46,13 @@ pub(super) struct UpsertArgs {
     /// Read the value from a file.
     #[arg(long, value_name = "PATH")]
     value_file: Option<PathBuf>,
-    /// Write only if the key has no record.
-    #[arg(long, conflicts_with = "if_version")]
-    if_absent: bool,
-    /// Write only if the key's record has exactly this version.
-    #[arg(long, value_name = "VERSION")]
-    if_version: Option<u64>,
+    #[command(flatten)]
+    condition: ConditionArgs,
     /// Have the record expire after this time, such as 500ms, 10s, 2m, 1h or 30d.
     #[arg(long, value_name = "DURATION", value_parser = parse_ttl)]
     ttl: Option<Duration>,
     #[command(flatten)]
-    ack: AckArgs,
-    #[command(flatten)]
-    routing_key: RoutingKeyArgs,
-    #[command(flatten)]
-    request_id: RequestIdArgs,
+    write: WriteArgs,
     #[command(flatten)]
     data: DataArgs,
     #[command(flatten)]
@@ -80,20 +73,12 @@ pub(super) async fn run(args: UpsertArgs, format: Format) -> Result<Exit, Failur
         (None, None) => Vec::new(), // clap requires one of the two
     };
     let key = args.key.into_vec();
-    let condition = match (args.if_absent, args.if_version) {
-        (true, _) => Condition::IfAbsent,
-        (false, Some(version)) => Condition::IfVersion(Sequence(version)),
-        (false, None) => Condition::None,
-    };
+    let condition = args.condition.condition();
     let entry = Upsert { key: &key, value: &value, condition, ttl: args.ttl };
-    let options = WriteOptions {
-        routing_key: args.routing_key.into_bytes(),
-        ack: args.ack.ack,
-        request_id: args.request_id.request_id,
-        ..WriteOptions::default()
-    };
+    let (options, session) = args.write.open()?;
     let client = args.data.connect(&args.timeout).await?;
     let written = client.upsert_one(entry, &options).await?;
+    session.save(options.session.as_ref())?;
     print_written(&[(&key, written)], true, format)?;
     Ok(Exit::Done)
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use stateside_types::check_ack;
 
-use super::{ConfigError, Settings, Surroundings};
+use super::{ConfigError, Settings, Surroundings, kafka_options, settings::PartitionSettings};
 
 /// Longest path of a Unix socket on Linux, bytes (`sun_path` less its end).
 const UNIX_SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -15,18 +15,26 @@ pub(super) fn check(settings: &Settings, place_of: impl Fn(&str) -> String) -> V
     let mut fail = |key: &str, message: String| {
         errors.push(ConfigError { place: place_of(key), message: format!("{key}: {message}") });
     };
-    if let Err(error) = check_ack(settings.partition.ack, &settings.partition.pipeline) {
+    let PartitionSettings { store, ack, pipeline, .. } = &settings.partition;
+    let without_log = store.is_unlogged().then(|| pipeline.without_log());
+    if let Err(error) = check_ack(*ack, without_log.as_ref().unwrap_or(pipeline)) {
         fail("partition.pipeline", error.to_string());
     }
+    let without_client = "this binary has no Kafka client: build it with the cargo feature kafka";
     if settings.partition.pipeline.is_logged_in_kafka() {
         if !cfg!(feature = "kafka") {
-            fail(
-                "partition.pipeline",
-                "this binary has no Kafka client: build it with the cargo feature kafka".to_owned(),
-            );
+            fail("partition.pipeline", without_client.to_owned());
         } else if settings.kafka.brokers.is_none() {
             fail("partition.pipeline", "kafka-log needs kafka.brokers".to_owned());
         }
+    } else if settings.kafka.brokers.is_some() && !cfg!(feature = "kafka") {
+        fail("kafka.brokers", without_client.to_owned());
+    }
+    if cfg!(feature = "kafka")
+        && let Err(problem) =
+            kafka_options::check(&settings.kafka.options, cfg!(feature = "kafka-tls"))
+    {
+        fail("kafka.options", problem);
     }
     if settings.log.max_mb < 2 * settings.log.segment_mb {
         fail(
@@ -114,6 +122,8 @@ fn share_interface(one: SocketAddr, other: SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use stateside_types::StoreKind;
+
     use super::*;
 
     fn surroundings() -> Surroundings {
@@ -140,6 +150,10 @@ mod tests {
         one(
             errors_after(|s| s.partition.pipeline = Vec::new().into()),
             "ack durable needs the stage log",
+        );
+        one(
+            errors_after(|s| s.partition.store = StoreKind::Counters),
+            "partitions with the store counters have neither",
         );
         one(errors_after(|s| s.log.max_mb = 100), "fewer than two segments of 64 MiB");
         one(errors_after(|s| s.data.unix_socket = Some("/".repeat(108).into())), "108 bytes");

@@ -218,7 +218,7 @@ pub(super) const KEYS: &[Key] = &[
         unit: "",
         default: Default::Is("\"memory\""),
         flag: None,
-        doc: "Where the records of new partitions live: in \"memory\" (\"memory-ordered\" keeps keys in order, for Scan), or on disk in \"lsm\" or \"sled\", which both do; docs/stores.md compares them. Partitions that exist keep their store.",
+        doc: "Where the records of new partitions live: in \"memory\" (\"memory-ordered\" keeps keys in order, for Scan), or on disk in \"lsm\" or \"sled\", which both do; \"counters\" holds integers alone and has no log, so ack must be \"memory\". docs/stores.md compares them. Partitions that exist keep their store.",
         set: |s, v| text(v).parse().map(|store| s.partition.store = store),
         get: |s| Some(of_display(s.partition.store)),
     },
@@ -235,6 +235,16 @@ pub(super) const KEYS: &[Key] = &[
             Ok(())
         },
         get: |s| Some(Value::Pipeline(s.partition.pipeline.clone())),
+    },
+    Key {
+        path: "partition.snapshot_interval_s",
+        kind: Kind::Integer(1, 86_400),
+        unit: "s",
+        default: Default::Is("60"),
+        flag: None,
+        doc: "A partition without a log (those with the store \"counters\" have none) is snapshotted this often if it was written to, and when the node stops. A crash takes back what was written since.",
+        set: |s, v| number(v).map(|seconds| s.partition.snapshot_interval_s = seconds),
+        get: |s| Some(of_number(s.partition.snapshot_interval_s)),
     },
     Key {
         path: "log.segment_mb",
@@ -608,6 +618,7 @@ impl Settings {
                 ack: stateside_types::Ack::Durable,
                 store: stateside_types::StoreKind::Memory,
                 pipeline: PipelineSpec::default(),
+                snapshot_interval_s: 0,
             },
             log: LogSettings { segment_mb: 0, max_mb: 0, flush_after_ms: 0 },
             kafka: KafkaSettings {

@@ -99,6 +99,21 @@ fn every_wrong_line_is_reported_with_its_number_and_the_known_keys() {
     );
 }
 
+#[cfg(all(feature = "kafka", not(feature = "kafka-tls")))]
+#[test]
+fn settings_that_need_tls_are_refused_by_a_binary_without_it() {
+    let world = World::new(
+        "[kafka]\nbrokers = \"k:9093\"\noptions = \"client.rack=a\\nsecurity.protocol=SASL_SSL\\nsasl.mechanism=PLAIN\"\n",
+    );
+    let errors = world.errors();
+    let [error] = errors.as_slice() else { panic!("{errors:?}") };
+    assert!(
+        error.starts_with("s.toml:3: kafka.options: `security.protocol=SASL_SSL` needs TLS"),
+        "{error}"
+    );
+    assert!(error.contains("kafka-tls"), "{error}");
+}
+
 #[test]
 fn a_pipeline_with_options_is_read_shown_and_checked_line_by_line() {
     let filter = "{ stage = \"filter\", deny = [\"tmp/\"], rate_per_s = 100 }";

@@ -10,6 +10,7 @@
 //! that silently does not hold.
 
 mod checks;
+pub(crate) mod kafka_options;
 mod keys;
 mod load;
 mod render;

@@ -79,6 +79,8 @@ pub struct PartitionSettings {
     pub store: StoreKind,
     /// Stages, in order.
     pub pipeline: PipelineSpec,
+    /// How often partitions without a log are snapshotted, seconds.
+    pub snapshot_interval_s: u32,
 }
 
 /// `[log]`

@@ -1,10 +1,16 @@
 //! What the control thread's servers share: addresses, counters, and the ways to ask the manager
 //! and the cores.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use stateside_partition_mgr::PlacedPartition;
-use stateside_types::{PartitionState, limits};
+use stateside_types::{PartitionSpec, PartitionState, limits};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::Instant,
@@ -42,6 +48,8 @@ pub(crate) struct Facts {
     pub(crate) changes: Semaphore,
     /// Permits of calls that ask.
     pub(crate) reads: Semaphore,
+    /// Every partition has been open at least once, or has been given up, since this start.
+    pub(crate) all_opened: AtomicBool,
 }
 
 impl Facts {
@@ -63,6 +71,43 @@ impl Facts {
             Phase::Recovering => self.cores.ids().map(|_| None).collect(),
             Phase::Serving | Phase::Draining => self.cores.reports(REPORT_WAIT).await,
         }
+    }
+}
+
+impl Facts {
+    /// While the node serves: what of its start is still to come. Partitions with their logs in Kafka are
+    /// opened beside the others, for the brokers may be away. Once they have been open this says
+    /// nothing more: a partition that is added later, or opened anew, makes no node unready.
+    pub(crate) async fn still_opening(&self) -> Option<String> {
+        if self.all_opened.load(Ordering::Acquire) {
+            return None;
+        }
+        let view = self.view();
+        let in_kafka = |spec: &PartitionSpec| spec.is_logged_in_kafka();
+        let count =
+            view.manifest.partitions.values().filter(|placed| in_kafka(&placed.spec)).count();
+        let said = if count == 0 { None } else { self.opening_of(&view, count).await };
+        if said.is_none() {
+            self.all_opened.store(true, Ordering::Release);
+        }
+        said
+    }
+
+    async fn opening_of(&self, view: &View, count: usize) -> Option<String> {
+        let all = describe_all(view, &self.reports().await);
+        let mut opening = all.iter().filter(|one| {
+            one.placed.spec.is_logged_in_kafka() && one.state() == PartitionState::Init
+        });
+        let first = opening.next()?;
+        let id = first.placed.spec.id;
+        let detail = match &first.report {
+            Some(report) => report.detail.as_str(),
+            None => "its core has not answered",
+        };
+        let others = 1 + opening.count();
+        Some(format!(
+            "opening: {others} of {count} partitions with their logs in Kafka; partition {id}: {detail}"
+        ))
     }
 }
 

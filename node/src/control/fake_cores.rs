@@ -205,10 +205,15 @@ impl FakeCores {
     }
 
     pub(super) fn damage(&self, id: PartitionId) {
+        self.be(id, PartitionState::Damaged);
+    }
+
+    /// The partition is in this state, and holds nothing.
+    pub(super) fn be(&self, id: PartitionId, now: PartitionState) {
         let mut state = self.lock();
         let mut all = state.cores.iter_mut();
         let hosted = all.find_map(|core| core.hosted.get_mut(&id)).expect("hosted");
-        hosted.state = PartitionState::Damaged;
+        hosted.state = now;
         hosted.records = 0;
     }
 

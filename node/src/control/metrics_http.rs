@@ -88,7 +88,10 @@ async fn answer(method: &Method, path: &str, facts: &Facts) -> Response<Full<Byt
         }
         "/healthz" => text(StatusCode::OK, "alive\n".to_owned()),
         "/readyz" => match facts.phase() {
-            Phase::Serving => text(StatusCode::OK, "serving\n".to_owned()),
+            Phase::Serving => match facts.still_opening().await {
+                None => text(StatusCode::OK, "serving\n".to_owned()),
+                Some(what) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{what}\n")),
+            },
             Phase::Recovering => {
                 let (read, total) = facts.recovery.get();
                 let body = format!("recovering: {read} of {total} bytes\n");

@@ -26,6 +26,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
+    sync::atomic::AtomicBool,
     thread::JoinHandle,
     time::Duration,
 };
@@ -281,6 +282,7 @@ async fn serve(
         calls,
         changes,
         reads,
+        all_opened: AtomicBool::new(false),
     });
     let mut manager = tokio::spawn(manager.run(mailbox, phase.clone()));
     let mut http = tokio::spawn(metrics_http::serve(metrics_listener, Arc::clone(&facts)));

@@ -9,7 +9,7 @@ use std::{
 };
 
 use stateside_proto::v1::{self, control_plane_client::ControlPlaneClient};
-use stateside_types::{CoreId, PartitionId, limits};
+use stateside_types::{CoreId, PartitionId, PartitionState, StageKind, limits};
 use tonic::{Code, Status, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus as Told, health_client::HealthClient,
@@ -77,8 +77,14 @@ fn start(
 
 impl Node {
     fn start() -> Self {
+        Self::start_with(|_| ())
+    }
+
+    fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (plane, cores, progress) = start(&dir, &settings(&dir)).unwrap();
+        let mut settings = settings(&dir);
+        change(&mut settings);
+        let (plane, cores, progress) = start(&dir, &settings).unwrap();
         Self { dir, plane: Some(plane), cores, progress }
     }
 
@@ -366,6 +372,36 @@ async fn metrics_and_probes_answer_over_plain_http() {
     assert!(head.starts_with("HTTP/1.1 200") && body.is_empty());
     node.plane().set_phase(Phase::Draining);
     assert_eq!(node.http("GET /readyz").1, "draining\n");
+}
+
+#[tokio::test]
+async fn a_node_is_ready_when_each_log_in_kafka_has_been_open_once() {
+    let node = Node::start_with(|settings| {
+        let stages = [StageKind::Clock, StageKind::KafkaLog, StageKind::LineMonitor];
+        settings.partition.pipeline = stages.as_slice().into();
+    });
+    let ids: Vec<PartitionId> = node.cores.hosted().into_keys().collect();
+    for id in &ids {
+        node.cores.be(*id, PartitionState::Init);
+    }
+    node.plane().set_phase(Phase::Serving);
+    for (open, id) in ids.iter().enumerate() {
+        let (head, body) = node.http("GET /readyz");
+        assert!(head.starts_with("HTTP/1.1 503"), "{head}");
+        let says = format!(
+            "opening: {} of {} partitions with their logs in Kafka; partition {id}: ",
+            ids.len() - open,
+            ids.len()
+        );
+        assert!(body.starts_with(&says), "{body}");
+        // One that cannot serve is no reason to keep the others from their clients.
+        let state = if open == 0 { PartitionState::Stopped } else { PartitionState::Primary };
+        node.cores.be(*id, state);
+    }
+    assert!(node.http("GET /readyz").0.starts_with("HTTP/1.1 200"));
+    // One that is opened anew does not take the node away from the others.
+    node.cores.be(ids[0], PartitionState::Init);
+    assert!(node.http("GET /readyz").0.starts_with("HTTP/1.1 200"));
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use std::cmp::Reverse;
 use stateside_partition::{PageEnd, Ticket};
 use stateside_proto::{codec, scan::encode_scan_end};
 use stateside_types::{
-    CoreId, PartitionId, Reason, Record, Refusal, Sequence, Timestamp,
+    CoreId, PartitionId, Reason, Record, Refusal, SessionToken, Timestamp,
     limits::{CALLS_PER_CORE_MAX, RESPONSE_BYTES_MAX, UPDATED_VALUES_BYTES_MAX},
 };
 
@@ -39,10 +39,10 @@ pub enum Origin<S> {
 pub enum Outcome {
     /// Nothing yet.
     Waiting,
-    /// The records are in the part's body.
-    Read,
+    /// The records are in the part's body; they tell of this state.
+    Read(SessionToken),
     /// The part's batch was written.
-    Written(Sequence, Timestamp),
+    Written(SessionToken, Timestamp),
     /// It was not done.
     Refused(Refusal),
 }
@@ -87,6 +87,8 @@ pub struct Call<S> {
     outstanding: u32,
     body_bytes: usize,
     indexed: bool,
+    /// The answer is to have tokens.
+    pub has_session: bool,
     /// With several parts: the part that each entry of the request belongs to.
     pub part_of_entry: Vec<u16>,
     /// With several parts: the request, for naming keys in per-entry errors.
@@ -99,6 +101,14 @@ impl<S> Call<S> {
     /// The parts, in the order in which they were added.
     pub fn parts(&self) -> &[Part] {
         &self.parts[..self.parts_used]
+    }
+
+    /// The states that the answer tells of.
+    pub fn tokens(&self) -> impl Iterator<Item = SessionToken> + Clone {
+        self.parts().iter().filter_map(|part| match part.outcome {
+            Outcome::Read(token) | Outcome::Written(token, _) => Some(token),
+            Outcome::Refused(_) | Outcome::Waiting => None,
+        })
     }
 
     /// The parts, for taking their buffers.
@@ -171,6 +181,7 @@ impl<S: Copy> Calls<S> {
             outstanding: 0,
             body_bytes: 0,
             indexed,
+            has_session: false,
             part_of_entry: Vec::new(),
             message: Vec::new(),
             generation: 0,
@@ -219,6 +230,7 @@ impl<S: Copy> Calls<S> {
         call.part_of_entry.clear();
         call.parts_used = 0;
         call.body_bytes = 0;
+        call.has_session = false;
         call.generation = call.generation.wrapping_add(1);
         call.live = false;
         self.free.push(slot);
@@ -343,7 +355,12 @@ fn find<S>(slots: &mut [Call<S>], ticket: Ticket) -> Option<(&mut Call<S>, usize
 
 #[cfg(test)]
 mod tests {
+    use stateside_types::{Epoch, Sequence};
+
     use super::*;
+
+    const TOKEN: SessionToken =
+        SessionToken { partition: PartitionId(1), epoch: Epoch(1), sequence: Sequence(3) };
 
     fn calls() -> Calls<u32> {
         Calls::default()
@@ -360,7 +377,7 @@ mod tests {
         let ready = |calls: &mut Calls<u32>, stream| {
             let slot = calls.open(Origin::Stream(stream), 0, 1, false).unwrap();
             let ticket = calls.add_part(slot, 1);
-            calls.finish(ticket, Outcome::Read);
+            calls.finish(ticket, Outcome::Read(TOKEN));
         };
         [3, 1, 2].iter().for_each(|stream| ready(&mut calls, *stream));
         let key = |origin: &Origin<u32>| match origin {
@@ -385,10 +402,10 @@ mod tests {
         let slot = calls.open(Origin::Stream(7), 0, 1, true).unwrap();
         let first = calls.add_part(slot, 1);
         let second = calls.add_part(slot, 2);
-        calls.finish(second, Outcome::Written(Sequence(3), Timestamp(4)));
+        calls.finish(second, Outcome::Written(TOKEN, Timestamp(4)));
         assert_eq!(take_ready(&mut calls), None);
         calls.record(first, b"k", None);
-        calls.finish(first, Outcome::Read);
+        calls.finish(first, Outcome::Read(TOKEN));
         assert_eq!(take_ready(&mut calls), Some(slot));
         assert_eq!(calls.get_mut(slot).parts()[0].ends.len(), 1);
         calls.close(slot);
@@ -397,9 +414,9 @@ mod tests {
         let again = calls.open(Origin::Stream(8), 0, 2, false).unwrap();
         assert_eq!(again, slot);
         let new = calls.add_part(again, 1);
-        calls.finish(first, Outcome::Read);
+        calls.finish(first, Outcome::Read(TOKEN));
         assert_eq!(take_ready(&mut calls), None, "a ticket of the slot's former call does nothing");
-        calls.finish(new, Outcome::Read);
+        calls.finish(new, Outcome::Read(TOKEN));
         assert_eq!(take_ready(&mut calls), Some(again));
     }
 
@@ -413,7 +430,7 @@ mod tests {
         calls.value(tickets[0], b"");
         calls.take_values(tickets[1], vec![0; UPDATED_VALUES_BYTES_MAX], vec![7]);
         for ticket in tickets {
-            calls.finish(ticket, Outcome::Written(Sequence(3), Timestamp(4)));
+            calls.finish(ticket, Outcome::Written(TOKEN, Timestamp(4)));
         }
         let slot = take_ready(&mut calls).unwrap();
         let call = calls.get_mut(slot);
@@ -433,7 +450,7 @@ mod tests {
         for _ in 0..20 {
             calls.record(ticket, b"key", Some(record));
         }
-        calls.finish(ticket, Outcome::Read);
+        calls.finish(ticket, Outcome::Read(TOKEN));
         let call = calls.get_mut(slot);
         assert!(call.parts()[0].body.len() <= RESPONSE_BYTES_MAX);
         let Outcome::Refused(refusal) = &call.parts()[0].outcome else { panic!("refused") };

@@ -8,23 +8,23 @@
 //! Lives on its core's thread. Buffers for decoding are kept, so a request of one partition
 //! allocates nothing here.
 
+mod reading;
 mod update;
 
 use std::{collections::HashMap, io, mem, sync::Arc};
 
-use stateside_partition::{Input, Partition, Scan, Ticket};
+use stateside_partition::{Input, Partition, Ticket};
 use stateside_pipeline::log::LogFailed;
-use stateside_proto::{
-    codec,
-    scan::{ScanPlace, ScanQuery, decode_scan},
-};
+use stateside_proto::{codec, scan::decode_scan};
 use stateside_router::{BatchPlan, Placement, RoutingTable, UNOWNED};
-use stateside_statestore::PageRequest;
 use stateside_types::{
     CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
     UpdateEntry, WriteEntry,
-    limits::{EXPIRED_PER_TICK_MAX, HOPS_PER_CORE_PAIR_MAX, SCAN_PAGE_BYTES},
+    limits::{EXPIRED_PER_TICK_MAX, HOPS_PER_CORE_PAIR_MAX},
 };
+use stateside_wire::Millis;
+
+use reading::ReadSession;
 
 use super::{
     calls::{Origin, Outcome},
@@ -234,7 +234,8 @@ impl Executor {
     ) -> Option<(&mut Partition, PartitionEffects<'_>)> {
         match self.slots[*self.by_id.get(&id)? as usize].as_mut()? {
             Hosted::Here(partition) => {
-                Some((partition, PartitionEffects { world: &mut self.world, partition: id }))
+                let effects = PartitionEffects::new(&mut self.world, partition);
+                Some((partition, effects))
             }
             Hosted::Down(..) => None,
         }
@@ -247,8 +248,7 @@ impl Executor {
         let slots = self.slots.len();
         for at in (self.reclaim_from..slots).chain(0..self.reclaim_from.min(slots)) {
             let Some(Hosted::Here(partition)) = &mut self.slots[at] else { continue };
-            let id = partition.spec().id;
-            let mut effects = PartitionEffects { world: &mut self.world, partition: id };
+            let mut effects = PartitionEffects::new(&mut self.world, partition);
             left -= partition.reclaim(left, &mut effects);
             if left == 0 {
                 self.reclaim_from = at;
@@ -261,8 +261,7 @@ impl Executor {
     pub(crate) fn step_all(&mut self, mut input: impl FnMut() -> Input<'static>) {
         for hosted in self.slots.iter_mut().flatten() {
             if let Hosted::Here(partition) = hosted {
-                let id = partition.spec().id;
-                let mut effects = PartitionEffects { world: &mut self.world, partition: id };
+                let mut effects = PartitionEffects::new(&mut self.world, partition);
                 partition.step(input(), &mut effects);
             }
         }
@@ -308,8 +307,7 @@ impl Executor {
             if let Hosted::Here(partition) = hosted
                 && !partition.spec().is_logged_in_kafka()
             {
-                let id = partition.spec().id;
-                let mut effects = PartitionEffects { world: &mut self.world, partition: id };
+                let mut effects = PartitionEffects::new(&mut self.world, partition);
                 partition.halt(refusal.clone(), &mut effects);
             }
         }
@@ -325,13 +323,14 @@ impl Executor {
         stream: StreamRef,
         verb: Verb,
         message: Vec<u8>,
+        deadline: Option<Millis>,
     ) -> Result<Option<Vec<u8>>, (Refusal, Vec<u8>)> {
         self.world.requests += 1;
         let kept = match verb {
-            Verb::Get => self.read(stream, &message),
+            Verb::Get => self.read(stream, &message, deadline),
             Verb::Upsert => self.write(stream, verb, &message),
             Verb::Remove => self.write(stream, verb, &message),
-            Verb::Scan => self.scan(stream, &message).map(|()| None),
+            Verb::Scan => self.scan(stream, &message, deadline).map(|()| None),
             Verb::Update => self.update(stream, &message),
         };
         match kept {
@@ -345,10 +344,20 @@ impl Executor {
     }
 
     /// The slot of the call when it keeps the message.
-    fn read(&mut self, stream: StreamRef, message: &[u8]) -> Result<Option<u32>, Refusal> {
+    fn read(
+        &mut self,
+        stream: StreamRef,
+        message: &[u8],
+        deadline: Option<Millis>,
+    ) -> Result<Option<u32>, Refusal> {
         let mut keys = codec::recycle_keys(mem::take(&mut self.keys));
-        let done = codec::decode_get(message, &mut keys)
-            .and_then(|routing_key| self.place_read(stream, &keys, routing_key));
+        let done = codec::decode_get(message, &mut keys).and_then(|head| {
+            let session = match head.has_session {
+                true => Some(self.session_of(message, deadline)?),
+                false => None,
+            };
+            self.place_read(stream, &keys, head.routing_key, session.as_ref())
+        });
         self.keys = codec::recycle_keys(keys);
         done
     }
@@ -358,35 +367,46 @@ impl Executor {
         stream: StreamRef,
         keys: &[&[u8]],
         routing_key: Option<&[u8]>,
+        session: Option<&ReadSession>,
     ) -> Result<Option<u32>, Refusal> {
         match self.plan.place(&self.table, keys.iter().copied(), routing_key) {
             Placement::One(UNOWNED) => Err(bad_node()),
             Placement::One(route) => {
                 let slot = self.open(stream, Verb::Get, false)?;
+                self.world.calls.get_mut(slot).has_session = session.is_some();
                 let ticket = self.world.calls.add_part(slot, keys.len());
-                self.read_part(ticket, route, keys);
+                self.read_part(ticket, route, keys, session);
                 Ok(None)
             }
             Placement::Several => {
                 let slot = self.open(stream, Verb::Get, true)?;
+                self.world.calls.get_mut(slot).has_session = session.is_some();
                 self.group(slot);
                 let order = mem::take(&mut self.parts.order);
                 let sorted: Vec<&[u8]> = order.iter().map(|&at| keys[at as usize]).collect();
                 self.parts.order = order;
                 self.each_part(slot, |this, ticket, route, start, end| {
-                    this.read_part(ticket, route, &sorted[start..end]);
+                    this.read_part(ticket, route, &sorted[start..end], session);
                 });
                 Ok(Some(slot))
             }
         }
     }
 
-    fn read_part(&mut self, ticket: Ticket, route: u32, keys: &[&[u8]]) {
+    fn read_part(
+        &mut self,
+        ticket: Ticket,
+        route: u32,
+        keys: &[&[u8]],
+        session: Option<&ReadSession>,
+    ) {
+        let session =
+            session.and_then(|session| session.at_least(self.table.routes()[route as usize].id));
         let Some(slot) = self.local_slot(route) else {
             let Some((requests, id)) = self.hop(ticket, route) else { return };
-            return requests.push_read(ticket, id, keys.iter().copied());
+            return requests.push_read(ticket, id, session, keys.iter().copied());
         };
-        self.step_slot(slot, ticket, Input::Read { ticket, keys });
+        self.step_slot(slot, ticket, Input::Read { ticket, keys, session });
     }
 
     /// The slot of the call when it keeps the message.
@@ -425,6 +445,7 @@ impl Executor {
             Placement::One(UNOWNED) => Err(bad_node()),
             Placement::One(route) => {
                 let slot = self.open(stream, verb, false)?;
+                self.world.calls.get_mut(slot).has_session = head.has_session;
                 let ticket = self.world.calls.add_part(slot, entries.len());
                 run(self, ticket, route, entries);
                 Ok(None)
@@ -435,6 +456,7 @@ impl Executor {
             )),
             Placement::Several => {
                 let slot = self.open(stream, verb, false)?;
+                self.world.calls.get_mut(slot).has_session = head.has_session;
                 self.group(slot);
                 let order = mem::take(&mut self.parts.order);
                 let sorted: Vec<_> = order.iter().map(|&at| entries[at as usize]).collect();
@@ -461,45 +483,6 @@ impl Executor {
         self.step_slot(slot, ticket, Input::Write { ticket, entries, ack, request });
     }
 
-    /// A page of one partition's records.
-    fn scan(&mut self, stream: StreamRef, message: &[u8]) -> Result<(), Refusal> {
-        let query = decode_scan(message)?;
-        let route = match &query.place {
-            ScanPlace::RoutingKey(key) => {
-                match self.plan.place(&self.table, std::iter::once(&key[..]), None) {
-                    Placement::One(route) if route != UNOWNED => Some(route),
-                    _ => None,
-                }
-            }
-            ScanPlace::Partition(id) => {
-                let here = self.table.routes().iter().position(|route| route.id == *id);
-                here.map(|route| route as u32)
-            }
-        };
-        let Some(route) = route else { return Err(bad_node()) };
-        let slot = self.open(stream, Verb::Scan, false)?;
-        let ticket = self.world.calls.add_part(slot, 0);
-        if let Some(at) = self.local_slot(route) {
-            let id = self.table.routes()[route as usize].id;
-            self.scan_part(at, ticket, id, query);
-        } else if let Some((requests, id)) = self.hop(ticket, route) {
-            requests.push_scan(ticket, id, message);
-        }
-        Ok(())
-    }
-
-    fn scan_part(&mut self, slot: u32, ticket: Ticket, id: PartitionId, query: ScanQuery) {
-        let ScanQuery { from, to, records_max, at, .. } = query;
-        if at.is_some_and(|(of, ..)| of != id) {
-            let text = format!("the continuation is not one of partition {id}");
-            let refusal = Refusal::new(Reason::ScanMoved, text);
-            return self.world.calls.finish(ticket, Outcome::Refused(refusal));
-        }
-        let page = PageRequest { from, to, records_max, bytes_max: SCAN_PAGE_BYTES };
-        let scan = Scan { page, at: at.map(|(_, epoch, sequence)| (epoch, sequence)) };
-        self.step_slot(slot, ticket, Input::Scan { ticket, scan: &scan });
-    }
-
     /// Executes what another core sent; answers go to `answers_out` as they become ready.
     pub(crate) fn hopped(&mut self, from: CoreId, batch: &HopRequests) {
         let mut keys = Vec::new();
@@ -507,8 +490,8 @@ impl Executor {
         let mut updates = Vec::new();
         for request in batch.requests() {
             let method = match request.kind {
-                HopKind::Read => Verb::Get,
-                HopKind::Scan => Verb::Scan,
+                HopKind::Read(_) => Verb::Get,
+                HopKind::Scan(_) => Verb::Scan,
                 HopKind::Write { .. } => Verb::Upsert,
                 HopKind::Update { .. } => Verb::Update,
             };
@@ -525,19 +508,20 @@ impl Executor {
             };
             let hosted = self.by_id.get(&request.partition).copied();
             match request.kind {
-                HopKind::Read => {
+                HopKind::Read(session) => {
                     batch.keys(request, &mut keys);
                     let ticket = self.world.calls.add_part(slot, keys.len());
+                    let input = Input::Read { ticket, keys: &keys, session };
                     match hosted {
-                        Some(at) => self.step_slot(at, ticket, Input::Read { ticket, keys: &keys }),
+                        Some(at) => self.step_slot(at, ticket, input),
                         None => self.world.calls.finish(ticket, Outcome::Refused(bad_node())),
                     }
                 }
-                HopKind::Scan => {
+                HopKind::Scan(wait_ms) => {
                     let ticket = self.world.calls.add_part(slot, 0);
                     match (hosted, decode_scan(batch.message(request))) {
                         (Some(at), Ok(query)) => {
-                            self.scan_part(at, ticket, request.partition, query);
+                            self.scan_part(at, ticket, request.partition, query, wait_ms);
                         }
                         (None, _) => self.world.calls.finish(ticket, Outcome::Refused(bad_node())),
                         (_, Err(refusal)) => {
@@ -573,14 +557,14 @@ impl Executor {
         self.hops_out[usize::from(from.0)] -= batch.answers.len();
         for HopAnswer { ticket, outcome } in batch.answers {
             let outcome = match outcome {
-                HopOutcome::Read { body, ends } => {
+                HopOutcome::Read { body, ends, token } => {
                     self.world.calls.take_records(ticket, body, ends);
-                    Outcome::Read
+                    Outcome::Read(token)
                 }
-                HopOutcome::Written(sequence, timestamp) => Outcome::Written(sequence, timestamp),
-                HopOutcome::Updated { sequence, timestamp, body, ends } => {
+                HopOutcome::Written(token, timestamp) => Outcome::Written(token, timestamp),
+                HopOutcome::Updated { token, timestamp, body, ends } => {
                     self.world.calls.take_values(ticket, body, ends);
-                    Outcome::Written(sequence, timestamp)
+                    Outcome::Written(token, timestamp)
                 }
                 HopOutcome::Refused(refusal) => Outcome::Refused(refusal),
             };
@@ -592,17 +576,18 @@ impl Executor {
     pub(crate) fn answer_hop(&mut self, slot: u32, to: CoreId, ticket: Ticket) {
         let part = &mut self.world.calls.get_mut(slot).parts_mut()[0];
         let outcome = match mem::replace(&mut part.outcome, Outcome::Waiting) {
-            Outcome::Read => HopOutcome::Read {
+            Outcome::Read(token) => HopOutcome::Read {
                 body: mem::take(&mut part.body),
                 ends: mem::take(&mut part.ends),
+                token,
             },
-            Outcome::Written(sequence, timestamp) if !part.ends.is_empty() => HopOutcome::Updated {
-                sequence,
+            Outcome::Written(token, timestamp) if !part.ends.is_empty() => HopOutcome::Updated {
+                token,
                 timestamp,
                 body: mem::take(&mut part.body),
                 ends: mem::take(&mut part.ends),
             },
-            Outcome::Written(sequence, timestamp) => HopOutcome::Written(sequence, timestamp),
+            Outcome::Written(token, timestamp) => HopOutcome::Written(token, timestamp),
             Outcome::Refused(refusal) => HopOutcome::Refused(refusal),
             Outcome::Waiting => unreachable!("the call is ready"),
         };
@@ -680,9 +665,8 @@ impl Executor {
     fn step_slot(&mut self, slot: u32, ticket: Ticket, input: Input<'_>) {
         match &mut self.slots[slot as usize] {
             Some(Hosted::Here(partition)) => {
-                let id = partition.spec().id;
                 let before = self.world.memory.is_limited().then(|| partition.stats());
-                let mut effects = PartitionEffects { world: &mut self.world, partition: id };
+                let mut effects = PartitionEffects::new(&mut self.world, partition);
                 partition.step(input, &mut effects);
                 if let Some(before) = before {
                     self.world.memory.grown(before.memory_bytes, partition.stats().memory_bytes);
@@ -770,11 +754,11 @@ pub(crate) fn assemble_write(
 ) {
     for &at in part_of_entry {
         match &parts[usize::from(at)].outcome {
-            Outcome::Written(sequence, timestamp) => {
-                codec::encode_write_results(out, 1, *sequence, *timestamp);
+            Outcome::Written(token, timestamp) => {
+                codec::encode_write_results(out, 1, token.sequence, *timestamp);
             }
             Outcome::Refused(refusal) => codec::encode_write_refused(out, refusal),
-            Outcome::Read | Outcome::Waiting => unreachable!("a write's part, and ready"),
+            Outcome::Read(_) | Outcome::Waiting => unreachable!("a write's part, and ready"),
         }
     }
 }

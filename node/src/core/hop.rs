@@ -14,8 +14,8 @@ mod update;
 
 use stateside_partition::Ticket;
 use stateside_types::{
-    Ack, Change, Condition, ExpireAt, Expiry, PartitionId, Refusal, RequestId, Sequence, Timestamp,
-    WriteEntry,
+    Ack, AtLeast, Change, Condition, ExpireAt, Expiry, PartitionId, Refusal, RequestId, Sequence,
+    SessionToken, Timestamp, WriteEntry,
 };
 
 /// Requests from one core to another, in the order in which they arrived.
@@ -40,10 +40,10 @@ pub struct HopRequest {
 /// What a hopping request does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HopKind {
-    /// Read keys.
-    Read,
-    /// Read a page.
-    Scan,
+    /// Read keys, not before the partition shows what the session knows.
+    Read(Option<AtLeast>),
+    /// Read a page; how long it may wait for its session, milliseconds.
+    Scan(u32),
     /// Write entries.
     Write {
         /// None: the partition's default.
@@ -73,20 +73,27 @@ impl HopRequests {
         &mut self,
         ticket: Ticket,
         partition: PartitionId,
+        session: Option<AtLeast>,
         keys: impl Iterator<Item = &'k [u8]>,
     ) {
         let start = self.bytes.len();
         for key in keys {
             put_bytes(&mut self.bytes, key);
         }
-        self.finish(ticket, partition, HopKind::Read, start);
+        self.finish(ticket, partition, HopKind::Read(session), start);
     }
 
     /// Adds a scan: its message as it came.
-    pub fn push_scan(&mut self, ticket: Ticket, partition: PartitionId, message: &[u8]) {
+    pub fn push_scan(
+        &mut self,
+        ticket: Ticket,
+        partition: PartitionId,
+        wait_ms: u32,
+        message: &[u8],
+    ) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(message);
-        self.finish(ticket, partition, HopKind::Scan, start);
+        self.finish(ticket, partition, HopKind::Scan(wait_ms), start);
     }
 
     /// Adds a write.
@@ -209,13 +216,15 @@ pub enum HopOutcome {
         body: Vec<u8>,
         /// End of each record in `body`.
         ends: Vec<u32>,
+        /// The state that they tell of.
+        token: SessionToken,
     },
     /// The batch was written.
-    Written(Sequence, Timestamp),
+    Written(SessionToken, Timestamp),
     /// The update was written; its values, and where each ends in `body`.
     Updated {
-        /// The batch's sequence.
-        sequence: Sequence,
+        /// The batch.
+        token: SessionToken,
         /// The batch's timestamp.
         timestamp: Timestamp,
         /// Values, one after the other.
@@ -276,6 +285,8 @@ fn take_u64(bytes: &mut &[u8]) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use stateside_types::Epoch;
+
     use super::*;
 
     #[test]
@@ -295,12 +306,16 @@ mod tests {
         let id = Some(RequestId { client: b"client", number: 3, settled: u64::MAX });
         hop.push_write(Ticket(1), PartitionId(4), ack, id, entries.iter().copied());
         hop.push_write(Ticket(3), PartitionId(4), ack, None, entries.iter().copied());
-        hop.push_read(Ticket(2), PartitionId(5), keys.iter().copied());
+        let session = AtLeast { epoch: Epoch(3), sequence: Sequence(9), wait_ms: 8 };
+        hop.push_read(Ticket(2), PartitionId(5), Some(session), keys.iter().copied());
 
         let (mut got_entries, mut got_keys) = (Vec::new(), Vec::new());
         let [write, unnamed, read] = hop.requests() else { panic!("three requests") };
         assert_eq!((write.ticket, write.partition), (Ticket(1), PartitionId(4)));
-        assert_eq!((write.kind, read.kind), (HopKind::Write { ack, has_id: true }, HopKind::Read));
+        assert_eq!(
+            (write.kind, read.kind),
+            (HopKind::Write { ack, has_id: true }, HopKind::Read(Some(session)))
+        );
         assert_eq!(hop.entries(unnamed, &mut got_entries), None);
         assert_eq!(got_entries, entries);
         assert_eq!(hop.entries(write, &mut got_entries), id);

@@ -36,5 +36,6 @@ pub use coverage::Coverage;
 pub use partition_files::PartitionFiles;
 pub use recovery::Evidence;
 pub use service::Node;
+pub(crate) use store_change::cannot_move;
 pub use store_engines::StoreEngines;
 pub use turn::{CoreError, CoreSetup, Mailboxes, Peer, peers, run};

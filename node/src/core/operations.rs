@@ -39,8 +39,17 @@ enum Pending {
     Remove(Reply<Result<(), Refusal>>),
 }
 
-/// A removed partition, and who waits for its files to be gone.
-type Retiring = (Box<Partition>, Reply<Result<(), Refusal>>);
+/// A partition that is out of service, and what is done when nothing works on it any more.
+type Retiring = (Box<Partition>, AtRest);
+
+/// See [`Retiring`].
+enum AtRest {
+    /// It was removed: its files go, and somebody waits for that.
+    Delete(Reply<Result<(), Refusal>>),
+    /// Its log in Kafka is over and can be claimed again: it begins anew with what its files and the
+    /// log hold. What clients hear meanwhile.
+    Reopen(Refusal),
+}
 
 /// The operations under way on a core. Lives on its thread.
 pub(crate) struct Operations {
@@ -51,7 +60,7 @@ pub(crate) struct Operations {
     pub(super) snapshots: Vec<SnapshotJob>,
     /// Changes of partitions' stores.
     pub(super) store_changes: Vec<StoreChange>,
-    /// Removed partitions whose last piece of store work is still out.
+    /// Partitions out of service whose last piece of store work, or snapshot, is still out.
     retiring: Vec<Retiring>,
     /// The newest snapshot of each partition of this core.
     pub(super) newest: HashMap<PartitionId, SnapshotInfo>,
@@ -91,6 +100,7 @@ impl Operations {
         self.pending.is_empty()
             && self.snapshots.is_empty()
             && self.store_changes.iter().all(StoreChange::is_parked)
+            && self.background.is_empty()
             && self.retiring.is_empty()
     }
 
@@ -136,10 +146,16 @@ impl Operations {
         self.newest.remove(&id);
         match executor.unhost(id) {
             Some(Hosted::Here(partition)) => {
-                self.retiring.push((partition, reply));
+                self.retiring.push((partition, AtRest::Delete(reply)));
                 self.retire(executor);
             }
-            Some(Hosted::Down(..)) | None => self.delete_files(id, reply, executor),
+            Some(Hosted::Down(..)) | None => {
+                let mut retiring = self.retiring.iter_mut();
+                match retiring.find(|(partition, _)| partition.spec().id == id) {
+                    Some((_, then)) => *then = AtRest::Delete(reply),
+                    None => self.delete_files(id, reply, executor),
+                }
+            }
         }
     }
 
@@ -181,17 +197,34 @@ impl Operations {
         self.background.extend(executor.all().map(|hosted| hosted.spec().id));
     }
 
+    /// Has every partition without a log snapshotted that was written to since its last one: nothing else
+    /// of it survives a crash, or the end of the process.
+    pub(crate) fn snapshot_unlogged(&mut self, executor: &Executor) {
+        for hosted in executor.all() {
+            if let Hosted::Here(partition) = hosted
+                && !partition.spec().is_logged()
+                && self.covered(partition) < partition.applied()
+            {
+                self.background_snapshot(partition.spec().id);
+            }
+        }
+    }
+
     /// Starts the next background snapshot, unless one is being made.
     fn next_background(&mut self, executor: &mut Executor) {
         if self.snapshots.iter().any(|job| matches!(job.purpose, Purpose::Background)) {
             return;
         }
         let Some(id) = self.background.pop_front() else { return };
-        // The change of its store makes one, and has the log kept anyway.
+        let Some((partition, mut effects)) = executor.partition(id) else { return };
+        // The change of its store makes one, and has the log kept anyway. Without a log, the last one
+        // before the end is made when the change has ended.
         if self.store_change(id).is_some() {
+            if effects.world.is_draining && !partition.spec().is_logged() {
+                self.background.push_back(id);
+            }
             return;
         }
-        let Some((partition, mut effects)) = executor.partition(id) else { return };
         if self.covered(partition) >= partition.applied() {
             return;
         }
@@ -315,7 +348,15 @@ impl Operations {
                             self.newest.insert(spec.id, newest);
                         }
                         if spec.is_logged_in_kafka() {
-                            return replay_from_kafka(spec, store, executor);
+                            // It may have been removed while its store was opened.
+                            return match executor.hosted(spec.id) {
+                                Some(Hosted::Down(here, ..))
+                                    if here.first_epoch == spec.first_epoch =>
+                                {
+                                    replay_from_kafka(spec, store, executor)
+                                }
+                                _ => Err(unknown(spec.id)),
+                            };
                         }
                         serve(spec, store, executor)
                     });
@@ -348,6 +389,9 @@ impl Operations {
     /// A little of what goes on in the background.
     pub(crate) fn step(&mut self, executor: &mut Executor) {
         self.busy = false;
+        if !self.retiring.is_empty() {
+            self.retire(executor);
+        }
         self.next_background(executor);
         let mut at = 0;
         while at < self.snapshots.len() {
@@ -448,13 +492,49 @@ impl Operations {
         executor.world.pool.submit(move || PoolDone::FilesRemoved(number, files.remove(id)));
     }
 
-    /// Removed partitions whose store is at rest lose their files.
+    /// Partitions whose store is at rest lose their files, or are opened anew.
     fn retire(&mut self, executor: &mut Executor) {
-        while let Some(at) = self.retiring.iter().position(|(partition, _)| partition.is_quiet()) {
-            let (partition, reply) = self.retiring.swap_remove(at);
+        let snapshots = &self.snapshots;
+        let is_at_rest = |(partition, then): &Retiring| {
+            // A snapshot under way belongs to what the partition was: it must not see what it becomes.
             let id = partition.spec().id;
+            let reopens = matches!(then, AtRest::Reopen(_));
+            partition.is_quiet() && !(reopens && snapshots.iter().any(|job| job.partition == id))
+        };
+        let (at_rest, others) =
+            std::mem::take(&mut self.retiring).into_iter().partition(is_at_rest);
+        self.retiring = others;
+        let at_rest: Vec<Retiring> = at_rest;
+        for (partition, then) in at_rest {
+            let spec = partition.spec().clone();
             drop(partition);
-            self.delete_files(id, reply, executor);
+            match then {
+                AtRest::Delete(reply) => self.delete_files(spec.id, reply, executor),
+                AtRest::Reopen(meanwhile) => {
+                    // Nobody waits for the answer: what comes of it is the partition's state.
+                    let (reply, _) = flume::bounded(1);
+                    self.open(spec, meanwhile, reply, executor);
+                }
+            }
+        }
+    }
+
+    /// A partition's log in Kafka is over for now: what was not acknowledged is let go of, and the rest
+    /// is read again, as after a restart.
+    pub(super) fn reopen(
+        &mut self,
+        id: PartitionId,
+        meanwhile: Refusal,
+        executor: &mut Executor,
+    ) {
+        if let Some(change) = self.store_change_of(id) {
+            return change.reopen_after(meanwhile, executor);
+        }
+        if let Some(Hosted::Here(partition)) = executor.unhost(id) {
+            let spec = partition.spec().clone();
+            executor.host(Hosted::Down(spec, PartitionState::Init, meanwhile.clone()));
+            self.retiring.push((partition, AtRest::Reopen(meanwhile)));
+            self.retire(executor);
         }
     }
 
@@ -576,7 +656,7 @@ impl Operations {
                 };
                 executor.host(hosted);
             }
-            FromKafka::Over { partition: id, epoch, held, later } => {
+            FromKafka::Over { partition: id, epoch, held, later, reopens } => {
                 let Some(kafka) = &mut executor.world.kafka else { return };
                 if !kafka.has_claim(id, epoch) {
                     return;
@@ -585,7 +665,10 @@ impl Operations {
                 if let Some((partition, mut effects)) = executor.partition(id) {
                     // Who waits does not know what came of it; who comes can be told where to go.
                     partition.halt(held, &mut effects);
-                    partition.halt(later, &mut effects);
+                    partition.halt(later.clone(), &mut effects);
+                }
+                if reopens {
+                    self.reopen(id, later, executor);
                 }
             }
         }

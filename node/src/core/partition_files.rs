@@ -15,8 +15,8 @@ use std::{
 
 use stateside_pipeline::kafka::{Position, PositionError};
 use stateside_statestore::{
-    MemoryStore, RequestLimits, SnapshotError, SnapshotHeader, SnapshotReader, SnapshotRecord,
-    StateStore, StoreError,
+    CountersStore, MemoryStore, RequestLimits, SnapshotError, SnapshotHeader, SnapshotReader,
+    SnapshotRecord, StateStore, StoreError, is_counter,
 };
 use stateside_types::{Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence, StoreKind};
 
@@ -72,7 +72,7 @@ impl PartitionFiles {
         let mut info = None;
         if let Some((sequence, path)) = newest {
             let created_unix_ms = if sequence > store.applied() {
-                load(&path, sequence, store.as_mut(), spec.store.is_on_disk(), &|_, _| Ok(()))?
+                load(&path, sequence, store.as_mut(), spec.store, &|_, _| Ok(()))?
             } else {
                 read_header(&path)?.created.0
             };
@@ -93,6 +93,7 @@ impl PartitionFiles {
         let mut store: Box<dyn StateStore> = match spec.store {
             StoreKind::Memory => Box::new(MemoryStore::new(self.hash_seed)),
             StoreKind::MemoryOrdered => Box::new(MemoryStore::ordered(self.hash_seed)),
+            StoreKind::Counters => Box::new(CountersStore::default()),
             StoreKind::Sled | StoreKind::Lsm => {
                 self.engines.open_store(spec.store, spec.id, spec.first_epoch)?
             }
@@ -114,7 +115,7 @@ impl PartitionFiles {
         advance: &Advance<'_>,
     ) -> Result<Box<dyn StateStore>, Refusal> {
         let mut store = self.make_store(spec)?;
-        load(snapshot, sequence, store.as_mut(), spec.store.is_on_disk(), advance)?;
+        load(snapshot, sequence, store.as_mut(), spec.store, advance)?;
         Ok(store)
     }
 
@@ -169,7 +170,7 @@ impl PartitionFiles {
             return Err(unreadable(io::Error::other("not a file")));
         }
         // Verified before a byte is copied: a refused restore leaves nothing behind.
-        let (header, records) = verify(&mut file, source)?;
+        let (header, records) = verify(&mut file, source, spec.store)?;
         if header.range != spec.range {
             let text = format!(
                 "{} holds hash range {}, partition {} has {}",
@@ -188,8 +189,9 @@ impl PartitionFiles {
             Refusal::new(if full { Reason::DiskFull } else { Reason::SnapshotUnwritable }, text)
         })?;
         // What was verified must be what was copied, also when someone writes to the source.
-        let copied =
-            File::open(&target).map_err(unreadable).and_then(|mut file| verify(&mut file, &target));
+        let copied = File::open(&target)
+            .map_err(unreadable)
+            .and_then(|mut file| verify(&mut file, &target, spec.store));
         if let Err(refusal) = copied {
             let _ = fs::remove_file(&target);
             return Err(refusal);
@@ -343,7 +345,7 @@ fn load(
     path: &Path,
     sequence: Sequence,
     store: &mut dyn StateStore,
-    on_disk: bool,
+    kind: StoreKind,
     advance: &Advance<'_>,
 ) -> Result<u64, Refusal> {
     let damaged = |error: SnapshotError| damaged(path, &error);
@@ -360,6 +362,10 @@ fn load(
         reader.push(&chunk[..length]);
         while let Some(block) = reader.next_block().map_err(damaged)? {
             records = block.records().collect();
+            if let Some(key) = first_unfit(kind, records.iter().copied()) {
+                let text = format!("{}: the value of `{key}` is no integer", path.display());
+                return Err(Refusal::new(Reason::PartitionDamaged, text));
+            }
             block.requests().for_each(|row| store.load_request(&row));
             // Taken either way: offered again they would be counted again.
             let mut has_room = store.load(&records);
@@ -374,7 +380,7 @@ fn load(
     reader.finish().map_err(damaged)?;
     let header = header.expect("a snapshot that ends well has a header");
     store.load_end(sequence, header.timestamp);
-    while on_disk && store.covered() < sequence {
+    while kind.is_on_disk() && store.covered() < sequence {
         store.cover();
         work(store)?;
     }
@@ -388,7 +394,19 @@ pub(crate) fn work(store: &mut dyn StateStore) -> Result<bool, Refusal> {
     Ok(true)
 }
 
-fn verify(file: &mut File, path: &Path) -> Result<(SnapshotHeader, u64), Refusal> {
+/// The key of the first record that a store of this kind does not hold.
+fn first_unfit<'a>(
+    kind: StoreKind,
+    mut records: impl Iterator<Item = SnapshotRecord<'a>>,
+) -> Option<String> {
+    if kind != StoreKind::Counters {
+        return None;
+    }
+    let unfit = records.find(|record| !is_counter(record.record.value))?;
+    Some(String::from_utf8_lossy(&unfit.key[..unfit.key.len().min(64)]).into_owned())
+}
+
+fn verify(file: &mut File, path: &Path, kind: StoreKind) -> Result<(SnapshotHeader, u64), Refusal> {
     let mut reader = SnapshotReader::new();
     let mut chunk = vec![0; READ_BYTES];
     let refused = |error: SnapshotError| snapshot_refused(path, &error);
@@ -400,7 +418,15 @@ fn verify(file: &mut File, path: &Path) -> Result<(SnapshotHeader, u64), Refusal
             break;
         }
         reader.push(&chunk[..length]);
-        while reader.next_block().map_err(refused)?.is_some() {}
+        while let Some(block) = reader.next_block().map_err(refused)? {
+            if let Some(key) = first_unfit(kind, block.records()) {
+                let text = format!(
+                    "{}: the value of `{key}` is no integer, and the partition's store is counters",
+                    path.display()
+                );
+                return Err(Refusal::new(Reason::SnapshotForeign, text));
+            }
+        }
     }
     let header = reader.header().cloned();
     let summary = reader.finish().map_err(refused)?;

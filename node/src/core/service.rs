@@ -4,7 +4,12 @@
 use std::sync::Arc;
 
 use prost::Message;
-use stateside_proto::{codec, v1};
+use stateside_proto::{
+    codec,
+    scan::SCAN_SESSION,
+    session::{ANSWER_SESSION, encode_session},
+    v1,
+};
 use stateside_router::RoutingTable;
 use stateside_types::{Code, CoreId, Reason, Refusal};
 use stateside_wire::{Event, Rejections, Session};
@@ -77,7 +82,7 @@ pub(crate) fn on_event(
     event: Event,
 ) {
     // The session has answered a cancelled call, or nobody waits; its parts run to their end.
-    let Event::Request { stream, method, message, .. } = event else { return };
+    let Event::Request { stream, method, message, deadline } = event else { return };
     let verb = match method.0 {
         UPSERT => Verb::Upsert,
         GET => Verb::Get,
@@ -103,7 +108,7 @@ pub(crate) fn on_event(
             return;
         }
     };
-    match executor.request(StreamRef { connection, stream }, verb, message) {
+    match executor.request(StreamRef { connection, stream }, verb, message, deadline) {
         Ok(message) => {
             if let Some(message) = message {
                 session.recycle(message);
@@ -203,16 +208,17 @@ pub(crate) fn answer(
 fn write_answer<S>(call: &Call<S>, metrics: &CoreMetrics, out: &mut Vec<u8>) {
     if let [only] = call.parts() {
         match only.outcome {
-            Outcome::Read => out.extend_from_slice(&only.body),
-            Outcome::Written(sequence, timestamp) if !only.ends.is_empty() => {
-                assemble_values(only, sequence, timestamp, out);
+            Outcome::Read(_) => out.extend_from_slice(&only.body),
+            Outcome::Written(token, timestamp) if !only.ends.is_empty() => {
+                assemble_values(only, token.sequence, timestamp, out);
             }
-            Outcome::Written(sequence, timestamp) => {
-                codec::encode_write_results(out, only.entries as usize, sequence, timestamp);
+            Outcome::Written(token, timestamp) => {
+                let entries = only.entries as usize;
+                codec::encode_write_results(out, entries, token.sequence, timestamp);
             }
             Outcome::Refused(_) | Outcome::Waiting => unreachable!("handled, and ready"),
         }
-        return;
+        return write_session(call, out);
     }
     for part in call.parts() {
         if let Outcome::Refused(refusal) = &part.outcome {
@@ -225,6 +231,15 @@ fn write_answer<S>(call: &Call<S>, metrics: &CoreMetrics, out: &mut Vec<u8>) {
         assemble_update(call.parts(), &call.part_of_entry, out);
     } else {
         assemble_write(call.parts(), &call.part_of_entry, out);
+    }
+    write_session(call, out);
+}
+
+fn write_session<S>(call: &Call<S>, out: &mut Vec<u8>) {
+    if call.has_session {
+        let is_scan = call.method == Verb::Scan as u8;
+        let field = if is_scan { SCAN_SESSION } else { ANSWER_SESSION };
+        encode_session(out, field, call.tokens());
     }
 }
 

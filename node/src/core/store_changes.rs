@@ -36,7 +36,7 @@ impl Operations {
 
     /// The manifest is about to name the other store.
     pub(crate) fn close_copy(&mut self, id: PartitionId, reply: Reply<Result<(), Refusal>>) {
-        match self.store_changes.iter_mut().find(|change| change.partition() == id) {
+        match self.store_change_of(id) {
             Some(change) => change.close(reply),
             None => answer(&reply, Err(unknown(id))),
         }
@@ -51,9 +51,8 @@ impl Operations {
         reply: Reply<Result<(), Refusal>>,
         executor: &mut Executor,
     ) {
-        let change = self.store_changes.iter_mut().find(|change| change.partition() == id);
-        match (change, to) {
-            (Some(change), Some(_)) => change.switch(reply),
+        match (self.store_change_of(id), to) {
+            (Some(change), Some(_)) => change.switch(reply, executor),
             (Some(change), None) => change.abandon(reply, executor),
             // It was given up already.
             (None, None) => answer(&reply, Ok(())),
@@ -72,6 +71,10 @@ impl Operations {
 
     pub(super) fn store_change(&self, id: PartitionId) -> Option<&StoreChange> {
         self.store_changes.iter().find(|change| change.partition() == id)
+    }
+
+    pub(super) fn store_change_of(&mut self, id: PartitionId) -> Option<&mut StoreChange> {
+        self.store_changes.iter_mut().find(|change| change.partition() == id)
     }
 
     pub(super) fn describe_store_change(&self, id: PartitionId) -> Option<StoreChangeReport> {
@@ -133,12 +136,16 @@ impl Operations {
                 self.busy = true;
             }
             Step::Ended => {
-                let change = self.store_changes.swap_remove(at);
+                let mut change = self.store_changes.swap_remove(at);
                 let metrics = &self.metrics;
                 match change.was_given_up() {
                     false => metrics.store_changes.increment(),
                     true => metrics.store_change_failures.increment(),
                 }
+                if let Some(meanwhile) = change.reopens() {
+                    self.reopen(id, meanwhile, executor);
+                }
+                self.busy = true;
                 return true;
             }
         }
@@ -152,10 +159,9 @@ impl Operations {
         result: Result<SnapshotReport, Refusal>,
         executor: &mut Executor,
     ) {
-        let Some(change) = self.store_changes.iter_mut().find(|change| change.partition() == id)
-        else {
-            return;
-        };
+        let at = self.store_changes.iter().position(|change| change.partition() == id);
+        let Some(at) = at else { return };
+        let change = &mut self.store_changes[at];
         if result.is_ok()
             && let Some(snapshot) = change.new_snapshot()
         {

@@ -61,7 +61,9 @@ impl StoreEngines {
             StoreKind::Lsm => self.lsm.open_store(id, epoch),
             #[cfg(not(feature = "lsm"))]
             StoreKind::Lsm => Err(no_lsm()),
-            StoreKind::Memory | StoreKind::MemoryOrdered => unreachable!("it has no engine"),
+            StoreKind::Memory | StoreKind::MemoryOrdered | StoreKind::Counters => {
+                unreachable!("it has no engine")
+            }
         }
     }
 

@@ -18,7 +18,7 @@ use stateside_types::{
     CoreId, PartitionSpec, Reason, Refusal, WallClock,
     limits::{CORE_COMMANDS_MAX, HOPS_PER_CORE_PAIR_MAX},
 };
-use stateside_wire::{Endpoint, SessionConfig};
+use stateside_wire::{Endpoint, Millis, SessionConfig};
 
 use super::{
     command::{CoreCommand, CoreReport, PartitionReport},
@@ -127,6 +127,8 @@ pub struct CoreSetup {
     pub placement: Placement,
     /// Bytes of one core's log above which partitions are snapshotted.
     pub log_target_bytes: u64,
+    /// How often partitions without a log are snapshotted.
+    pub unlogged_snapshot_interval: Duration,
     /// How long records wait when no answer waits for them.
     pub log_lazy_delay: Duration,
     /// What every core's partitions have without the log.
@@ -208,7 +210,13 @@ struct Core {
     drain_timeout: Duration,
     life: Life,
     start: Instant,
+    /// When the last tick was.
+    ticked_at: Millis,
     next_retention: Instant,
+    unlogged_snapshot_interval: Duration,
+    next_unlogged_snapshots: Instant,
+    /// Partitions without a log have had their snapshots for the end.
+    last_snapshots_asked: bool,
     log_failed: bool,
     coverage: Arc<Coverage>,
     orphans: Vec<OrphanedLog>,
@@ -304,7 +312,11 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         drain_timeout: setup.drain_timeout,
         life: Life::Serving,
         start,
+        ticked_at: Millis(0),
         next_retention: start,
+        unlogged_snapshot_interval: setup.unlogged_snapshot_interval,
+        next_unlogged_snapshots: start + setup.unlogged_snapshot_interval,
+        last_snapshots_asked: false,
         log_failed: false,
         coverage: setup.coverage,
         orphans,
@@ -525,7 +537,9 @@ impl Core {
         if let Some(failed) = self.executor.world.log.take_open_failure() {
             self.log_failed(&failed);
         }
-        self.executor.step_all(|| Input::Tick);
+        let elapsed_ms = at.0.saturating_sub(self.ticked_at.0);
+        self.ticked_at = at;
+        self.executor.step_all(|| Input::Tick(elapsed_ms));
         self.executor.tell_who_waits_for_kafka();
         self.executor.reclaim_expired();
         self.late_recovery.tick(&mut self.executor, now);
@@ -535,17 +549,28 @@ impl Core {
             self.let_go_of_log();
             self.operations.tend_kafka(&mut self.executor);
         }
+        if now >= self.next_unlogged_snapshots {
+            self.next_unlogged_snapshots = now + self.unlogged_snapshot_interval;
+            self.operations.snapshot_unlogged(&self.executor);
+        }
     }
 
     /// Brings the levels up to date that nothing on the way of a request keeps.
     fn count_levels(&mut self) {
         let mut memory_bytes = self.operations.copies_memory_bytes();
         let (mut window_writes, mut held_reads) = (0, 0);
+        let (mut queued_reads, mut queued_writes) = (0, 0);
+        let (mut session_reads, mut replaced_bytes) = (0, 0);
         for hosted in self.executor.all() {
             if let Hosted::Here(partition) = hosted {
                 memory_bytes += partition.stats().memory_bytes;
                 window_writes += partition.window_writes();
                 held_reads += partition.held_reads() as u64;
+                let (reads, writes) = partition.queued();
+                queued_reads += reads as u64;
+                queued_writes += writes as u64;
+                session_reads += partition.session_reads() as u64;
+                replaced_bytes += partition.replaced_bytes();
             }
         }
         let peers = &self.peers;
@@ -567,6 +592,10 @@ impl Core {
         metrics.hops_pending.set(self.executor.hops_pending() as u64);
         metrics.window_writes.set(window_writes);
         metrics.held_reads.set(held_reads);
+        metrics.queued_reads.set(queued_reads);
+        metrics.queued_writes.set(queued_writes);
+        metrics.session_reads.set(session_reads);
+        metrics.replaced_bytes.set(replaced_bytes);
         let in_kafka = world.kafka.as_ref().map_or(0, CoreKafka::pending_bytes);
         metrics.log_pending_bytes.set((world.log.staged_bytes() + in_kafka) as u64);
     }
@@ -686,7 +715,17 @@ impl Core {
                 }
                 // Other cores' calls may still need this core's partitions.
                 let others = self.peers.iter().all(|peer| peer.has_drained.load(Ordering::Acquire));
+                if others && !self.last_snapshots_asked {
+                    self.last_snapshots_asked = true;
+                    self.operations.snapshot_unlogged(&self.executor);
+                }
                 let quiet = self.executor.is_quiet() && self.operations.is_idle();
+                if now >= until && !self.operations.is_idle() {
+                    tracing::error!(
+                        core = self.id.0,
+                        "not every snapshot could be finished in time"
+                    );
+                }
                 (written && others && quiet) || now >= until
             }
         }

@@ -2,10 +2,12 @@
 
 use std::{sync::Arc, time::Instant};
 
-use stateside_partition::{Effects, PageEnd, Ticket};
+use stateside_partition::{Effects, PageEnd, Partition, Ticket};
 use stateside_pipeline::{Outlet, Write};
 use stateside_statestore::Work;
-use stateside_types::{PartitionId, Reason, Record, Refusal, Sequence, Timestamp, WallClock};
+use stateside_types::{
+    Epoch, PartitionId, Reason, Record, Refusal, Sequence, SessionToken, Timestamp, WallClock,
+};
 use stateside_wire::StreamId;
 
 use super::{
@@ -94,6 +96,19 @@ pub(crate) struct World {
 pub(crate) struct PartitionEffects<'a> {
     pub(crate) world: &'a mut World,
     pub(crate) partition: PartitionId,
+    /// First epoch of the partition's content.
+    epoch: Epoch,
+}
+
+impl<'a> PartitionEffects<'a> {
+    pub(crate) fn new(world: &'a mut World, partition: &Partition) -> Self {
+        let spec = partition.spec();
+        Self { world, partition: spec.id, epoch: spec.first_epoch }
+    }
+
+    fn token(&self, sequence: Sequence) -> SessionToken {
+        SessionToken { partition: self.partition, epoch: self.epoch, sequence }
+    }
 }
 
 impl Outlet for PartitionEffects<'_> {
@@ -131,9 +146,9 @@ impl Effects for PartitionEffects<'_> {
         self.world.calls.page_end(ticket, self.partition, end);
     }
 
-    fn read_done(&mut self, ticket: Ticket, outcome: Result<(), Refusal>) {
+    fn read_done(&mut self, ticket: Ticket, outcome: Result<Sequence, Refusal>) {
         let outcome = match outcome {
-            Ok(()) => Outcome::Read,
+            Ok(seen) => Outcome::Read(self.token(seen)),
             Err(refusal) => Outcome::Refused(refusal),
         };
         self.world.calls.finish(ticket, outcome);
@@ -145,7 +160,7 @@ impl Effects for PartitionEffects<'_> {
 
     fn written(&mut self, ticket: Ticket, outcome: Result<(Sequence, Timestamp), Refusal>) {
         let outcome = match outcome {
-            Ok((sequence, timestamp)) => Outcome::Written(sequence, timestamp),
+            Ok((sequence, timestamp)) => Outcome::Written(self.token(sequence), timestamp),
             Err(refusal) => Outcome::Refused(refusal),
         };
         self.world.calls.finish(ticket, outcome);

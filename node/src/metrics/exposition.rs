@@ -71,7 +71,7 @@ fn requests(page: &mut Page, metrics: &NodeMetrics) {
 
 fn cores(page: &mut Page, metrics: &NodeMetrics) {
     type Pick = fn(&super::CoreMetrics) -> &Counter;
-    let simple: [(&'static Family, Pick); 19] = [
+    let simple: [(&'static Family, Pick); 23] = [
         (families::RECEIVED, |m| &m.received_bytes),
         (families::SENT, |m| &m.sent_bytes),
         (families::CONNECTIONS, |m| &m.connections),
@@ -84,6 +84,10 @@ fn cores(page: &mut Page, metrics: &NodeMetrics) {
         (families::CALLS, |m| &m.calls),
         (families::WINDOW, |m| &m.window_writes),
         (families::HELD_READS, |m| &m.held_reads),
+        (families::QUEUED_READS, |m| &m.queued_reads),
+        (families::QUEUED_WRITES, |m| &m.queued_writes),
+        (families::SESSION_READS, |m| &m.session_reads),
+        (families::REPLACED, |m| &m.replaced_bytes),
         (families::LOG_PENDING, |m| &m.log_pending_bytes),
         (families::LOG_RECORDS, |m| &m.log_records),
         (families::LOG_WRITTEN, |m| &m.log_bytes),

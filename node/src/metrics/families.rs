@@ -63,6 +63,10 @@ families! {
     CALLS: Gauge "stateside_calls_pending" ["core"] "Calls under way.";
     WINDOW: Gauge "stateside_window_writes" ["core"] "Writes accepted that some stage is not done with: with a log, those not on disk yet.";
     HELD_READS: Gauge "stateside_held_reads" ["core"] "Reads that wait until what they saw is durable.";
+    QUEUED_READS: Gauge "stateside_queued_reads" ["core"] "Reads that wait while their partition's store asks its disk.";
+    QUEUED_WRITES: Gauge "stateside_queued_writes" ["core"] "Writes that wait while their partition's store asks its disk.";
+    SESSION_READS: Gauge "stateside_session_reads" ["core"] "Reads that wait until their partition shows what their session knows.";
+    REPLACED: Gauge "stateside_replaced_bytes" ["core"] "Memory of records that writes replaced and that reads show until those writes are durable: partitions with mode split.";
     LOG_PENDING: Gauge "stateside_log_pending_bytes" ["core"] "Bytes accepted and not yet written to the log.";
     LOG_RECORDS: Counter "stateside_log_records_total" ["core"] "Records written to the log.";
     LOG_WRITTEN: Counter "stateside_log_written_bytes_total" ["core"] "Bytes written to the log, padding included.";
@@ -122,6 +126,7 @@ pub fn documentation() -> String {
         "# Metrics\n\n\
          `http://127.0.0.1:7402/metrics` (`metrics.listen`) answers in the Prometheus text format 0.0.4. The same address\n\
          answers `/healthz` (200 while the process lives) and `/readyz` (200 while the node serves, else 503 with the reason).\n\
+         After a start a node is not ready before each of its partitions with a log in Kafka has been open once, or has stopped.\n\
          Labels go by core and partition, never by key. Durations are in seconds; their buckets double every two steps,\n\
          from 1 µs to 16.8 s. What a core counts beside its requests (bytes, connections, what is pending) is as of its\n\
          last tick: 5 ms ago at most while it is busy, 100 ms while it is not.\n\n\

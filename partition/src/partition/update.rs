@@ -43,7 +43,7 @@ impl Partition {
             return false;
         }
         match self.execute_update(entries, ack, mark.as_ref(), effects) {
-            Err(refusal) => effects.written(ticket, Err(refusal)),
+            Err(refusal) => self.refuse_write(ticket, refusal, effects),
             Ok(refused @ Accepted { refusal: Some(_), .. }) => {
                 self.acknowledge(ticket, refused, effects);
             }

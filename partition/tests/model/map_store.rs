@@ -1,5 +1,7 @@
 //! A store that is a map.
 
+use std::collections::HashMap;
+
 use stateside_statestore::{
     Lookup, Reclaimed, RequestLimits, RequestRow, RequestWindow, SnapshotRecord, SnapshotStep,
     StateStore, StoreError, StoreStats, Work, WorkDone,
@@ -16,9 +18,31 @@ pub(crate) struct MapStore {
     pub(super) applied: Sequence,
     pub(super) timestamp: Timestamp,
     pub(super) cold: bool,
-    pub(super) known: Vec<Vec<u8>>,
+    /// With `cold`: what is on the disk, what is not there yet, and what work has fetched.
+    pub(super) tree: Content,
+    pub(super) overlay: Vec<(Sequence, Vec<u8>, Option<Stored>)>,
+    pub(super) known: HashMap<Vec<u8>, Option<Stored>>,
     pub(super) wanted: Vec<Vec<u8>>,
     pub(super) out: bool,
+}
+
+impl MapStore {
+    /// The disk has everything.
+    pub(super) fn settle(&mut self) {
+        self.tree = self.content.clone();
+        self.overlay.clear();
+    }
+}
+
+fn lookup(stored: Option<&Stored>) -> Lookup<'_> {
+    stored.map_or(Lookup::Absent, |stored| {
+        Lookup::Found(Record {
+            value: &stored.value,
+            version: stored.version,
+            timestamp: stored.timestamp,
+            expire_at: stored.expire_at,
+        })
+    })
 }
 
 impl StateStore for MapStore {
@@ -27,18 +51,17 @@ impl StateStore for MapStore {
     }
 
     fn get(&self, key: &[u8]) -> Lookup<'_> {
-        if self.cold && !self.known.iter().any(|known| known == key) {
-            return Lookup::Unknown;
+        if !self.cold {
+            return lookup(self.content.get(key));
         }
-        match self.content.get(key) {
-            None => Lookup::Absent,
-            Some(stored) => Lookup::Found(Record {
-                value: &stored.value,
-                version: stored.version,
-                timestamp: stored.timestamp,
-                expire_at: stored.expire_at,
-            }),
+        match self.overlay.iter().rfind(|(_, have, _)| have == key) {
+            Some((.., stored)) => lookup(stored.as_ref()),
+            None => self.get_fetched(key),
         }
+    }
+
+    fn get_fetched(&self, key: &[u8]) -> Lookup<'_> {
+        self.known.get(key).map_or(Lookup::Unknown, |stored| lookup(stored.as_ref()))
     }
 
     fn apply(&mut self, sequence: Sequence, timestamp: Timestamp, entries: &[WriteEntry<'_>]) {
@@ -56,6 +79,8 @@ impl StateStore for MapStore {
                     self.content.remove(entry.key);
                 }
             }
+            let now = self.content.get(entry.key).cloned();
+            self.overlay.push((sequence, entry.key.to_vec(), now));
         }
         (self.applied, self.timestamp) = (sequence, timestamp);
     }
@@ -107,6 +132,9 @@ impl StateStore for MapStore {
         let mut reclaimed = Reclaimed { records: expired.len(), ..Reclaimed::default() };
         for (key, version) in expired {
             self.content.remove(&key);
+            if self.tree.get(&key).is_some_and(|stored| stored.is_expired(now)) {
+                self.tree.remove(&key);
+            }
             reclaimed.newest = reclaimed.newest.max(version);
         }
         reclaimed
@@ -140,21 +168,39 @@ impl StateStore for MapStore {
         self.known.clear();
     }
 
-    fn take_work(&mut self, _: Sequence) -> Option<Work> {
-        if self.out || self.wanted.is_empty() {
+    fn take_work(&mut self, durable: Sequence) -> Option<Work> {
+        let writes = self.cold && self.overlay.first().is_some_and(|first| first.0 <= durable);
+        if self.out || (self.wanted.is_empty() && !writes) {
             return None;
         }
         self.out = true;
-        let keys = std::mem::take(&mut self.wanted);
-        Some(Box::new(move || WorkDone(Box::new(keys))))
+        // The work writes what is durable, then fetches; its outcome is known when it has ended.
+        for (_, key, stored) in self.overlay.iter().filter(|change| change.0 <= durable) {
+            match stored {
+                Some(stored) => drop(self.tree.insert(key.clone(), stored.clone())),
+                None => drop(self.tree.remove(key)),
+            }
+        }
+        let fetch = |key: Vec<u8>| (self.tree.get(&key).cloned(), key);
+        let fetched: Vec<_> = std::mem::take(&mut self.wanted).into_iter().map(fetch).collect();
+        Some(Box::new(move || WorkDone(Box::new((durable, fetched)))))
     }
 
     fn finish_work(&mut self, done: WorkDone) -> Result<(), StoreError> {
+        type Done = (Sequence, Vec<(Option<Stored>, Vec<u8>)>);
         self.out = false;
-        let Ok(keys) = done.0.downcast::<Vec<Vec<u8>>>() else {
+        let Ok(done) = done.0.downcast::<Done>() else {
+            self.wanted.clear();
             return Err(StoreError::Unreadable { path: "map".into() });
         };
-        self.known.extend(*keys);
+        let (durable, fetched) = *done;
+        self.known.extend(fetched.into_iter().map(|(stored, key)| (key, stored)));
+        let written = self.overlay.iter().take_while(|change| change.0 <= durable).count();
+        for (_, key, stored) in self.overlay.drain(..written) {
+            if let Some(known) = self.known.get_mut(&key) {
+                *known = stored;
+            }
+        }
         Ok(())
     }
 }

@@ -31,6 +31,23 @@ pub struct UpsertEntry {
     #[prost(uint64, tag = "5")]
     pub ttl_ms: u64,
 }
+/// What a client's reads follow: its own writes, and what it has read before, also when its calls go to
+/// partitions with `mode = "split"`, by other connections, or to other nodes.
+///
+/// A request with a session, also one without tokens, gets one back: a token for each partition that the answer came
+/// from. The client keeps the latest token of each partition and sends those of the partitions that its
+/// next reads are of; others do no harm. A read waits until its partition shows the state that the token stands for,
+/// 5 s at most and three quarters of the time that its deadline leaves, then it is refused with SESSION_BEHIND. Tokens of
+/// a partition that was restored, or removed and added again, get SESSION_ENDED. Writes are executed on the newest
+/// state in any case, and do not wait.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Session {
+    /// Opaque, 4 to 26 bytes each. (A byte 1, then partition, epoch and sequence as LEB128 numbers.) The latest of two tokens
+    /// of a partition is the one that came later; a client that has calls under way at once keeps the one with the
+    /// higher sequence, or sends both.
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub tokens: ::prost::alloc::vec::Vec<::prost::alloc::vec::Vec<u8>>,
+}
 /// The name of a write. A request that comes again under its id, with the same entries, gets the original
 /// answer, version and refused condition included, and is not executed again: also on another connection, after
 /// a restart of the node, and after a snapshot was restored. It waits for the same durability as the
@@ -72,6 +89,9 @@ pub struct UpsertRequest {
     /// Under its id a request is executed once and answered alike as often as it comes: see RequestId.
     #[prost(message, optional, tag = "6")]
     pub request_id: ::core::option::Option<RequestId>,
+    /// Asks for the tokens of the write.
+    #[prost(message, optional, tag = "15")]
+    pub session: ::core::option::Option<Session>,
 }
 /// What became of one entry.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -113,6 +133,9 @@ pub struct UpsertResponse {
     /// One per entry, in the request's order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<WriteResult>,
+    /// Tokens of what was written, if the request has a session.
+    #[prost(message, optional, tag = "2")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetRequest {
@@ -122,6 +145,9 @@ pub struct GetRequest {
     /// The routing key that the records were written with, if any.
     #[prost(bytes = "vec", tag = "2")]
     pub routing_key: ::prost::alloc::vec::Vec<u8>,
+    /// What the answer must not be older than.
+    #[prost(message, optional, tag = "3")]
+    pub session: ::core::option::Option<Session>,
 }
 /// A record, or its absence.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -152,6 +178,9 @@ pub struct GetResponse {
     /// One per key, in the request's order. At most 16 MiB in all.
     #[prost(message, repeated, tag = "1")]
     pub records: ::prost::alloc::vec::Vec<Record>,
+    /// Tokens of what was read, if the request has a session.
+    #[prost(message, optional, tag = "2")]
+    pub session: ::core::option::Option<Session>,
 }
 /// One record to delete.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -180,12 +209,18 @@ pub struct RemoveRequest {
     /// Under its id a request is executed once and answered alike as often as it comes: see RequestId.
     #[prost(message, optional, tag = "6")]
     pub request_id: ::core::option::Option<RequestId>,
+    /// Asks for the tokens of the write.
+    #[prost(message, optional, tag = "15")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RemoveResponse {
     /// One per entry, in the request's order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<WriteResult>,
+    /// Tokens of what was written, if the request has a session.
+    #[prost(message, optional, tag = "2")]
+    pub session: ::core::option::Option<Session>,
 }
 /// One record to change. The value of an integer is its decimal text, 64 bits with a sign.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -250,6 +285,9 @@ pub struct UpdateRequest {
     /// that take more than 1 KiB together are told once only.
     #[prost(message, optional, tag = "6")]
     pub request_id: ::core::option::Option<RequestId>,
+    /// Asks for the tokens of the write.
+    #[prost(message, optional, tag = "15")]
+    pub session: ::core::option::Option<Session>,
 }
 /// What became of one entry of an update.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -273,6 +311,9 @@ pub struct UpdateResponse {
     /// One per entry, in the request's order.
     #[prost(message, repeated, tag = "1")]
     pub results: ::prost::alloc::vec::Vec<UpdateResult>,
+    /// Tokens of what was written, if the request has a session.
+    #[prost(message, optional, tag = "2")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ScanRequest {
@@ -300,6 +341,9 @@ pub struct ScanRequest {
     pub continuation: ::prost::alloc::vec::Vec<u8>,
     #[prost(enumeration = "ScanConsistency", tag = "8")]
     pub consistency: i32,
+    /// What the page must not be older than.
+    #[prost(message, optional, tag = "9")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ScanResponse {
@@ -315,6 +359,9 @@ pub struct ScanResponse {
     /// The partition.
     #[prost(uint32, tag = "4")]
     pub partition: u32,
+    /// The token of what was read, if the request has a session.
+    #[prost(message, optional, tag = "5")]
+    pub session: ::core::option::Option<Session>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TopologyRequest {}
@@ -528,8 +575,11 @@ pub mod data_plane_client {
         }
         /// Reads records. Sees every write acknowledged before the call arrived, and under the default
         /// ack nothing that a crash could still take back. The same key may be asked for twice.
-        /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, RESPONSE_TOO_LARGE, BAD_NODE,
-        /// OVERLOADED and the partition states.
+        ///
+        /// In a partition whose dispatcher has `mode = "split"`: sees the newest durable state and waits for no write. Writes
+        /// acknowledged with ACK_MEMORY show when they are durable; a session that has their token waits for them.
+        /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, RESPONSE_TOO_LARGE, INVALID_ARGUMENT, SESSION_BEHIND,
+        /// SESSION_ENDED, BAD_NODE, OVERLOADED and the partition states.
         pub async fn get(
             &mut self,
             request: impl tonic::IntoRequest<super::GetRequest>,
@@ -607,9 +657,9 @@ pub mod data_plane_client {
         /// All pages show the state after one sequence, that of the first page, or the scan is refused with
         /// SCAN_MOVED: a record that it had still to show was written, or any record of the partition was
         /// removed (or the node restarted after one was) since the first page. One page is always consistent in itself.
-        /// Visibility is as for Get.
-        /// Errors: INVALID_ARGUMENT, KEY_TOO_LARGE, STORE_NOT_ORDERED, SCAN_MOVED, BAD_NODE, OVERLOADED and the
-        /// partition states.
+        /// Visibility is as for Get; with `mode = "split"` a page shows the newest state and waits until that is durable.
+        /// Errors: INVALID_ARGUMENT, KEY_TOO_LARGE, STORE_NOT_ORDERED, SCAN_MOVED, SESSION_BEHIND, SESSION_ENDED, BAD_NODE,
+        /// OVERLOADED and the partition states.
         pub async fn scan(
             &mut self,
             request: impl tonic::IntoRequest<super::ScanRequest>,
@@ -685,8 +735,11 @@ pub mod data_plane_server {
         ) -> std::result::Result<tonic::Response<super::UpsertResponse>, tonic::Status>;
         /// Reads records. Sees every write acknowledged before the call arrived, and under the default
         /// ack nothing that a crash could still take back. The same key may be asked for twice.
-        /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, RESPONSE_TOO_LARGE, BAD_NODE,
-        /// OVERLOADED and the partition states.
+        ///
+        /// In a partition whose dispatcher has `mode = "split"`: sees the newest durable state and waits for no write. Writes
+        /// acknowledged with ACK_MEMORY show when they are durable; a session that has their token waits for them.
+        /// Errors: EMPTY_BATCH, EMPTY_KEY, KEY_TOO_LARGE, BATCH_TOO_LARGE, RESPONSE_TOO_LARGE, INVALID_ARGUMENT, SESSION_BEHIND,
+        /// SESSION_ENDED, BAD_NODE, OVERLOADED and the partition states.
         async fn get(
             &self,
             request: tonic::Request<super::GetRequest>,
@@ -713,9 +766,9 @@ pub mod data_plane_server {
         /// All pages show the state after one sequence, that of the first page, or the scan is refused with
         /// SCAN_MOVED: a record that it had still to show was written, or any record of the partition was
         /// removed (or the node restarted after one was) since the first page. One page is always consistent in itself.
-        /// Visibility is as for Get.
-        /// Errors: INVALID_ARGUMENT, KEY_TOO_LARGE, STORE_NOT_ORDERED, SCAN_MOVED, BAD_NODE, OVERLOADED and the
-        /// partition states.
+        /// Visibility is as for Get; with `mode = "split"` a page shows the newest state and waits until that is durable.
+        /// Errors: INVALID_ARGUMENT, KEY_TOO_LARGE, STORE_NOT_ORDERED, SCAN_MOVED, SESSION_BEHIND, SESSION_ENDED, BAD_NODE,
+        /// OVERLOADED and the partition states.
         async fn scan(
             &self,
             request: tonic::Request<super::ScanRequest>,

@@ -5,7 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stateside_client::{Ack, Client, Error, ReadOptions, Upsert, WriteOptions};
+use stateside_client::{
+    Ack, Client, Error, ReadOptions, ScanPlace, ScanRange, Upsert, WriteOptions,
+};
 
 use super::{
     inserts::Inserts,
@@ -98,6 +100,10 @@ impl Target {
                 self.upsert(client, &keys, operation.variant).await?;
                 Ok((keys.len() as u64, not_found))
             }
+            Kind::Scan => {
+                let records = self.scan(client, &operation).await?;
+                Ok((records, 0))
+            }
             Kind::Insert => {
                 let numbers: Vec<u64> = {
                     let mut inserts = self.inserts();
@@ -118,6 +124,19 @@ impl Target {
     async fn get(&self, client: &Client, keys: &[Vec<u8>]) -> Result<u64, Error> {
         let records = client.get(keys, &self.read).await?.all()?;
         Ok(records.iter().filter(|record| record.is_none()).count() as u64)
+    }
+
+    /// Records from one on, of the partition that it belongs to.
+    async fn scan(&self, client: &Client, operation: &Operation) -> Result<u64, Error> {
+        let first = self.records.key(operation.records[0]);
+        let range = ScanRange {
+            start: first.clone(),
+            page_records: operation.scan,
+            each_page: true,
+            ..ScanRange::all(ScanPlace::RoutingKey(first))
+        };
+        let page = client.scan(&range, None, None).await?;
+        Ok(page.records.len() as u64)
     }
 
     async fn upsert(&self, client: &Client, keys: &[Vec<u8>], variant: u64) -> Result<(), Error> {

@@ -54,7 +54,7 @@ pub(super) struct Failures {
 pub(super) struct Recorder {
     /// Calls due before this are not counted.
     warm_up: Duration,
-    by_kind: [Histogram<u64>; 4],
+    by_kind: [Histogram<u64>; Kind::ALL.len()],
     service: Histogram<u64>,
     lag: Histogram<u64>,
     failures: BTreeMap<String, Failures>,

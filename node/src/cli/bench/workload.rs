@@ -20,26 +20,24 @@ pub(super) enum Workload {
     C,
     /// 95 % reads of the latest records, 5 % inserts.
     D,
-    /// Scans; the data plane has none.
+    /// 95 % scans, 5 % inserts.
     E,
     /// Half reads, half read-modify-writes.
     F,
 }
 
 impl Workload {
-    /// Its shares; `None` for scans.
-    pub(super) fn mix(self) -> Option<Mix> {
-        let mix = |read, update, insert, read_modify_write| {
-            Some(Mix { percent: [read, update, insert, read_modify_write] })
+    /// Its shares.
+    pub(super) fn mix(self) -> Mix {
+        let percent = match self {
+            Self::A => [50, 50, 0, 0, 0],
+            Self::B => [95, 5, 0, 0, 0],
+            Self::C => [100, 0, 0, 0, 0],
+            Self::D => [95, 0, 5, 0, 0],
+            Self::E => [0, 0, 5, 0, 95],
+            Self::F => [50, 0, 0, 50, 0],
         };
-        match self {
-            Self::A => mix(50, 50, 0, 0),
-            Self::B => mix(95, 5, 0, 0),
-            Self::C => mix(100, 0, 0, 0),
-            Self::D => mix(95, 0, 5, 0),
-            Self::E => None,
-            Self::F => mix(50, 0, 0, 50),
-        }
+        Mix { percent }
     }
 
     /// Its letter.
@@ -59,6 +57,9 @@ impl Workload {
         if self == Self::D { Distribution::Latest } else { Distribution::Zipfian }
     }
 }
+
+/// Longest scan, as in YCSB: lengths are even from 1 to this.
+const SCAN_RECORDS_MAX: u32 = 100;
 
 /// Which records are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -88,11 +89,12 @@ pub(super) enum Kind {
     Update,
     Insert,
     ReadModifyWrite,
+    Scan,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 4] =
-        [Self::Read, Self::Update, Self::Insert, Self::ReadModifyWrite];
+    pub(super) const ALL: [Self; 5] =
+        [Self::Read, Self::Update, Self::Insert, Self::ReadModifyWrite, Self::Scan];
 
     pub(super) fn as_str(self) -> &'static str {
         match self {
@@ -100,6 +102,7 @@ impl Kind {
             Self::Update => "update",
             Self::Insert => "insert",
             Self::ReadModifyWrite => "read-modify-write",
+            Self::Scan => "scan",
         }
     }
 }
@@ -107,7 +110,7 @@ impl Kind {
 /// Shares of the kinds of calls, in percent, in the order of [`Kind::ALL`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mix {
-    percent: [u8; 4],
+    percent: [u8; 5],
 }
 
 impl Mix {
@@ -129,11 +132,11 @@ impl FromStr for Mix {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut percent = [0_u8; 4];
+        let mut percent = [0_u8; 5];
         for part in text.split(',') {
             let wrong = || {
                 format!(
-                    "`{part}` is not a share such as read=80; there are read, update, insert and read-modify-write"
+                    "`{part}` is not a share such as read=80; there are read, update, insert, read-modify-write and scan"
                 )
             };
             let (name, share) = part.trim().split_once('=').ok_or_else(wrong)?;
@@ -163,9 +166,11 @@ impl fmt::Display for Mix {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Operation {
     pub(super) kind: Kind,
-    /// Numbers of the records, each once. Empty for an insert: which numbers are free is not for
-    /// the generator to say.
+    /// Numbers of the records, each once; of a scan the one that it begins with. Empty for an insert: which
+    /// numbers are free is not for the generator to say.
     pub(super) records: Vec<u64>,
+    /// Most records of a scan.
+    pub(super) scan: u32,
     /// Which value a write writes.
     pub(super) variant: u64,
 }
@@ -216,11 +221,15 @@ impl Generator {
         let kind = self.mix.kind(self.random.u8(0..100));
         let variant = self.random.u64(..);
         if kind == Kind::Insert {
-            return Operation { kind, records: Vec::new(), variant };
+            return Operation { kind, records: Vec::new(), scan: 0, variant };
         }
+        let (batch, scan) = match kind {
+            Kind::Scan => (1, self.random.u32(1..=SCAN_RECORDS_MAX)),
+            _ => (self.batch, 0),
+        };
         self.chosen.clear();
-        let mut records = Vec::with_capacity(self.batch);
-        while records.len() < self.batch.min(usize::try_from(stored).unwrap_or(usize::MAX)) {
+        let mut records = Vec::with_capacity(batch);
+        while records.len() < batch.min(usize::try_from(stored).unwrap_or(usize::MAX)) {
             let mut record = self.choice.record(&mut self.random, stored);
             // A batch names a record once: the node refuses it otherwise. Drawing again would
             // not end soon where few records take most draws, so a neighbour stands in.
@@ -229,7 +238,7 @@ impl Generator {
             }
             records.push(record);
         }
-        Operation { kind, records, variant }
+        Operation { kind, records, scan, variant }
     }
 }
 
@@ -280,11 +289,11 @@ mod tests {
 
     #[test]
     fn each_kind_has_its_share() {
-        for workload in [Workload::A, Workload::B, Workload::C, Workload::D, Workload::F] {
-            let mix = workload.mix().unwrap();
+        for workload in Workload::value_variants() {
+            let mix = workload.mix();
             let shape = Shape { mix, distribution: workload.distribution(), theta: 0.99, batch: 1 };
             let mut generator = Generator::new(&shape, 3, 0);
-            let mut counts = [0_u32; 4];
+            let mut counts = [0_u32; 5];
             for _ in 0..100_000 {
                 counts[generator.next(100).kind as usize] += 1;
             }
@@ -294,6 +303,25 @@ mod tests {
                 // Five standard deviations of a sample of this size at most.
                 assert!((share - expected).abs() < 0.8, "{workload:?} {kind:?}: {share} %");
             }
+        }
+    }
+
+    #[test]
+    fn scans_begin_at_one_record_and_are_of_every_length() {
+        let scans = shape("scan=100", Distribution::Zipfian, 7);
+        let lengths: Vec<u32> = calls(&scans, 1, 0)
+            .iter()
+            .chain(&calls(&scans, 2, 0))
+            .map(|call| {
+                assert_eq!(call.records.len(), 1, "a scan has no batch");
+                call.scan
+            })
+            .collect();
+        assert!(lengths.iter().all(|length| (1..=100).contains(length)), "{lengths:?}");
+        // 400 draws of 100: 20 of either end, give or take five standard deviations.
+        for end in [1..=5, 96..=100] {
+            let count = lengths.iter().filter(|length| end.contains(*length)).count();
+            assert!((1..=45).contains(&count), "{count} of {end:?}");
         }
     }
 
@@ -327,11 +355,11 @@ mod tests {
     fn mixes_are_read_and_written() {
         let mix: Mix = "read=80,update=20%".parse().unwrap();
         assert_eq!(mix.to_string(), "read=80,update=20");
-        assert_eq!(Workload::F.mix().unwrap().to_string(), "read=50,read-modify-write=50");
-        for wrong in ["", "read", "read=50", "read=50,update=60", "scan=100", "read=256"] {
+        assert_eq!(Workload::E.mix().to_string(), "insert=5,scan=95");
+        assert_eq!(Workload::F.mix().to_string(), "read=50,read-modify-write=50");
+        for wrong in ["", "read", "read=50", "read=50,update=60", "scans=100", "read=256"] {
             assert!(wrong.parse::<Mix>().is_err(), "{wrong}");
         }
-        assert_eq!(Workload::E.mix(), None);
     }
 
     proptest! {

@@ -29,7 +29,7 @@ pub(super) struct Checkpoint {
     pub(super) position: Position,
 }
 
-/// What decides where a record goes. A resumed import must use the same.
+/// What decides where a record goes, and for how long. A resumed import must use the same.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 pub(super) struct Settings {
     pub(super) endpoint: String,
@@ -37,6 +37,9 @@ pub(super) struct Settings {
     pub(super) value: Option<String>,
     pub(super) format: InputFormat,
     pub(super) delimiter: char,
+    /// Milliseconds. Absent in checkpoints of imports without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ttl_ms: Option<u64>,
 }
 
 impl Checkpoint {
@@ -116,14 +119,15 @@ impl Checkpoint {
 }
 
 fn describe(settings: &Settings) -> String {
-    let Settings { endpoint, key, value, format, delimiter } = settings;
+    let Settings { endpoint, key, value, format, delimiter, ttl_ms } = settings;
     let value = value.as_deref().map_or_else(String::new, |value| format!(" --value '{value}'"));
     let format = format!("{format:?}").to_lowercase();
     let delimiter = match delimiter {
         ',' => String::new(),
         other => format!(" --delimiter '{other}'"),
     };
-    format!("--key '{key}'{value} --format {format}{delimiter} --endpoint {endpoint}")
+    let ttl = ttl_ms.map_or_else(String::new, |ttl_ms| format!(" --ttl {ttl_ms}ms"));
+    format!("--key '{key}'{value} --format {format}{delimiter}{ttl} --endpoint {endpoint}")
 }
 
 #[cfg(test)]
@@ -138,6 +142,7 @@ mod tests {
             value: None,
             format: InputFormat::Csv,
             delimiter: ',',
+            ttl_ms: None,
         }
     }
 
@@ -175,6 +180,19 @@ mod tests {
         assert!(checkpoint.check(&changed, &settings()).unwrap_err().contains("has changed"));
         let other = Settings { key: "b".into(), ..settings() };
         assert!(checkpoint.check(&identity, &other).unwrap_err().contains("--key 'b'"));
+        let brief = Settings { ttl_ms: Some(90_000), ..settings() };
+        let refused = checkpoint.check(&identity, &brief).unwrap_err();
+        assert!(refused.contains("would go on with") && refused.contains("--ttl 90000ms"));
+        let begun = Checkpoint::new(identity.clone(), brief.clone());
+        assert!(begun.check(&identity, &settings()).is_err());
+        assert_eq!(begun.check(&identity, &brief), Ok(()));
+    }
+
+    #[test]
+    fn a_checkpoint_of_an_import_without_a_time_to_live_says_nothing_of_one() {
+        let text = serde_json::to_string(&settings()).unwrap();
+        assert!(!text.contains("ttl"), "{text}");
+        assert_eq!(serde_json::from_str::<Settings>(&text).unwrap(), settings());
     }
 
     #[test]

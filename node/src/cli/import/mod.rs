@@ -341,6 +341,7 @@ fn settings(args: &ImportArgs, format: InputFormat) -> Result<Settings, Failure>
         value: args.value.as_ref().map(|column| column.name().to_owned()),
         format,
         delimiter: char::from(args.delimiter),
+        ttl_ms: args.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
     })
 }
 

@@ -24,7 +24,8 @@ pub(in crate::cli) struct AddArgs {
     /// Its id; the lowest free one without this.
     #[arg(long)]
     id: Option<u32>,
-    /// Where its records live: memory, memory-ordered, sled or lsm; the node's default without this.
+    /// Where its records live: memory, memory-ordered, sled, lsm, or counters (integers, with --ack
+    /// memory); the node's default without this.
     #[arg(long)]
     store: Option<StoreKind>,
     /// What an answer to a write promises: durable or memory; the node's default without this.

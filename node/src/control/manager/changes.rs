@@ -117,7 +117,11 @@ impl Manager {
             )
             .with("partition", other));
         }
-        check_ack(wanted.ack.unwrap_or(self.defaults.ack), &self.defaults.pipeline)
+        let &Wanted { store, ack, .. } = wanted;
+        let declared = DesiredPartition { id, range, store, ack, pipeline: None };
+        let store = store.unwrap_or(self.defaults.store);
+        let (ack, pipeline) = self.defaults.settings(&declared, store);
+        check_ack(ack, &pipeline)
             .map_err(|error| Refusal::new(Reason::InvalidArgument, error.to_string()))?;
         let count = self.manifest.partitions.len().max(self.desired.partitions().len());
         if count >= limits::PARTITIONS_PER_NODE_MAX {

@@ -22,7 +22,10 @@ use super::{
     owed::{Owed, Work},
     reconcile::STEP_WAIT,
 };
-use crate::core::command::{CopyReport, CoreCommand};
+use crate::core::{
+    cannot_move,
+    command::{CopyReport, CoreCommand},
+};
 
 /// Each attempt copies the whole partition.
 const BACKOFF_FIRST: Duration = Duration::from_secs(15);
@@ -128,6 +131,9 @@ impl Manager {
         if store == to {
             let text = format!("partition {id} has a {to} store");
             return Err(Refusal::new(Reason::StoreUnchanged, text));
+        }
+        if store.is_unlogged() || to.is_unlogged() {
+            return Err(cannot_move(id, store, to));
         }
         let Some(declared) = self.desired.get(id) else {
             let text = format!("partition {id} is not declared any more and waits for its removal");

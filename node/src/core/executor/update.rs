@@ -66,11 +66,11 @@ pub(crate) fn assemble_update(parts: &[Part], part_of_entry: &[u16], out: &mut V
     for &at in part_of_entry {
         let value = values[usize::from(at)].next().flatten();
         match &parts[usize::from(at)].outcome {
-            Outcome::Written(sequence, timestamp) => {
-                codec::encode_update_result(out, *sequence, *timestamp, value);
+            Outcome::Written(token, timestamp) => {
+                codec::encode_update_result(out, token.sequence, *timestamp, value);
             }
             Outcome::Refused(refusal) => codec::encode_write_refused(out, refusal),
-            Outcome::Read | Outcome::Waiting => unreachable!("a write's part, and ready"),
+            Outcome::Read(_) | Outcome::Waiting => unreachable!("a write's part, and ready"),
         }
     }
 }

@@ -16,7 +16,7 @@ use stateside_types::{
     limits::{KAFKA_ANCHORS_MAX, KAFKA_PENDING_BYTES_PER_CORE_MAX},
 };
 
-use super::link::{Append, KafkaLink, Mail, OpenRequest, Order};
+use super::link::{Append, KafkaLink, Mail, OpenRequest, Order, outcome_unknown};
 
 /// What an operator sees of a partition's log in Kafka.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -231,7 +231,7 @@ impl CoreKafka {
             "the Kafka brokers have not acknowledged the write to partition {partition} within {:?}: its outcome is unknown, it may still take effect",
             self.link.ack_timeout
         );
-        Refusal::new(Reason::LogUnavailable, text)
+        outcome_unknown(text)
     }
 
     /// Whether everything sent is known to count.

@@ -12,7 +12,8 @@ use std::{
 use stateside_pipeline::kafka::{Anchor, KAFKA_RECORD_BYTES_MAX, Position};
 use stateside_statestore::StateStore;
 use stateside_types::{
-    CoreId, Epoch, PartitionId, PartitionSpec, Refusal, Sequence, limits::KAFKA_BATCHES_QUEUED_MAX,
+    CoreId, Epoch, PartitionId, PartitionSpec, Reason, Refusal, Sequence,
+    limits::KAFKA_BATCHES_QUEUED_MAX,
 };
 
 /// How the node uses Kafka.
@@ -47,6 +48,11 @@ pub enum KafkaError {
     /// A thread could not be started.
     #[error("starting Kafka's threads: {0}")]
     Thread(std::io::Error),
+}
+
+/// The refusal of a write that may take effect all the same; programs tell it by its `outcome`.
+pub(crate) fn outcome_unknown(text: String) -> Refusal {
+    Refusal::new(Reason::LogUnavailable, text).with("outcome", "unknown")
 }
 
 /// A write on its way.
@@ -96,8 +102,9 @@ pub(crate) enum FromKafka {
     Progress { partition: PartitionId, offset: u64, lag: u64, detail: String },
     /// A partition is open, or cannot be.
     Opened { partition: PartitionId, first_epoch: Epoch, result: Result<Box<OpenedLog>, Refusal> },
-    /// A claim is over: what waits hears `held`, what comes hears `later`.
-    Over { partition: PartitionId, epoch: Epoch, held: Refusal, later: Refusal },
+    /// A claim is over: what waits hears `held`, what comes hears `later`. `reopens`: until the
+    /// partition has read its log again and claimed it again, which the core has it do.
+    Over { partition: PartitionId, epoch: Epoch, held: Refusal, later: Refusal, reopens: bool },
 }
 
 /// What waits for a core. Bounded by the number of its partitions: the newest that counts of each,

@@ -24,6 +24,14 @@ pub(crate) struct Whereabouts<'a> {
     pub(crate) node: &'a str,
 }
 
+/// What has been read of a log.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Replayed {
+    pub(crate) messages: u64,
+    /// Entries of the writes that count and that the store had not.
+    pub(crate) records: u64,
+}
+
 /// See the module's header. Lives on the reading thread.
 pub(crate) struct Opening {
     request: OpenRequest,
@@ -34,10 +42,13 @@ pub(crate) struct Opening {
     replay: Replay,
     /// The claim that was sent last, and its checksum.
     claim: Option<(Claim, u32)>,
+    /// Why the last one failed.
+    trouble: Option<String>,
     /// The next message to read.
     next: u64,
     /// Messages that were there when it began.
     high: u64,
+    replayed: Replayed,
 }
 
 impl Opening {
@@ -68,7 +79,9 @@ impl Opening {
             node: at.node.to_owned(),
             replay,
             claim: None,
+            trouble: None,
             high,
+            replayed: Replayed::default(),
         })
     }
 
@@ -82,13 +95,23 @@ impl Opening {
         self.high.saturating_sub(self.next)
     }
 
+    pub(crate) fn replayed(&self) -> Replayed {
+        self.replayed
+    }
+
     pub(crate) fn request(&self) -> &OpenRequest {
         &self.request
     }
 
-    /// The claim with this checksum failed on its way.
-    pub(crate) fn claim_failed(&mut self) {
+    /// The claim failed on its way: the next one can be sent.
+    pub(crate) fn claim_failed(&mut self, error: String) {
         self.claim = None;
+        self.trouble = Some(error);
+    }
+
+    /// Why the last claim did not get to the brokers, if it did not.
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
     }
 
     /// The next message. The claim's place when it is this opening's own and counts.
@@ -100,6 +123,7 @@ impl Opening {
             return Ok(None);
         }
         self.next = offset + 1;
+        self.replayed.messages += 1;
         match self.replay.read(offset, value).map_err(|error| self.refused(&error))? {
             Event::Write(message) => self.apply(offset, &message).map(|()| None),
             Event::Claimed(claim) => {
@@ -140,6 +164,7 @@ impl Opening {
             store.remember(head.sequence, head.timestamp, mark);
         }
         store.apply(head.sequence, head.timestamp, &entries);
+        self.replayed.records += entries.len() as u64;
         while store.is_saturated() {
             work(store)?;
         }

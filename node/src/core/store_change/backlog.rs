@@ -130,6 +130,12 @@ impl Backlog {
         self.memory_bytes -= piece.bytes.len();
         Some(piece)
     }
+
+    /// Gives back what is left of the piece that was taken last.
+    pub(crate) fn put_back(&mut self, piece: TrailPiece) {
+        self.memory_bytes += piece.bytes.len();
+        self.in_memory.push_front(piece);
+    }
 }
 
 impl Spill {

@@ -11,9 +11,10 @@ use std::{
     },
 };
 
-use stateside_pipeline::trail::{TrailDamaged, TrailWrite, next_write};
+use stateside_partition::{Partition, Successor, TrailPiece};
+use stateside_pipeline::trail::{TrailDamaged, next_write};
 use stateside_statestore::StateStore;
-use stateside_types::{PartitionId, PartitionSpec, Reason, Refusal, Sequence, WriteEntry};
+use stateside_types::{PartitionId, PartitionSpec, Reason, Refusal, Sequence};
 
 use super::backlog::{Portion, Spilled};
 use crate::core::partition_files::{PartitionFiles, work};
@@ -131,7 +132,7 @@ pub(crate) fn catch_up(
 fn apply(store: &mut dyn StateStore, bytes: &[u8]) -> Result<(), Refusal> {
     let (mut rest, mut entries) = (bytes, Vec::new());
     while let Some(write) = next_write(&mut rest, &mut entries).map_err(damaged)? {
-        take(store, &write, &entries);
+        stateside_partition::apply(store, &write, &entries);
         while store.is_saturated() {
             if !work(store)? {
                 let text = format!("a {} store cannot hold so much", store.kind());
@@ -142,26 +143,26 @@ fn apply(store: &mut dyn StateStore, bytes: &[u8]) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Applies a piece of a trail to a store that is about to be a partition's; on its core. Its work is
-/// the partition's, later.
+/// Applies a piece of a trail to the store that `partition` is about to go on with; on its core. The
+/// work that comes of it is the partition's, later. Returns what has to wait until more is durable.
 ///
 /// # Panics
 /// When the piece does not read back: it never left this process's memory.
-pub(crate) fn apply_here(store: &mut dyn StateStore, bytes: &[u8]) {
-    let (mut rest, mut entries) = (bytes, Vec::new());
-    while let Some(write) =
-        next_write(&mut rest, &mut entries).expect("it reads back as it was written")
-    {
-        take(store, &write, &entries);
+pub(crate) fn apply_here(
+    partition: &Partition,
+    next: &mut Successor,
+    mut piece: TrailPiece,
+) -> Option<TrailPiece> {
+    let (mut rest, mut entries) = (piece.bytes.as_slice(), Vec::new());
+    loop {
+        let before = rest.len();
+        let write = next_write(&mut rest, &mut entries).expect("it reads back as it was written")?;
+        if !partition.apply_last(next, &write, &entries) {
+            let applied = piece.bytes.len() - before;
+            piece.bytes.drain(..applied);
+            return Some(piece);
+        }
     }
-}
-
-/// As the partition did when it accepted the write.
-fn take(store: &mut dyn StateStore, write: &TrailWrite<'_>, entries: &[WriteEntry<'_>]) {
-    if let Some(mark) = &write.request {
-        store.remember(write.sequence, write.timestamp, mark);
-    }
-    store.apply(write.sequence, write.timestamp, entries);
 }
 
 /// Deletes the store of a kind, and the snapshot that it was copied by when nothing else needs it.

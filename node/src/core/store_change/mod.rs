@@ -28,7 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use stateside_partition::CopyPace;
+use stateside_partition::{CopyPace, Successor};
 use stateside_statestore::StateStore;
 use stateside_types::{
     PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence, StoreKind,
@@ -51,6 +51,8 @@ use super::{
 
 /// Bytes of a trail that are taken along before there is something to do with them.
 const TAKEN_ALONG_BYTES: usize = 256 << 10;
+/// Whoever stops a partition, or takes it out of service, waits for the change of its store.
+const STAYS: &str = "nothing else is done to a partition whose store changes";
 /// What a record in memory costs beside key and value, roughly: to refuse early what cannot fit.
 const RECORD_MEMORY_BYTES: u64 = 48;
 
@@ -68,7 +70,7 @@ enum Phase {
     /// The manifest may name it from here on.
     Closed(Box<dyn StateStore>),
     /// The manifest names it.
-    Switching(Box<dyn StateStore>),
+    Switching(Successor),
     /// The partition has it; the pool still works with the store before.
     Leaving(Box<dyn StateStore>),
     /// The pool deletes what nothing needs any more.
@@ -113,6 +115,8 @@ pub(crate) struct StoreChange {
     ended: Option<Reply<Result<(), Refusal>>>,
     /// Why the partition keeps the store that it has.
     given_up: Option<Refusal>,
+    /// The partition is to be opened anew at the end.
+    reopens: Option<Refusal>,
     base: Option<Base>,
     report: CopyReport,
     records_total: u64,
@@ -149,6 +153,7 @@ impl StoreChange {
                 close: None,
                 ended: None,
                 given_up: None,
+                reopens: None,
                 base: None,
                 report: CopyReport { records: 0, bytes: 0 },
                 records_total,
@@ -211,13 +216,14 @@ impl StoreChange {
     ///
     /// # Panics
     /// When the copy was not closed: the manager asks for that first.
-    pub(crate) fn switch(&mut self, reply: Reply<Result<(), Refusal>>) {
+    pub(crate) fn switch(&mut self, reply: Reply<Result<(), Refusal>>, executor: &mut Executor) {
         self.since = Instant::now();
         self.ended = Some(reply);
-        self.phase = match std::mem::replace(&mut self.phase, Phase::Waiting) {
-            Phase::Closed(store) => Phase::Switching(store),
-            _ => panic!("the manifest names a store that is not closed"),
+        let Phase::Closed(store) = std::mem::replace(&mut self.phase, Phase::Waiting) else {
+            panic!("the manifest names a store that is not closed")
         };
+        let (partition, _) = executor.partition(self.spec.id).expect(STAYS);
+        self.phase = Phase::Switching(partition.succeed(store));
     }
 
     /// The manager gives the change up.
@@ -235,6 +241,20 @@ impl StoreChange {
             partition.trail_end();
         }
         self.given_up.get_or_insert(refusal);
+    }
+
+    /// The partition has stopped and is to be opened anew, which waits until it is settled in which
+    /// store. `meanwhile`: what clients hear.
+    pub(crate) fn reopen_after(&mut self, meanwhile: Refusal, executor: &mut Executor) {
+        if !self.is_parked() && !self.is_last() {
+            self.give_up(meanwhile.clone(), executor);
+        }
+        self.reopens = Some(meanwhile);
+    }
+
+    /// What clients hear while the partition is opened anew, if it is to be when this has ended.
+    pub(crate) fn reopens(&mut self) -> Option<Refusal> {
+        self.reopens.take()
     }
 
     /// The snapshot has ended.
@@ -310,7 +330,7 @@ impl StoreChange {
         match std::mem::replace(&mut self.phase, Phase::Waiting) {
             Phase::Waiting => self.begin(files, executor),
             Phase::CatchingUp(Some(store)) => self.go_on(store, executor),
-            Phase::Switching(store) => self.apply_rest(store, executor),
+            Phase::Switching(next) => self.apply_rest(next, executor),
             Phase::Leaving(before) => {
                 let partition = executor.partition(self.spec.id);
                 if partition.is_some_and(|(partition, _)| partition.is_leaving()) {
@@ -482,11 +502,9 @@ impl StoreChange {
 
     /// Applies a step's worth of the last writes; when nothing is left, the partition serves from the
     /// other store in the same turn.
-    fn apply_rest(&mut self, mut store: Box<dyn StateStore>, executor: &mut Executor) -> Step {
+    fn apply_rest(&mut self, mut next: Successor, executor: &mut Executor) -> Step {
         let began = Instant::now();
-        let Some((partition, mut effects)) = executor.partition(self.spec.id) else {
-            unreachable!("nothing else is done to a partition whose store changes")
-        };
+        let (partition, mut effects) = executor.partition(self.spec.id).expect(STAYS);
         let trail = partition.trail().expect("it goes on until the switch");
         trail.take().for_each(|piece| self.backlog.push(piece));
         // Writers that fill a step in every turn would put the switch off for ever.
@@ -495,14 +513,19 @@ impl StoreChange {
         while applied < STORE_CHANGE_STEP_BYTES
             && let Some(piece) = self.backlog.take_piece(Sequence(u64::MAX))
         {
-            apply_here(store.as_mut(), &piece.bytes);
             applied += piece.bytes.len();
+            if let Some(rest) = apply_here(partition, &mut next, piece) {
+                self.backlog.put_back(rest);
+                self.phase = Phase::Switching(next);
+                executor.world.log.hurry();
+                return Step::Waiting;
+            }
         }
         if self.backlog.bytes() > 0 {
-            self.phase = Phase::Switching(store);
+            self.phase = Phase::Switching(next);
             return Step::Busy;
         }
-        let before = partition.change_store(self.to, store, &mut effects);
+        let before = partition.change_store(self.to, next, &mut effects);
         tracing::info!(
             partition = self.spec.id.0,
             from = %self.spec.store,
@@ -583,6 +606,9 @@ fn check(
                 let text = format!("partition {id} has a {to} store");
                 return Err(Refusal::new(Reason::StoreUnchanged, text));
             }
+            if spec.store.is_unlogged() || to.is_unlogged() {
+                return Err(cannot_move(id, spec.store, to));
+            }
             let stats = partition.stats();
             let needed = stats.payload_bytes + stats.records * RECORD_MEMORY_BYTES;
             if !to.is_on_disk() && needed > available {
@@ -591,6 +617,15 @@ fn check(
             Ok((spec.clone(), stats.records))
         }
     }
+}
+
+/// Records do not move between a store that keeps integers without a log and others.
+pub(crate) fn cannot_move(id: PartitionId, from: StoreKind, to: StoreKind) -> Refusal {
+    let text = format!(
+        "the store of partition {id} cannot be changed from {from} to {to}: counters keeps integers alone, \
+         without a log; add another partition and write them there"
+    );
+    Refusal::new(Reason::InvalidArgument, text)
 }
 
 fn gone(id: PartitionId) -> Refusal {

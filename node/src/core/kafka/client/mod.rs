@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  here      settings, the sending thread, what deliveries lead to
+//!  producers the producer, and another one when it fails for good; the events thread
 //!  reader    the reading thread: replays, claims, stretches that somebody else wrote to
 //!  topic     what the brokers say of the topic, and making it
 //! ```
@@ -11,6 +12,8 @@
 //! stretch of the log that somebody else wrote to. Once a second the ends of all owned partitions
 //! are asked for, in one request, so that an owner without writes hears of a claim too.
 
+mod pace;
+mod producers;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -40,42 +43,19 @@ use stateside_types::{
     CoreId, Epoch, PartitionId, Reason, Refusal, Sequence, limits::KAFKA_FETCH_QUEUE_KB,
 };
 
-use self::reader::Reader;
+use self::{producers::Producers, reader::Reader};
 use super::{
     super::partition_files::PartitionFiles,
     link::{
         Append, Exchange, FromKafka, KafkaConfig, KafkaError, KafkaLink, Mailbox, Order, exchange,
+        outcome_unknown,
     },
     opening::owned_by,
 };
-use crate::exit::Exit;
+use crate::{config::kafka_options, exit::Exit};
 
 /// What Kafka adds to a message, at most.
 const OVERHEAD_BYTES: usize = 1 << 10;
-
-/// Settings that the promises rest upon: nobody else sets them.
-const OWN: &[&str] = &[
-    "bootstrap.servers",
-    "enable.idempotence",
-    "acks",
-    "request.required.acks",
-    "message.timeout.ms",
-    "delivery.timeout.ms",
-    "max.in.flight",
-    "max.in.flight.requests.per.connection",
-    "retries",
-    "message.send.max.retries",
-    "transactional.id",
-    "enable.auto.commit",
-    "auto.offset.reset",
-    "isolation.level",
-    "enable.partition.eof",
-    "message.max.bytes",
-    "queue.buffering.max.messages",
-    "queue.buffering.max.kbytes",
-    "group.id",
-    "enable.gapless.guarantee",
-];
 
 /// The node's Kafka threads. Dropping it stops them.
 pub struct KafkaClient {
@@ -105,29 +85,25 @@ impl KafkaClient {
             mailboxes,
             wake: Arc::new(wake),
             checks,
+            trouble: Mutex::default(),
         });
         let wrong = |error: ClientError| KafkaError::Config(error.to_string());
         let settings = client_settings(config)?;
-        let producer: BaseProducer<Deliveries> =
-            settings.0.create_with_context(Deliveries(Arc::clone(&shared))).map_err(wrong)?;
-        let producer = Arc::new(producer);
+        let producers = Producers::new(settings.0, Arc::clone(&shared)).map_err(wrong)?;
+        let producers = Arc::new(producers);
         let consumer: BaseConsumer<Quiet> = settings.1.create_with_context(Quiet).map_err(wrong)?;
         let stop = Arc::new(AtomicBool::new(false));
         let mut client = Self { stop: Arc::clone(&stop), threads: Vec::new() };
 
-        let (out, sender_shared) = (Arc::clone(&producer), Arc::clone(&shared));
+        let (out, sender_shared) = (Arc::clone(&producers), Arc::clone(&shared));
         let sender_stop = Arc::clone(&stop);
         client.spawn("kafka-send", move || {
             send(&appends, &out, &sender_shared, &sender_stop);
         })?;
-        let (events, events_stop) = (Arc::clone(&producer), Arc::clone(&stop));
-        client.spawn("kafka-events", move || {
-            while !events_stop.load(Ordering::Acquire) {
-                events.poll(PAUSE);
-            }
-        })?;
+        let (events, events_stop) = (Arc::clone(&producers), Arc::clone(&stop));
+        client.spawn("kafka-events", move || events.hear(&events_stop))?;
         let mut reader =
-            Reader::new(config.clone(), shared, files, producer, consumer, record_bytes_max);
+            Reader::new(config.clone(), shared, files, producers, consumer, record_bytes_max);
         client.spawn("kafka-read", move || {
             while !stop.load(Ordering::Acquire) {
                 reader.turn(&orders);
@@ -173,12 +149,9 @@ fn client_settings(config: &KafkaConfig) -> Result<(ClientConfig, ClientConfig),
         .set("reconnect.backoff.ms", "50")
         .set("reconnect.backoff.max.ms", "1000")
         .set_log_level(RDKafkaLogLevel::Warning);
+    let fit = kafka_options::check(&config.options, cfg!(feature = "kafka-tls"));
+    fit.map_err(|problem| KafkaError::Config(format!("options: {problem}")))?;
     for (name, value) in &config.options {
-        if OWN.contains(&name.as_str()) {
-            return Err(KafkaError::Config(format!(
-                "options: `{name}` is the node's own: its promises rest upon it"
-            )));
-        }
         common.set(name, value);
     }
     common.set("bootstrap.servers", &config.brokers);
@@ -191,11 +164,9 @@ fn client_settings(config: &KafkaConfig) -> Result<(ClientConfig, ClientConfig),
         // The cores bound what is under way, by bytes and by partition.
         .set("queue.buffering.max.messages", "0")
         .set("queue.buffering.max.kbytes", "2147483647");
-    if !config
-        .options
-        .iter()
-        .any(|(name, _)| name == "linger.ms" || name == "queue.buffering.max.ms")
-    {
+    let is_given =
+        |names: &[&str]| config.options.iter().any(|(name, _)| names.contains(&name.as_str()));
+    if !is_given(&["linger.ms", "queue.buffering.max.ms"]) {
         // Groups form by themselves while the requests before are out.
         producer.set("linger.ms", "0");
     }
@@ -209,8 +180,14 @@ fn client_settings(config: &KafkaConfig) -> Result<(ClientConfig, ClientConfig),
         .set("auto.offset.reset", "error")
         .set("isolation.level", "read_uncommitted")
         .set("max.poll.interval.ms", "86400000")
-        .set("fetch.wait.max.ms", "20")
+        // A read-back waits for the request that is out already: this long at most.
+        .set("fetch.wait.max.ms", "5")
         .set("queued.max.messages.kbytes", KAFKA_FETCH_QUEUE_KB.to_string());
+    if !is_given(&["fetch.queue.backoff.ms"]) {
+        // A replay fills the queue faster than it is read, again and again. librdkafka's own second, for
+        // which a partition is not fetched then, is two thirds of a replay's time.
+        consumer.set("fetch.queue.backoff.ms", "2");
+    }
     Ok((producer, consumer))
 }
 
@@ -228,11 +205,17 @@ struct Shared {
     mailboxes: Vec<Arc<Mailbox>>,
     wake: WakeCore,
     checks: flume::Sender<Order>,
+    /// What the client said last of its connections.
+    trouble: Mutex<Option<String>>,
 }
 
 impl Shared {
     fn owned(&self) -> MutexGuard<'_, HashMap<PartitionId, Owned>> {
         self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Option<String>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn post(&self, core: CoreId, event: FromKafka) {
@@ -254,9 +237,10 @@ impl Shared {
             let text = format!(
                 "the write to partition {id} was not acknowledged before this node lost the partition: its outcome is unknown"
             );
-            let held = Refusal::new(Reason::LogUnavailable, text);
+            let held = outcome_unknown(text);
             tracing::error!(partition = id.0, %later, "a partition's log in Kafka is over");
-            self.post(core, FromKafka::Over { partition: id, epoch, held, later });
+            let over = FromKafka::Over { partition: id, epoch, held, later, reopens: false };
+            self.post(core, over);
         };
         match step.next {
             Next::Go => {}
@@ -273,7 +257,7 @@ impl Shared {
             }
             Next::Lost(sequence) => {
                 let text = format!(
-                    "topic `{}`, partition {id}: the write with sequence {sequence} is not where it should be",
+                    "topic `{}`, partition {id}: the write with sequence {sequence} is not where it should be: look after the brokers, then restart the node, which reads again what is there",
                     self.topic
                 );
                 over(Refusal::new(Reason::PartitionStopped, text));
@@ -281,19 +265,31 @@ impl Shared {
         }
     }
 
-    /// A write cannot be delivered: the partition stops.
+    /// A write cannot be delivered, ever.
     fn failed(&self, id: PartitionId, epoch: Epoch, error: &str) {
         let mut all = self.owned();
-        let Some(owned) = all.get_mut(&id) else { return };
-        if owned.owner.is_over() || owned.owner.passed().epoch != epoch {
+        if let Some(owned) = all.get_mut(&id)
+            && owned.owner.passed().epoch == epoch
+        {
+            self.give_up(id, owned, error);
+        }
+    }
+
+    /// The writes under way of a partition are given up. What came of them is in the log and
+    /// nowhere else: it is read again and claimed again, by this node, unless another has.
+    fn give_up(&self, id: PartitionId, owned: &mut Owned, error: &str) {
+        if owned.owner.is_over() {
             return;
         }
         owned.owner.give_up();
-        let text = |what: &str| format!("Kafka refused a write to partition {id}: {error}{what}");
-        let held = Refusal::new(Reason::LogUnavailable, text("; its outcome is unknown"));
-        let later = Refusal::new(Reason::PartitionStopped, text(""));
-        tracing::error!(partition = id.0, %later, "a partition's log in Kafka is over");
-        self.post(owned.core, FromKafka::Over { partition: id, epoch, held, later });
+        let text = format!("a write to partition {id} did not get to Kafka: {error}");
+        let held = outcome_unknown(format!("{text}; its outcome is unknown"));
+        let later = format!("{text}; the partition reads its log again");
+        let later = Refusal::new(Reason::PartitionStarting, later);
+        tracing::error!(partition = id.0, error, "a partition's log in Kafka is opened anew");
+        let epoch = owned.owner.passed().epoch;
+        let over = FromKafka::Over { partition: id, epoch, held, later, reopens: true };
+        self.post(owned.core, over);
     }
 }
 
@@ -310,7 +306,12 @@ struct Deliveries(Arc<Shared>);
 
 impl ClientContext for Deliveries {
     fn error(&self, error: ClientError, reason: &str) {
-        told(&error, reason);
+        // librdkafka tries again by itself; what it costs is told by whoever waits, with this.
+        tracing::debug!(%error, reason, "Kafka");
+        // That all are away is known; why is what an operator asks.
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *self.0.trouble() = Some(reason.to_owned());
+        }
     }
 }
 
@@ -345,24 +346,22 @@ struct Quiet;
 
 impl ClientContext for Quiet {
     fn error(&self, error: ClientError, reason: &str) {
-        told(&error, reason);
+        // The producer, which is always connected, hears the same.
+        tracing::debug!(%error, reason, "Kafka");
     }
 }
 
 impl ConsumerContext for Quiet {}
 
-fn told(error: &ClientError, reason: &str) {
-    // librdkafka tries again by itself; what it costs is told by whoever waits.
-    tracing::debug!(%error, reason, "Kafka");
-}
-
+/// How long after something was not to be had of the brokers it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 /// How long a thread waits before it looks whether it is to stop.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The sending thread: from the cores' batches to the producer's queues.
 fn send(
     appends: &flume::Receiver<Vec<Append>>,
-    producer: &BaseProducer<Deliveries>,
+    producers: &Producers,
     shared: &Shared,
     stop: &AtomicBool,
 ) {
@@ -383,6 +382,7 @@ fn send(
             // It lost the partition meanwhile; its core is told.
             _ => false,
         });
+        let producer = producers.present();
         drop(owned);
         for append in &batch {
             let sent = Sent {
@@ -391,7 +391,7 @@ fn send(
                 sequence: Some(append.sequence),
             };
             if let Err(error) =
-                produce(producer, &shared.topic, &append.bytes, append.unix_ms, sent)
+                produce(&producer, &shared.topic, &append.bytes, append.unix_ms, sent)
             {
                 shared.failed(append.partition, append.epoch, &error);
             }

@@ -12,13 +12,15 @@ use rdkafka::{
     consumer::{BaseConsumer, Consumer},
     error::{KafkaError as ClientError, RDKafkaErrorCode},
     message::Message as _,
-    producer::BaseProducer,
 };
 use stateside_pipeline::kafka::{Anchor, Next, Owner, Position};
 use stateside_types::{Epoch, PartitionId, Reason, Refusal, limits::KAFKA_OPENINGS_MAX};
 
 use super::{
-    Deliveries, Owned, Quiet, Sent, Shared, number, produce,
+    Owned, Quiet, RETRY, Sent, Shared, number,
+    pace::Pace,
+    produce,
+    producers::Producers,
     topic::{Known, Trouble, wrong},
 };
 use crate::core::{
@@ -29,8 +31,6 @@ use crate::core::{
     partition_files::PartitionFiles,
 };
 
-/// How long after brokers could not be reached they are tried again.
-const RETRY: Duration = Duration::from_secs(1);
 /// How often the ends of the owned partitions are asked for.
 const WATCH: Duration = Duration::from_secs(1);
 /// How often a core hears how far a replay is.
@@ -51,13 +51,16 @@ pub(super) struct Reader {
     pub(super) config: KafkaConfig,
     shared: Arc<Shared>,
     pub(super) files: Arc<PartitionFiles>,
-    producer: Arc<BaseProducer<Deliveries>>,
+    producers: Arc<Producers>,
     pub(super) consumer: BaseConsumer<Quiet>,
     pub(super) record_bytes_max: Arc<AtomicUsize>,
     pub(super) known: Option<Known>,
     /// Partitions that wait for the brokers, or for others to be opened.
     waiting: VecDeque<OpenRequest>,
     tasks: HashMap<PartitionId, Task>,
+    /// Partitions whose claim failed on its way: claimed again at `retry_at`.
+    unclaimed: Vec<PartitionId>,
+    pace: Option<Pace>,
     retry_at: Instant,
     watch_at: Instant,
     tell_at: Instant,
@@ -71,7 +74,7 @@ impl Reader {
         config: KafkaConfig,
         shared: Arc<Shared>,
         files: Arc<PartitionFiles>,
-        producer: Arc<BaseProducer<Deliveries>>,
+        producers: Arc<Producers>,
         consumer: BaseConsumer<Quiet>,
         record_bytes_max: Arc<AtomicUsize>,
     ) -> Self {
@@ -80,12 +83,14 @@ impl Reader {
             config,
             shared,
             files,
-            producer,
+            producers,
             consumer,
             record_bytes_max,
             known: None,
             waiting: VecDeque::new(),
             tasks: HashMap::new(),
+            unclaimed: Vec::new(),
+            pace: None,
             retry_at: now,
             watch_at: now,
             tell_at: now,
@@ -100,8 +105,15 @@ impl Reader {
             self.order(order);
         }
         let now = Instant::now();
-        if !self.waiting.is_empty() && now >= self.retry_at {
+        if now >= self.retry_at {
+            for id in std::mem::take(&mut self.unclaimed) {
+                self.claim(id);
+            }
             self.open_waiting();
+        }
+        let is_opening = |task: &Task| matches!(task, Task::Opening(_));
+        if self.pace.is_some() && self.waiting.is_empty() && !self.tasks.values().any(is_opening) {
+            self.pace.take().expect("it was just looked at").end(Instant::now());
         }
         if now >= self.watch_at {
             self.watch();
@@ -130,6 +142,8 @@ impl Reader {
                 self.waiting.retain(|request| request.spec.id != id);
                 self.shared.owned().remove(&id);
                 self.end(id);
+                // Its log may be over for what the topic has become.
+                self.known = None;
             }
             Order::Check(id, offset) => {
                 if self.shared.owned().contains_key(&id) && !self.tasks.contains_key(&id) {
@@ -137,14 +151,29 @@ impl Reader {
                     self.tasks.insert(id, Task::Checking);
                 }
             }
-            Order::ClaimFailed(id, error) => {
-                tracing::warn!(partition = id.0, error, "a claim did not get to Kafka");
-                if let Some(Task::Opening(opening)) = self.tasks.get_mut(&id) {
-                    opening.claim_failed();
-                    self.claim(id);
-                }
-            }
+            Order::ClaimFailed(id, error) => self.claim_failed(id, error),
         }
+    }
+
+    /// A claim was refused, or went down with its producer. What is in the way may go (an operator
+    /// grants a right, say), so it is tried again; the partition's state tells why meanwhile.
+    fn claim_failed(&mut self, id: PartitionId, error: String) {
+        let Some(Task::Opening(opening)) = self.tasks.get_mut(&id) else { return };
+        // One that went down with its producer says that alone.
+        let error = match self.shared.trouble().as_deref() {
+            Some(trouble) => format!("{error}; last: {trouble}"),
+            None => error,
+        };
+        if opening.trouble() != Some(&error) {
+            tracing::warn!(
+                partition = id.0,
+                error,
+                "a claim did not get to Kafka; it is tried again every second"
+            );
+        }
+        opening.claim_failed(error);
+        self.unclaimed.push(id);
+        self.retry_at = Instant::now() + RETRY;
     }
 
     fn assign(&self, id: PartitionId, offset: u64) {
@@ -187,7 +216,12 @@ impl Reader {
                         );
                     }
                     self.is_away = true;
-                    let detail = format!("waits for the Kafka brokers: {error}");
+                    let detail = match self.shared.trouble().as_deref() {
+                        Some(trouble) => {
+                            format!("waits for the Kafka brokers: {error}; last: {trouble}")
+                        }
+                        None => format!("waits for the Kafka brokers: {error}"),
+                    };
                     self.waiting.push_front(request);
                     for request in &self.waiting {
                         let (partition, detail) = (request.spec.id, detail.clone());
@@ -212,6 +246,7 @@ impl Reader {
             Err((request, refusal)) => self.refuse(*request, refusal),
             Ok(opening) => {
                 self.assign(id, opening.next());
+                self.pace.get_or_insert_with(|| Pace::begin(Instant::now()));
                 let is_at_end = opening.is_at_end();
                 self.tasks.insert(id, Task::Opening(Box::new(opening)));
                 if is_at_end {
@@ -382,13 +417,11 @@ impl Reader {
                 let sent = Sent { partition: id, epoch: Epoch(0), sequence: None };
                 let now = SystemTime::now().duration_since(UNIX_EPOCH);
                 let unix_ms = now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(0));
-                match produce(&self.producer, &self.config.topic, &bytes, unix_ms, sent) {
-                    Ok(()) => return,
-                    Err(error) => {
-                        let text = format!("partition {id} cannot be claimed in Kafka: {error}");
-                        Refusal::new(Reason::PartitionStopped, text)
-                    }
+                let producer = self.producers.present();
+                if let Err(error) = produce(&producer, &self.config.topic, &bytes, unix_ms, sent) {
+                    self.claim_failed(id, error);
                 }
+                return;
             }
             Err(refusal) => refusal,
         };
@@ -400,6 +433,9 @@ impl Reader {
     /// The claim was met, and counts: it is remembered, then the partition goes to its core.
     fn opened(&mut self, id: PartitionId, claim: Anchor) {
         let Some(Task::Opening(opening)) = self.end(id) else { return };
+        if let Some(pace) = &mut self.pace {
+            pace.opened(opening.replayed());
+        }
         let (head, opened) = opening.opened(claim);
         let written = self.files.write_kafka_position(id, &opened.position);
         let result = match written {
@@ -419,11 +455,20 @@ impl Reader {
         self.retry_at = Instant::now();
     }
 
-    fn tell_progress(&self) {
+    fn tell_progress(&mut self) {
+        let openings = self.tasks.values().filter_map(|task| match task {
+            Task::Opening(opening) => Some((opening.replayed(), opening.lag())),
+            Task::Checking => None,
+        });
+        if let Some(pace) = &mut self.pace {
+            pace.tell(Instant::now(), openings);
+        }
         for (id, task) in &self.tasks {
             let Task::Opening(opening) = task else { continue };
             let (partition, offset, lag) = (*id, opening.next(), opening.lag());
-            let detail = if lag == 0 {
+            let detail = if let Some(trouble) = opening.trouble() {
+                format!("cannot claim its log in Kafka, and tries every second: {trouble}")
+            } else if lag == 0 {
                 "claims its log in Kafka".to_owned()
             } else {
                 format!("replays its log in Kafka: offset {offset}, {lag} messages to go")

@@ -6,12 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::{mocking::MockCluster, producer::DefaultProducerContext};
+use rdkafka::{
+    mocking::MockCluster,
+    producer::DefaultProducerContext,
+    types::{RDKafkaApiKey, RDKafkaRespErr},
+};
 use stateside_pipeline::{Write, kafka::Anchor};
-use stateside_statestore::{Lookup, MemoryStore, RequestLimits, StateStore};
+use stateside_statestore::{Known, Lookup, MemoryStore, PastAnswer, RequestLimits, StateStore};
 use stateside_types::{
-    Ack, CoreId, Epoch, HashRange, PartitionId, PartitionSpec, Reason, Refusal, Sequence,
-    StageKind, StoreKind, Timestamp, WallClock, WriteEntry,
+    Ack, CoreId, Epoch, HashRange, PartitionId, PartitionSpec, Reason, Refusal, RequestId,
+    RequestMark, Sequence, StageKind, StoreKind, Timestamp, WallClock, WriteEntry,
 };
 
 use super::KafkaClient;
@@ -107,13 +111,22 @@ impl Node {
     }
 
     fn write(&mut self, id: u32, sequence: u64, value: &[u8]) -> Result<(), Refusal> {
-        let entries = [WriteEntry::put(b"k", value)];
+        self.write_marked(id, sequence, &[WriteEntry::put(b"k", value)], None)
+    }
+
+    fn write_marked(
+        &mut self,
+        id: u32,
+        sequence: u64,
+        entries: &[WriteEntry<'_>],
+        request: Option<&RequestMark<'_>>,
+    ) -> Result<(), Refusal> {
         self.kafka.set_now(Instant::now());
         let write = Write {
             partition: PartitionId(id),
             epoch: Epoch(1),
-            entries: &entries,
-            request: None,
+            entries,
+            request,
             now: WallClock(1_700_000_000_000),
             ack: Ack::Durable,
             sequence: Sequence(sequence),
@@ -201,6 +214,35 @@ fn what_counts_is_replayed_by_the_next_owner_and_the_former_hears_of_it() {
 }
 
 #[test]
+fn the_next_owner_knows_the_answers_to_requests_with_an_id() {
+    let (cluster, folder) = (cluster(), tempfile::tempdir().unwrap());
+    let mut a = Node::start(&cluster, &folder, "a");
+    a.open(2).unwrap();
+    let id = |number| RequestId { client: b"client", number, settled: 0 };
+    let refusal = Arc::new(Refusal::new(Reason::ConditionFailed, "no").with("entry", 0));
+    let written = RequestMark::new(id(1), 11);
+    let refused =
+        RequestMark { refusal: Some(Arc::clone(&refusal)), ..RequestMark::new(id(2), 22) };
+    let entries = [WriteEntry::put(b"k", b"one")];
+    a.write_marked(2, 1, &entries, Some(&written)).unwrap();
+    a.write_marked(2, 2, &[], Some(&refused)).unwrap();
+    a.write(2, 3, b"three").unwrap();
+    a.until_passed(2, 3);
+
+    let (store, _) = Node::start(&cluster, &folder, "b").open(2).unwrap();
+    assert_eq!((store.applied(), value_of(store.as_ref())), (Sequence(3), b"three".to_vec()));
+    let answer = |sequence, refusal| {
+        let (sequence, timestamp) = (Sequence(sequence), Timestamp(sequence));
+        Known::Answered(PastAnswer { sequence, timestamp, refusal, values: None })
+    };
+    let window = store.requests();
+    assert_eq!(window.look_up(id(1), 11), answer(1, None));
+    assert_eq!(window.look_up(id(2), 22), answer(2, Some(refusal)));
+    assert_eq!(window.look_up(id(2), 23), Known::Reused);
+    assert_eq!(window.look_up(id(3), 33), Known::New);
+}
+
+#[test]
 fn an_owner_without_writes_hears_of_a_claim() {
     let (cluster, folder) = (cluster(), tempfile::tempdir().unwrap());
     let mut a = Node::start(&cluster, &folder, "a");
@@ -233,6 +275,91 @@ fn while_the_brokers_are_away_writes_are_refused_and_go_on_when_they_are_back() 
     a.write(1, 3, b"three").unwrap();
     a.until_passed(1, 3);
     assert!(a.kafka.is_idle() && a.kafka.pending_bytes() == 0);
+}
+
+/// What the node does with a log that is over and can be claimed again, by way of an error of the
+/// brokers. The write under way is given up; the next owner of the partition is this node again.
+fn is_opened_anew_after(error: RDKafkaRespErr, says: &str) {
+    let (cluster, folder) = (cluster(), tempfile::tempdir().unwrap());
+    let mut a = Node::start(&cluster, &folder, "a");
+    for id in [1, 2] {
+        a.open(id).unwrap();
+        a.write(id, 1, b"stays").unwrap();
+        a.until_passed(id, 1);
+    }
+    cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
+    a.write(1, 2, b"refused").unwrap();
+    let (held, later) = a.until_over(1);
+    assert_eq!((held.reason, later.reason), (Reason::LogUnavailable, Reason::PartitionStarting));
+    assert!(held.message.contains("its outcome is unknown"), "{held}");
+    assert!(held.message.contains(says), "{held}");
+    assert!(later.retry_after_ms.is_some());
+
+    a.kafka.close(PartitionId(1));
+    let (store, claim) = a.open(1).unwrap();
+    assert_eq!((claim.epoch, claim.sequence), (Epoch(2), Sequence(1)));
+    assert_eq!(value_of(store.as_ref()), b"stays");
+    a.write(1, 2, b"goes on").unwrap();
+    a.until_passed(1, 2);
+    // The other one had nothing under way: it goes on as it was, with whatever producer there is.
+    a.write(2, 2, b"undisturbed").unwrap();
+    a.until_passed(2, 2);
+    let is_over =
+        |event: &FromKafka| matches!(event, FromKafka::Over { partition, .. } if partition.0 == 2);
+    assert!(!a.events.iter().any(is_over));
+}
+
+#[test]
+fn after_a_fatal_error_of_the_producer_another_one_goes_on() {
+    // The broker has lost count of what the producer sent: librdkafka gives the producer up.
+    let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+    is_opened_anew_after(error, "out of order");
+}
+
+#[test]
+fn a_write_that_the_brokers_refuse_is_given_up_and_its_partition_opened_anew() {
+    let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    is_opened_anew_after(error, "Topic authorization failed");
+}
+
+#[test]
+fn a_claim_that_is_refused_is_tried_again_and_told() {
+    let (cluster, folder) = (cluster(), tempfile::tempdir().unwrap());
+    let mut a = Node::start(&cluster, &folder, "a");
+    let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
+    a.kafka.open(spec(1), Box::new(MemoryStore::new(1)));
+    a.until("the refusal to be told", |node| {
+        node.events.iter().find(|event| {
+            matches!(event, FromKafka::Progress { detail, .. } if detail.contains("Topic authorization failed"))
+        })?;
+        Some(())
+    });
+    a.until("the partition to be opened", |node| {
+        let opened = |event: &FromKafka| matches!(event, FromKafka::Opened { result: Ok(_), .. });
+        node.events.iter().any(opened).then_some(())
+    });
+}
+
+#[test]
+fn a_producer_that_may_not_even_begin_is_followed_by_another_until_one_may() {
+    let (cluster, folder) = (cluster(), tempfile::tempdir().unwrap());
+    // What a broker says to a user who may write to no topic at all.
+    let error = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+    cluster.request_errors(RDKafkaApiKey::InitProducerId, &[error; 100]);
+    let mut a = Node::start(&cluster, &folder, "a");
+    a.kafka.open(spec(1), Box::new(MemoryStore::new(1)));
+    a.until("the refusal to be told", |node| {
+        node.events.iter().find(|event| {
+            matches!(event, FromKafka::Progress { detail, .. } if detail.contains("Cluster authorization failed"))
+        })?;
+        Some(())
+    });
+    cluster.clear_request_errors(RDKafkaApiKey::InitProducerId);
+    a.until("the partition to be opened", |node| {
+        let opened = |event: &FromKafka| matches!(event, FromKafka::Opened { result: Ok(_), .. });
+        node.events.iter().any(opened).then_some(())
+    });
 }
 
 #[test]
