@@ -19,10 +19,10 @@ use stateside_e2e::{
     exposition::Page,
     node_process::Site,
     random::Random,
-    rpc,
+    rpc::{self, Data, Failure},
     until::until,
 };
-use stateside_proto::v1::ChangeStoreRequest;
+use stateside_proto::v1::{ChangeStoreRequest, GetRequest, RequestId, Session, UpsertRequest};
 use stateside_router::key_hash;
 use stateside_types::HashRange;
 use tokio::{runtime::Runtime, task::JoinHandle};
@@ -36,6 +36,9 @@ const KEYS_PER_WRITER: usize = 2_000;
 /// No read may take longer; a read that waits for a copy would.
 const READ_LIMIT: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(60);
+const SPLIT: &str = "partition.pipeline = [\"clock\", { stage = \"dispatcher\", mode = \"split\" }, \"log\", \"line-monitor\"]\n";
+/// So often a writer sends its last request again.
+const REPEATED: u64 = 5;
 
 fn json(site: &Site, arguments: &[&str]) -> Value {
     stateside(site, arguments.iter().copied().chain(["-o", "json"])).json()
@@ -68,6 +71,8 @@ struct Told {
     /// By key: the newest version that was acknowledged, and its value.
     records: Mutex<BTreeMap<String, (u64, String)>>,
     versions: Mutex<Vec<u64>>,
+    /// By writer.
+    last: Mutex<BTreeMap<u64, Last>>,
     reads: Mutex<(u64, Duration)>,
     writes: Mutex<(u64, Duration)>,
     stop: AtomicBool,
@@ -78,18 +83,76 @@ fn note(figures: &Mutex<(u64, Duration)>, took: Duration) {
     *figures = (figures.0 + 1, figures.1.max(took));
 }
 
-/// Writes its keys one after the other, each call once: none of them may fail.
-async fn write(address: String, keys: Vec<String>, told: Arc<Told>, mut random: Random) {
+/// Sends a write until it is taken: refused as overloaded it was not executed.
+async fn send(data: &mut Data, request: &UpsertRequest) -> (u64, u64, Option<Session>) {
+    loop {
+        match data.upsert(request.clone()).await.map(tonic::Response::into_inner) {
+            Ok(mut answer) => {
+                let result = answer.results.remove(0);
+                assert_eq!(result.error, None);
+                return (result.version, result.timestamp, answer.session);
+            }
+            Err(status) => {
+                let failure = Failure::from(&status);
+                assert_eq!(failure.reason, "OVERLOADED", "{status}");
+                tokio::time::sleep(failure.retry_after.unwrap()).await;
+            }
+        }
+    }
+}
+
+/// Writes its keys one after the other, under request ids and in a session: no call may fail, what is
+/// sent again is answered as before, and the session reads what it wrote.
+async fn write(name: u64, address: String, keys: Vec<String>, told: Arc<Told>) {
+    let mut random = Random::new(name + 1);
     let mut data = rpc::data(&address).await.unwrap();
+    let mut number = told.last.lock().unwrap().get(&name).map_or(0, |last| last.number);
+    let mut session = Session::default();
     while !told.stop.load(SeqCst) {
+        number += 1;
         let key = &keys[random.below(keys.len() as u64) as usize];
         let value = format!("{:016x}{}", random.next_u64(), ".".repeat(100));
+        let client = format!("writer {name}").into_bytes();
+        let request = UpsertRequest {
+            entries: vec![rpc::entry(key.as_str(), value.as_str())],
+            request_id: Some(RequestId { client, number, settled: number.saturating_sub(1) }),
+            session: Some(session.clone()),
+            ..UpsertRequest::default()
+        };
         let began = Instant::now();
-        let result = rpc::put(&mut data, key, value.as_str()).await.unwrap();
+        let (version, timestamp, after) = send(&mut data, &request).await;
         note(&told.writes, began.elapsed());
-        told.versions.lock().unwrap().push(result.version);
-        let before = told.records.lock().unwrap().insert(key.clone(), (result.version, value));
-        assert!(before.is_none_or(|(version, _)| version < result.version), "versions rise");
+        session = after.unwrap();
+        told.versions.lock().unwrap().push(version);
+        let before = told.records.lock().unwrap().insert(key.clone(), (version, value));
+        assert!(before.is_none_or(|(before, _)| before < version), "versions rise");
+        let own = GetRequest {
+            keys: vec![key.clone().into_bytes()],
+            session: Some(session.clone()),
+            ..GetRequest::default()
+        };
+        let record = data.get(own).await.unwrap().into_inner().records.remove(0);
+        assert_eq!(record.version, version, "{key} is this writer's alone");
+        let last = Last { number, request, version, timestamp };
+        if number.is_multiple_of(REPEATED) {
+            last.send_again(&mut data).await;
+        }
+        told.last.lock().unwrap().insert(name, last);
+    }
+}
+
+/// A writer's last request, and its answer.
+struct Last {
+    number: u64,
+    request: UpsertRequest,
+    version: u64,
+    timestamp: u64,
+}
+
+impl Last {
+    async fn send_again(&self, data: &mut Data) {
+        let (version, timestamp, _) = send(data, &self.request).await;
+        assert_eq!((version, timestamp), (self.version, self.timestamp), "executed twice");
     }
 }
 
@@ -115,9 +178,8 @@ fn start_load(
     told.stop.store(false, SeqCst);
     let mut tasks = Vec::new();
     for (number, own) in keys.chunks(KEYS_PER_WRITER).enumerate() {
-        let random = Random::new(number as u64 + 1);
         let told = Arc::clone(told);
-        tasks.push(runtime.spawn(write(site.data_address(), own.to_vec(), told, random)));
+        tasks.push(runtime.spawn(write(number as u64, site.data_address(), own.to_vec(), told)));
     }
     for number in 0..READERS {
         let random = Random::new(number as u64 + 100);
@@ -134,7 +196,8 @@ fn stop_load(runtime: &Runtime, tasks: Vec<JoinHandle<()>>, told: &Told) {
     }
 }
 
-/// Every record is the newest that was acknowledged, and each version was given once.
+/// Every record is the newest that was acknowledged, each version was given once, and what is sent
+/// again is answered as before.
 fn check(runtime: &Runtime, site: &Site, told: &Told, first: u64) {
     runtime.block_on(async {
         let mut data = rpc::data(&site.data_address()).await.unwrap();
@@ -143,6 +206,11 @@ fn check(runtime: &Runtime, site: &Site, told: &Told, first: u64) {
             let record = rpc::get(&mut data, &key).await.unwrap();
             assert_eq!((record.version, record.value), (version, value.into_bytes()), "{key}");
         }
+        let lasts = std::mem::take(&mut *told.last.lock().unwrap());
+        for last in lasts.values() {
+            last.send_again(&mut data).await;
+        }
+        *told.last.lock().unwrap() = lasts;
     });
     let mut versions = told.versions.lock().unwrap().clone();
     versions.sort_unstable();
@@ -152,8 +220,23 @@ fn check(runtime: &Runtime, site: &Site, told: &Told, first: u64) {
 
 #[test]
 fn reads_and_writes_go_on_while_the_store_changes_and_nothing_is_lost() {
-    let site =
-        Site::new(Config { cores: 2, log_segment_mb: 8, log_max_mb: 24, ..Config::default() });
+    changes_under_load("");
+}
+
+#[test]
+fn in_split_mode_too_the_store_changes_under_readers_writers_and_their_sessions() {
+    changes_under_load(SPLIT);
+}
+
+fn changes_under_load(more: &str) {
+    let more = more.to_owned();
+    let site = Site::new(Config {
+        cores: 2,
+        log_segment_mb: 8,
+        log_max_mb: 24,
+        more,
+        ..Config::default()
+    });
     let runtime = Runtime::new().unwrap();
     let mut node = site.start();
     let keys = keys(&site, WRITERS * KEYS_PER_WRITER);
@@ -227,6 +310,7 @@ fn what_cannot_be_changed_is_refused_and_stays_as_it_is() {
     let change = |store: &'static str| ["partition", "change-store", PARTITION, store];
     refused(&site, &change("sled"), "STORE_UNCHANGED");
     refused(&site, &["partition", "change-store", "99", "lsm"], "UNKNOWN_PARTITION");
+    refused(&site, &change("counters"), "INVALID_ARGUMENT");
     stateside(&site, change("tape")).failed_with(2, &["tape"]);
     Runtime::new().unwrap().block_on(async {
         let mut control = rpc::control(&site.control_address()).await.unwrap();

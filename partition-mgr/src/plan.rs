@@ -351,8 +351,8 @@ fn fate_of_declared(
     if pipeline != spec.pipeline {
         changes.push(SettingChange::Pipeline(spec.pipeline.clone(), pipeline.clone()));
     }
-    let update = (!changes.is_empty())
-        .then(|| (PartitionSpec { ack, pipeline, ..spec.clone() }, changes));
+    let update =
+        (!changes.is_empty()).then(|| (PartitionSpec { ack, pipeline, ..spec.clone() }, changes));
     Fate::Keep { update, store: (store != spec.store).then_some(store) }
 }
 

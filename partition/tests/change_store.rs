@@ -100,11 +100,22 @@ fn partition(store: Box<dyn StateStore>, kind: StoreKind, split: bool) -> Partit
 /// What happens to both, and to the copy.
 #[derive(Clone, Debug)]
 enum Step {
-    Put { key: u8, ttl: u64, absent: bool, with_id: bool },
-    Remove { key: u8 },
+    Put {
+        key: u8,
+        ttl: u64,
+        absent: bool,
+        with_id: bool,
+    },
+    Remove {
+        key: u8,
+    },
     /// One of the last requests with an id, again.
-    Retry { back: u8 },
-    Read { key: u8 },
+    Retry {
+        back: u8,
+    },
+    Read {
+        key: u8,
+    },
     Durable,
     /// What is durable goes to the store's disk, and is not in memory any more.
     Cover,
@@ -467,7 +478,8 @@ fn the_last_writes_wait_where_what_they_replace_would_be_too_much() {
     let folder = tempfile::tempdir().unwrap();
     let engine = SledEngine::open(folder.path(), SledOptions::default()).unwrap();
     let sled = Box::new(engine.partition(PartitionId(1), Epoch(4)).unwrap());
-    let mut one = One { partition: partition(sled, StoreKind::Sled, true), world: World::default() };
+    let mut one =
+        One { partition: partition(sled, StoreKind::Sled, true), world: World::default() };
     let mut ordered = MemoryStore::ordered(5);
     let large = "x".repeat(REPLACED_BYTES_MAX / 4);
     let put = |key, value: &str| {

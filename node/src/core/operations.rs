@@ -521,12 +521,7 @@ impl Operations {
 
     /// A partition's log in Kafka is over for now: what was not acknowledged is let go of, and the rest
     /// is read again, as after a restart.
-    pub(super) fn reopen(
-        &mut self,
-        id: PartitionId,
-        meanwhile: Refusal,
-        executor: &mut Executor,
-    ) {
+    pub(super) fn reopen(&mut self, id: PartitionId, meanwhile: Refusal, executor: &mut Executor) {
         if let Some(change) = self.store_change_of(id) {
             return change.reopen_after(meanwhile, executor);
         }

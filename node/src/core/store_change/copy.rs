@@ -156,7 +156,8 @@ pub(crate) fn apply_here(
     let (mut rest, mut entries) = (piece.bytes.as_slice(), Vec::new());
     loop {
         let before = rest.len();
-        let write = next_write(&mut rest, &mut entries).expect("it reads back as it was written")?;
+        let write =
+            next_write(&mut rest, &mut entries).expect("it reads back as it was written")?;
         if !partition.apply_last(next, &write, &entries) {
             let applied = piece.bytes.len() - before;
             piece.bytes.drain(..applied);
