@@ -105,6 +105,14 @@ impl Measured {
         (!times.is_empty()).then(|| median(&times))
     }
 
+    /// A time with its lowest and highest of the rounds.
+    pub fn time(&self, of: impl Fn(&Latency) -> f64) -> Option<Ratio> {
+        let times: Vec<f64> =
+            self.samples.iter().filter_map(|sample| sample.latency.as_ref().map(&of)).collect();
+        let (lowest, highest) = spread(&times);
+        (!times.is_empty()).then(|| Ratio { value: median(&times), lowest, highest })
+    }
+
     /// The median rate.
     pub fn rate(&self) -> f64 {
         self.median(|sample| sample.operations_per_s)

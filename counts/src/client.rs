@@ -30,6 +30,8 @@ pub(crate) enum Request {
     UpsertMemory,
     /// One record, acknowledged when it is in the log.
     UpsertDurable,
+    /// As [`Self::UpsertMemory`], under a request id whose client waits for 32 requests.
+    UpsertIdentified,
 }
 
 /// The key of a record.
@@ -74,10 +76,13 @@ impl Client {
                 field(&mut message, 1, &key(record));
                 GET
             }
-            Request::UpsertMemory | Request::UpsertDurable => {
+            Request::UpsertMemory | Request::UpsertDurable | Request::UpsertIdentified => {
                 entry(&mut message, record);
                 // Field 4, a varint: ACK_MEMORY or ACK_DURABLE.
-                message.extend([0x20, if request == Request::UpsertMemory { 1 } else { 2 }]);
+                message.extend([0x20, if request == Request::UpsertDurable { 2 } else { 1 }]);
+                if request == Request::UpsertIdentified {
+                    field(&mut message, 6, &request_id(self.stream / 2));
+                }
                 UPSERT
             }
         };
@@ -139,6 +144,18 @@ fn entry(message: &mut Vec<u8>, record: u64) {
     field(&mut entry, 1, &key(record));
     field(&mut entry, 2, &VALUE);
     field(message, 1, &entry);
+}
+
+/// A `RequestId`: client, number, settled. All have the same length.
+fn request_id(call: u32) -> Vec<u8> {
+    let number = (1 << 15) + call;
+    let mut id = Vec::new();
+    field(&mut id, 1, b"counts");
+    for (field, value) in [(2, number), (3, number - 31)] {
+        assert!((1 << 14..1 << 21).contains(&value), "a varint of three bytes");
+        id.extend([field << 3, value as u8 | 0x80, (value >> 7) as u8 | 0x80, (value >> 14) as u8]);
+    }
+    id
 }
 
 /// A field of bytes.

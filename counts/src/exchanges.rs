@@ -53,13 +53,14 @@ impl Operation {
     }
 
     /// All of them.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::new("get", Request::Get, 1),
         Self::new("upsert-memory", Request::UpsertMemory, 1),
         Self::new("upsert-durable", Request::UpsertDurable, 1),
         Self::new("get-32", Request::Get, 32),
         Self::new("upsert-memory-32", Request::UpsertMemory, 32),
         Self::new("upsert-durable-32", Request::UpsertDurable, 32),
+        Self::new("upsert-request-ids-32", Request::UpsertIdentified, 32),
         Self::through("upsert-3-stages", 3),
         Self::through("upsert-8-stages", 8),
     ];

@@ -34,7 +34,7 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// A broker of the test's own, or None when that is skipped.
-fn broker(test: &str, folder: &Path) -> Option<Broker> {
+pub(crate) fn broker(test: &str, folder: &Path) -> Option<Broker> {
     let kafka = Kafka::find_for(test)?;
     let mut broker = Broker::create(kafka, &folder.join("kafka")).unwrap();
     broker.start().unwrap();

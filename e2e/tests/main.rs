@@ -10,6 +10,7 @@ mod expiry;
 mod full_disk;
 mod hostile_peers;
 mod kafka;
+mod kafka_retries;
 mod kafka_secured;
 mod kill_loops;
 mod lifecycle;

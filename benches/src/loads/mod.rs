@@ -5,6 +5,7 @@
 pub mod direct_write;
 pub mod h2load;
 pub mod memcaslap;
+pub mod open_loop;
 pub mod redis_benchmark;
 
 use crate::statistics::percentile;

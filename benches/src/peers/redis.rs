@@ -54,6 +54,11 @@ impl Redis {
         Ok(Self { port, process })
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     /// The load that sends this command.
     pub fn load(&self, connections: u32, depth: u32, command: &[&str]) -> RedisBenchmark {
         RedisBenchmark::new(self.port, connections, depth, command)

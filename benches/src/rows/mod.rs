@@ -6,6 +6,7 @@ mod cores;
 mod durable;
 mod idle;
 mod memory;
+mod open_loop;
 mod partitions;
 mod snapshot;
 mod unary;
@@ -62,6 +63,8 @@ pub const ROWS: &[Row] = &[
     row("routing", "Get on two cores: routing and non-routing clients", cores::routing),
     row("partitions-1000", "1,000 partitions beside 8, one core", partitions::thousand),
     row("snapshot", "Snapshots under half the full load", snapshot::under_load),
+    row("open-loop-get", "Get, calls that do not wait, at half of the peak", open_loop::get),
+    row("open-loop-upsert", "Upsert, calls that do not wait, half of the peak", open_loop::upsert),
     row("idle", "A node without work", idle::idle),
     Row {
         name: "memory-10m",

@@ -3,18 +3,17 @@
 //!
 //! ```text
 //!   orders.ndjson ───┬─► lane 0 ─┐
-//!                    └─► lane 1 ─┤   read, then write, under the customer as routing key
+//!                    └─► lane 1 ─┤   keep, read, write the result; each write under an id
 //!                                ├──────────────────────────────────────────────────────► Stateside
 //!   payments.ndjson ─┬─► lane 0 ─┤
 //!                    └─► lane 1 ─┘   a customer's events of a stream are one lane's, in order
 //! ```
 
 mod join;
-mod worker;
+mod lane;
 
 use std::{
     fs::File,
-    hash::{DefaultHasher, Hash, Hasher},
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -24,9 +23,13 @@ use std::{
 
 use clap::Parser;
 use join::{Event, Side};
+use lane::{Done, Lane};
 use stateside_client::{Client, Error, Options};
 use tokio::time::{Instant, sleep};
-use worker::{Done, Worker};
+
+/// Events of a stream under way at a time. Part of what is stored: with another number a lane would have
+/// other lines under its name.
+const LANES: u64 = 4;
 
 /// Joins orders and payments, exactly once.
 #[derive(Debug, Parser)]
@@ -40,12 +43,13 @@ struct Arguments {
     /// Payments, likewise.
     #[arg(long)]
     payments: PathBuf,
-    /// Events of a stream under way at a time. Every run over the same streams needs the same.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=256))]
-    lanes: u64,
-    /// How long one event may take, the node's restarts included, seconds.
+    /// How long one call may take, the node's restarts included, seconds.
     #[arg(long, default_value_t = 120)]
     patience_s: u64,
+    /// Write without request ids, and repeat writes all the same: to see what is lost and counted twice
+    /// when something is killed.
+    #[arg(long)]
+    no_request_ids: bool,
 }
 
 #[tokio::main]
@@ -65,28 +69,28 @@ async fn run(arguments: Arguments) -> Result<(), String> {
     let mut lanes = Vec::new();
     for (side, path) in [(Side::Orders, &arguments.orders), (Side::Payments, &arguments.payments)] {
         let events: Arc<[Event]> = read(path)?.into();
-        for lane in 0..arguments.lanes {
-            let (events, count) = (Arc::clone(&events), arguments.lanes);
-            let worker = Worker::new(client.clone(), side, lane, patience);
+        for number in 0..LANES {
+            let ids = !arguments.no_request_ids;
+            let lane = Lane::new(client.clone(), side, number, patience, ids);
+            let events = Arc::clone(&events);
             let task = tokio::spawn(async move {
-                let lines = events.len() as u64;
-                let own = (0..).zip(events.iter().cloned());
-                worker.run(own.filter(|(_, event)| lane_of(event, count) == lane), lines).await
+                let lines = (0..).zip(events.iter().cloned());
+                lane.run(lines.filter(|(_, event)| lane_of(event) == number)).await
             });
-            lanes.push((side, lane, task));
+            lanes.push((side, number, task));
         }
     }
     let mut sum = Done::default();
-    for (side, lane, task) in lanes {
+    for (side, number, task) in lanes {
         let ended = task.await.map_err(|error| error.to_string())?;
-        let done = ended.map_err(|error| format!("{}, lane {lane}: {error}", side.as_str()))?;
-        sum.applied += done.applied;
-        sum.seen_before += done.seen_before;
-        sum.retries += done.retries;
+        let done = ended.map_err(|error| format!("{}, lane {number}: {error}", side.as_str()))?;
+        sum.events += done.events;
+        sum.repeated += done.repeated;
+        sum.results += done.results;
     }
     println!(
-        "{} events applied, {} seen before, {} retries",
-        sum.applied, sum.seen_before, sum.retries
+        "events: {}, that came before: {}; results: {}",
+        sum.events, sum.repeated, sum.results
     );
     Ok(())
 }
@@ -116,10 +120,11 @@ fn read(path: &Path) -> Result<Vec<Event>, String> {
     parsed.collect()
 }
 
-/// A customer's events stay in order, so they are one lane's. Any hash will do that is the same in every
-/// run of this program.
-fn lane_of(event: &Event, lanes: u64) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    event.customer.hash(&mut hasher);
-    hasher.finish() % lanes
+/// A customer's events of a stream are one lane's, in order. FNV-1a: the same in every run and build, which
+/// the standard library's hash does not promise.
+fn lane_of(event: &Event) -> u64 {
+    let hash = event.customer.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash % LANES
 }

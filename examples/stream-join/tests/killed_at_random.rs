@@ -1,5 +1,6 @@
 //! The join against the real node, its log in a real Kafka and its store on disk, with the node and the
-//! program killed at random: every result exactly once, and not one write too many.
+//! program killed at random: every result exactly once, and not one write too many. Without request ids the
+//! same kills lose results and count others twice, so this is what it would look like.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
@@ -8,35 +9,76 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use serde_json::{Value, json};
+use serde_json::json;
 use stateside_client::{Client, Options, ReadOptions};
 use stateside_e2e::{
     command_line::stateside,
     config::{Config, Store},
     kafka::{Broker, Kafka},
-    node_process::Site,
+    node_process::{Site, http_get},
     random::Random,
     requirements,
+    until::until,
 };
 
-const TEST: &str = "stream_join_killed_at_random";
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(120);
 const CUSTOMERS: u64 = 40;
-const ORDERS: u64 = 4_000;
-/// Kills of each, node and program, before they are left alone to finish.
-const KILLS: u64 = 8;
+const ORDERS: u64 = 3_000;
+/// Kills of either alone, and of both at once: each is killed eight times.
+const KILLS: usize = 4;
+/// Lanes of a stream, and events between two of a lane's positions, as in the program.
+const LANES: u64 = 4;
+const EVENTS_PER_POSITION: u64 = 64;
+/// Answers that a partition has to remember: of every lane, two for each event that a next run may send
+/// again, and a position's; and as many of those before, which it lets go of bit by bit. Beyond, it could have
+/// to refuse with `REQUEST_FORGOTTEN`, and the program would end.
+const ANSWERS: u64 = 2 * 2 * LANES * (2 * EVENTS_PER_POSITION + 1);
 
 /// What came in, without repetitions: by customer and order, cents ordered and paid.
-type Expected = BTreeMap<(String, String), [Option<u64>; 2]>;
+type Expected = BTreeMap<(String, String), [Option<i64>; 2]>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kill {
+    Node,
+    Program,
+    Both,
+}
+
+/// Both streams.
+struct Streams {
+    expected: Expected,
+    paths: [PathBuf; 2],
+    /// Lines of both together.
+    lines: u64,
+    /// Positions that the lanes of both write.
+    positions: u64,
+}
+
+impl Streams {
+    fn results(&self) -> u64 {
+        self.expected.values().filter(|pair| pair.iter().all(Option::is_some)).count() as u64
+    }
+
+    /// All over the run: after how many writes, and what.
+    fn kills(&self, random: &mut Random) -> Vec<(u64, Kill)> {
+        let all = (self.lines + self.results()) * 9 / 10;
+        let each = [Kill::Node, Kill::Program, Kill::Both];
+        let kills = each.into_iter().flat_map(|kill| [kill; KILLS]);
+        let mut kills: Vec<_> = kills.map(|kill| (random.below(all), kill)).collect();
+        kills.sort_unstable_by_key(|(writes, _)| *writes);
+        kills
+    }
+}
 
 /// Writes both streams in orders of their own. Some orders are never paid, some payments pay for
 /// nothing, and some events come twice, as they do from a source that delivers at least once.
-fn streams(random: &mut Random, folder: &Path) -> (Expected, [PathBuf; 2]) {
+fn streams(random: &mut Random, folder: &Path) -> Streams {
     let mut expected = Expected::new();
     let mut lines: [Vec<String>; 2] = Default::default();
+    let mut of_lanes = [[0; LANES as usize]; 2];
     for order in 0..ORDERS {
         let customer = format!("customer-{}", random.below(CUSTOMERS));
         let key = (customer.clone(), format!("{order}"));
@@ -45,14 +87,12 @@ fn streams(random: &mut Random, folder: &Path) -> (Expected, [PathBuf; 2]) {
             if which == side {
                 continue;
             }
-            let cents = 1 + random.below(10_000);
+            let cents = 1 + random.below(10_000) as i64;
             expected.entry(key.clone()).or_default()[side as usize] = Some(cents);
             let line = json!({"customer": customer, "order": key.1, "cents": cents}).to_string();
-            let own = &mut lines[side as usize];
-            if random.below(20) == 0 {
-                own.push(line.clone());
-            }
-            own.push(line);
+            let times = 1 + usize::from(random.one_in(20));
+            lines[side as usize].extend(vec![line; times]);
+            of_lanes[side as usize][lane_of(&customer)] += times as u64;
         }
     }
     let paths = ["orders", "payments"].map(|name| folder.join(format!("{name}.ndjson")));
@@ -62,16 +102,27 @@ fn streams(random: &mut Random, folder: &Path) -> (Expected, [PathBuf; 2]) {
         }
         fs::write(path, own.join("\n") + "\n").unwrap();
     }
-    (expected, paths)
+    let positions = of_lanes.iter().flatten().map(|events| events.div_ceil(EVENTS_PER_POSITION));
+    let positions = positions.sum();
+    Streams { expected, paths, lines: lines.iter().map(|own| own.len() as u64).sum(), positions }
+}
+
+/// As in the program.
+fn lane_of(customer: &str) -> usize {
+    let hash = customer.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash % LANES) as usize
 }
 
 /// The program. Killed when dropped.
 struct Program(Child);
 
 impl Program {
-    fn start(site: &Site, paths: &[PathBuf; 2], output: &Path) -> Self {
+    fn start(site: &Site, paths: &[PathBuf; 2], output: &Path, ids: bool) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_stateside-example-stream-join"))
             .args(["--endpoint", &site.data_address(), "--patience-s", "60"])
+            .args((!ids).then_some("--no-request-ids"))
             .arg("--orders")
             .arg(&paths[0])
             .arg("--payments")
@@ -83,6 +134,20 @@ impl Program {
             .unwrap();
         Self(child)
     }
+
+    /// What the last run printed.
+    fn said(output: &Path) -> String {
+        let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+        read(output) + &read(&output.with_extension("errors"))
+    }
+}
+
+/// Writes that the node's partitions have accepted; None while it is away.
+fn written(site: &Site) -> Option<u64> {
+    let (_, metrics) = http_get(&site.metrics_address(), "/metrics")?;
+    let of_partitions =
+        metrics.lines().filter(|line| line.starts_with("stateside_partition_sequence{"));
+    of_partitions.map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
 impl Drop for Program {
@@ -94,13 +159,49 @@ impl Drop for Program {
 
 #[test]
 fn every_result_is_there_once_whatever_was_killed() {
+    let test = "stream_join_every_result_is_there_once";
+    let Some(found) = join_under_kills(test, true) else { return };
+    assert_eq!(found.differences, Vec::<String>::new(), "seed {}", found.seed);
+
+    // Every line has one answer, a refusal when it came before, every result one write, every position one:
+    // had anything been executed twice, its partition would have a sequence too many.
+    let Found { seed, lines, results, positions, .. } = found;
+    assert_eq!(found.sequences, lines + results + positions, "seed {seed}: writes");
+    assert_eq!(found.listed, found.records, "seed {seed}: there is nothing else");
+}
+
+/// The witness: what the ids are for.
+#[test]
+fn without_request_ids_the_same_kills_lose_results_or_count_them_twice() {
+    let test = "stream_join_without_request_ids";
+    let Some(found) = join_under_kills(test, false) else { return };
+    println!("{} differences, such as {:?}", found.differences.len(), found.differences.last());
+    assert!(!found.differences.is_empty(), "seed {}: the ids do nothing", found.seed);
+}
+
+/// What the node has in the end.
+struct Found {
+    seed: u64,
+    /// Between what there is and what there should be; empty for none.
+    differences: Vec<String>,
+    /// Records that belong there, and records that are there.
+    records: u64,
+    listed: u64,
+    /// Of all partitions together: everything that was accepted.
+    sequences: u64,
+    lines: u64,
+    results: u64,
+    positions: u64,
+}
+
+/// None: it was skipped.
+fn join_under_kills(test: &str, ids: bool) -> Option<Found> {
     let folder = tempfile::tempdir().unwrap();
-    let Some(kafka) = Kafka::find_for(TEST) else { return };
-    let mut broker = Broker::create(kafka, &folder.path().join("kafka")).unwrap();
+    let mut broker = Broker::create(Kafka::find_for(test)?, &folder.path().join("kafka")).unwrap();
     broker.start().unwrap();
     let more = format!(
         "partition.pipeline = [\"clock\", \"dispatcher\", \"kafka-log\", \"line-monitor\"]\n\
-         kafka.brokers = \"{}\"\nkafka.replication = 1\n",
+         kafka.brokers = \"{}\"\nkafka.replication = 1\nrequest_ids.answers_max = {ANSWERS}\n",
         broker.address()
     );
     let site = Site::new(Config { store: Store::Lsm, more, ..Config::default() });
@@ -108,136 +209,96 @@ fn every_result_is_there_once_whatever_was_killed() {
     let checked = stateside(&site, ["config", "check", "--config", "stateside.toml"]);
     if checked.code != Some(0) {
         checked.failed_clearly(&["no Kafka client"]);
-        return requirements::missing(TEST, "the binary is built without the feature kafka");
+        requirements::missing(test, "the binary is built without the feature kafka");
+        return None;
     }
     let seed = Random::fresh_seed();
     println!("seed {seed}");
     let mut random = Random::new(seed);
-    let (expected, paths) = streams(&mut random, folder.path());
+    let streams = streams(&mut random, folder.path());
 
     let mut node = Some(site.start());
     let output = folder.path().join("output");
-    let mut program = Program::start(&site, &paths, &output);
-    let (mut node_kills, mut program_kills) = (0, 0);
-    let begun = Instant::now();
-    let status = loop {
-        let calm = node_kills >= KILLS && program_kills >= KILLS;
-        let pause = if calm { 50 } else { 50 + random.below(900) };
-        std::thread::sleep(Duration::from_millis(pause));
-        assert!(begun.elapsed() < LIMIT, "seed {seed}: not done after {LIMIT:?}");
-        if let Some(status) = program.0.try_wait().unwrap() {
-            break status;
+    let start = || Program::start(&site, &streams.paths, &output, ids);
+    let mut program = Some(start());
+    for (writes, kill) in streams.kills(&mut random) {
+        until(&format!("{writes} writes are there, seed {seed}"), LIMIT, || {
+            let ended = program.as_mut().and_then(|program| program.0.try_wait().unwrap());
+            assert_eq!(ended, None, "seed {seed}: {}", Program::said(&output));
+            (written(&site)? >= writes).then_some(())
+        });
+        if kill != Kill::Node {
+            drop(program.take());
+            program = Some(start());
         }
-        if calm {
-            continue;
-        }
-        let which = random.below(3);
-        if which != 0 && program_kills < KILLS {
-            program_kills += 1;
-            drop(program);
-            program = Program::start(&site, &paths, &output);
-        }
-        if which != 1 && node_kills < KILLS {
-            node_kills += 1;
+        if kill != Kill::Program {
             drop(node.take());
             // Comes back while the program asks for it.
             node = Some(site.launch());
         }
-    };
-    let said = fs::read_to_string(&output).unwrap();
-    let errors = fs::read_to_string(output.with_extension("errors")).unwrap();
-    assert!(status.success(), "seed {seed}: {status}: {said}{errors}");
-    println!(
-        "{node_kills} kills of the node, {program_kills} of the program; the last run: {said}"
-    );
-    assert!(node_kills >= KILLS / 2 && program_kills >= KILLS / 2, "seed {seed}: hardly any kills");
+    }
+    let ended = || program.as_mut().and_then(|program| program.0.try_wait().unwrap());
+    let status = until(&format!("the program is done, seed {seed}"), LIMIT, ended);
+    let said = Program::said(&output);
+    assert!(status.success(), "seed {seed}: {status}: {said}");
+    println!("the last run: {said}");
     node.as_mut().unwrap().wait_until_ready();
+    Some(find(&site, &streams, seed))
+}
 
+/// Compares every record with what it should be.
+fn find(site: &Site, streams: &Streams, seed: u64) -> Found {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let found = runtime.block_on(Found::read(&site, &expected));
-    found.check(&expected, seed);
-
-    // What was written is the events and the positions, each once: had one batch been applied twice, its
-    // partition would have a sequence too many.
-    let partitions = stateside(&site, ["partition", "list", "-o", "json"]).json();
-    let listed = partitions["partitions"].as_array().unwrap();
-    let sequences: u64 = listed.iter().map(|one| one["sequence"].as_u64().unwrap()).sum();
-    let events = expected.values().flatten().filter(|cents| cents.is_some()).count() as u64;
-    assert_eq!(sequences, events + found.commits, "seed {seed}: writes, events and positions");
-    let records: u64 = listed.iter().map(|one| one["records"].as_u64().unwrap()).sum();
-    assert_eq!(records, found.records, "seed {seed}: there is nothing else");
-}
-
-/// What the node has.
-struct Found {
-    /// `order/ID`, `joined/ID`, by customer and order.
-    orders: BTreeMap<(String, String), [Option<Value>; 2]>,
-    totals: BTreeMap<String, Value>,
-    /// Writes of positions.
-    commits: u64,
-    records: u64,
-}
-
-impl Found {
-    async fn read(site: &Site, expected: &Expected) -> Self {
-        let client = Client::connect(&site.data_address(), Options::default()).await.unwrap();
-        let mut found =
-            Self { orders: BTreeMap::new(), totals: BTreeMap::new(), commits: 0, records: 0 };
-        let value = |record: Option<stateside_client::Record>| {
-            record.map(|record| serde_json::from_slice::<Value>(&record.value).unwrap())
-        };
-        for (customer, order) in expected.keys() {
-            let keys = [
-                format!("{customer}/order/{order}"),
-                format!("{customer}/joined/{order}"),
-                format!("{customer}/total"),
-            ];
-            let routing_key = Some(customer.clone().into_bytes());
-            let options = ReadOptions { routing_key, ..ReadOptions::default() };
-            let mut read = client.get(&keys, &options).await.unwrap().all().unwrap().into_iter();
-            let mut next = || value(read.next().unwrap());
-            let pair = [next(), next()];
-            found.records += pair.iter().flatten().count() as u64;
-            if let Some(total) = next()
-                && found.totals.insert(customer.clone(), total).is_none()
-            {
-                found.records += 1;
-            }
-            found.orders.insert((customer.clone(), order.clone()), pair);
-        }
-        for side in ["orders", "payments"] {
-            for lane in 0..4 {
-                let key = format!("position/{side}/{lane}");
-                let record = client.get_one(&key, &ReadOptions::default()).await.unwrap();
-                let position = value(record).unwrap();
-                found.commits += position["commits"].as_u64().unwrap();
-                found.records += 1;
-            }
-        }
-        found
-    }
-
-    fn check(&self, expected: &Expected, seed: u64) {
-        let mut totals = BTreeMap::<&String, (u64, u64)>::new();
-        for (key, [ordered, paid]) in expected {
-            let at = format!("seed {seed}: {key:?}");
-            let [pair, joined] = &self.orders[key];
-            assert_eq!(*pair, Some(json!({"ordered": ordered, "paid": paid})), "{at}");
-            match (ordered, paid) {
-                (Some(ordered), Some(paid)) => {
-                    assert_eq!(*joined, Some(json!({"ordered": ordered, "paid": paid})), "{at}");
-                    let (count, sum) = totals.entry(&key.0).or_default();
-                    (*count, *sum) = (*count + 1, *sum + paid);
+    let client = runtime.block_on(Client::connect(&site.data_address(), Options::default()));
+    let client = client.unwrap();
+    let read = |keys: &[String], customer: Option<&String>| {
+        let routing_key = customer.map(|customer| customer.clone().into_bytes());
+        let options = ReadOptions { routing_key, ..ReadOptions::default() };
+        let records = runtime.block_on(client.get(keys, &options)).unwrap().all().unwrap();
+        let values = records.into_iter();
+        values.map(|record| Some(String::from_utf8(record?.value).unwrap())).collect::<Vec<_>>()
+    };
+    let partitions = stateside(site, ["partition", "list", "-o", "json"]).json();
+    let listed = |name: &str| {
+        let partitions = partitions["partitions"].as_array().unwrap();
+        partitions.iter().map(|one| one[name].as_u64().unwrap()).sum()
+    };
+    let mut found = Found {
+        seed,
+        differences: Vec::new(),
+        records: 0,
+        listed: listed("records"),
+        sequences: listed("sequence"),
+        lines: streams.lines,
+        results: streams.results(),
+        positions: streams.positions,
+    };
+    let mut compare =
+        |keys: Vec<String>, customer: Option<&String>, expected: Vec<Option<String>>| {
+            for ((key, is), should_be) in keys.iter().zip(read(&keys, customer)).zip(expected) {
+                found.records += u64::from(should_be.is_some());
+                if is != should_be {
+                    found.differences.push(format!("{key} is {is:?} and should be {should_be:?}"));
                 }
-                _ => assert_eq!(*joined, None, "{at}"),
             }
-        }
-        let totals: BTreeMap<String, Value> = totals
-            .into_iter()
-            .map(|(customer, (joined, paid))| {
-                (customer.clone(), json!({"joined": joined, "paid": paid}))
-            })
-            .collect();
-        assert_eq!(self.totals, totals, "seed {seed}");
+        };
+    let mut totals = BTreeMap::<&String, [i64; 2]>::new();
+    for ((customer, order), [ordered, paid]) in &streams.expected {
+        let keys =
+            ["orders", "payments", "joined"].map(|kind| format!("{customer}/{kind}/{order}"));
+        let joined = ordered.zip(*paid).map(|(ordered, paid)| {
+            let [results, cents] = totals.entry(customer).or_default();
+            (*results, *cents) = (*results + 1, *cents + paid);
+            format!(r#"{{"ordered":{ordered},"paid":{paid}}}"#)
+        });
+        let half = |cents: &Option<i64>| cents.map(|cents| cents.to_string());
+        compare(keys.into(), Some(customer), vec![half(ordered), half(paid), joined]);
     }
+    for (customer, [results, cents]) in &totals {
+        let keys = ["results", "paid"].map(|kind| format!("{customer}/{kind}"));
+        let totals = vec![Some(results.to_string()), Some(cents.to_string())];
+        compare(keys.into(), Some(customer), totals);
+    }
+    found.records += 2 * LANES;
+    found
 }
