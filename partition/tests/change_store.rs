@@ -15,7 +15,7 @@ use stateside_statestore::{
     StateStore, Work,
 };
 use stateside_types::{
-    Ack, Condition, DEFAULT_PIPELINE, Epoch, Expiry, HashRange, OptionValue, PartitionId,
+    Ack, Condition, DEFAULT_PIPELINE, Epoch, ExpireAt, Expiry, HashRange, OptionValue, PartitionId,
     PartitionSpec, Reason, Record, Refusal, RequestId, Sequence, StageKind, StageSpec, StoreKind,
     Timestamp, WallClock, WriteEntry, limits::REPLACED_BYTES_MAX,
 };
@@ -270,11 +270,14 @@ impl Pair {
     }
 }
 
+/// Key, value, version, timestamp, end.
+type Copied = (Vec<u8>, Vec<u8>, Sequence, Timestamp, Option<ExpireAt>);
+
 /// A snapshot as far as it is.
 #[derive(Default)]
 struct Copy {
     rows: Vec<Vec<u8>>,
-    records: Vec<(Vec<u8>, Vec<u8>, Sequence, Timestamp, Option<stateside_types::ExpireAt>)>,
+    records: Vec<Copied>,
     is_whole: bool,
 }
 
