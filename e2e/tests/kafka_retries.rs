@@ -14,6 +14,7 @@ use std::{
 };
 
 use stateside_e2e::{
+    command_line::stateside,
     random::Random,
     rpc::{self, Data, Failure},
     until::until,
@@ -254,4 +255,60 @@ fn kafka_each_add_of_unknown_outcome_counts_once_when_it_is_sent_again_under_its
         assert_eq!(record.value, values.len().to_string().into_bytes(), "seed {seed}: {key}");
     }
     drop(after);
+}
+
+#[test]
+fn kafka_an_import_outlasts_a_broker_that_is_killed_because_its_batches_have_ids() {
+    const RECORDS: u64 = 8_000;
+    let folder = tempfile::tempdir().unwrap();
+    let Some(mut broker) = broker("kafka_an_import_outlasts", folder.path()) else { return };
+    let site = site(&broker, "a", "kafka.ack_timeout_ms = 500\n");
+    let runtime = runtime();
+    let node = started(&site);
+    let mut data = connect(&runtime, &site);
+    // Without ids an outcome is unknown only once: then the node says that it writes nothing, and that ends it.
+    for with_ids in [false, true] {
+        let name = if with_ids { "with" } else { "without" };
+        let file = folder.path().join(format!("{name}.ndjson"));
+        let lines = (0..RECORDS).map(|n| format!("{{\"id\":\"{name}/{n}\"}}\n"));
+        std::fs::write(&file, lines.collect::<String>()).unwrap();
+        let mut arguments = vec!["import", file.to_str().unwrap(), "--key", "id", "-o", "json"];
+        arguments.extend(["--rate", "2000/s", "--batch", "50", "--timeout", "2m"]);
+        arguments.extend((!with_ids).then_some("--no-request-ids"));
+        std::thread::scope(|scope| {
+            let import = scope.spawn(|| stateside(&site, &arguments));
+            until("the import has begun", LIMIT, || {
+                let first = runtime.block_on(rpc::get(&mut data, &format!("{name}/0"))).unwrap();
+                first.found.then_some(())
+            });
+            broker.kill();
+            until("the log is unavailable", LIMIT, || {
+                let refused = runtime.block_on(rpc::put(&mut data, "probe", "x")).err()?;
+                (rpc::reason(&refused) == "LOG_UNAVAILABLE").then_some(())
+            });
+            if with_ids {
+                broker.start().unwrap();
+            }
+            let imported = import.join().unwrap();
+            if with_ids {
+                assert_eq!(imported.json()["imported"], RECORDS, "{imported:?}");
+            } else {
+                imported.failed_clearly(&["LOG_UNAVAILABLE"]);
+                broker.start().unwrap();
+                started_again(&runtime, &mut data);
+            }
+        });
+    }
+    let last = runtime.block_on(rpc::get(&mut data, &format!("with/{}", RECORDS - 1))).unwrap();
+    assert!(last.found);
+    drop(node);
+}
+
+/// Waits until every partition takes writes.
+fn started_again(runtime: &tokio::runtime::Runtime, data: &mut Data) {
+    until("every partition takes writes", LIMIT, || {
+        let all = (0..64).map(|n| rpc::entry(format!("probe/{n}"), "x")).collect();
+        let results = runtime.block_on(rpc::put_all(data, all)).ok()?;
+        results.iter().all(|result| result.error.is_none()).then_some(())
+    });
 }

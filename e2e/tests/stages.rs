@@ -5,6 +5,7 @@
 
 use std::{fs, time::Duration};
 
+use prost::Message as _;
 use stateside_e2e::{
     command_line::stateside,
     config::Config,
@@ -13,7 +14,10 @@ use stateside_e2e::{
     rpc::{self, Data, Failure},
     until::until,
 };
-use stateside_proto::v1::{Ack, UpsertEntry, UpsertRequest};
+use stateside_proto::{
+    FILE_DESCRIPTOR_SET,
+    v1::{Ack, RequestId, UpsertEntry, UpsertRequest},
+};
 use tokio::runtime::Runtime;
 use tonic::Status;
 
@@ -208,5 +212,56 @@ fn a_wrong_stage_is_told_with_file_and_line_before_anything_starts() {
         assert_eq!(node.wait().code(), Some(10), "{}", node.output());
         let expected = format!("stateside.toml:{line}: partition.pipeline: {says}");
         assert!(node.output().contains(&expected), "{expected}\n{}", node.output());
+    }
+}
+
+#[test]
+fn protobuf_fields_are_named_as_in_the_schema() {
+    // Its own contract is the schema: the values are requests.
+    let sanitizer = |set: &str, drop: &str| {
+        format!(
+            "{{ stage = \"sanitizer\", format = \"protobuf\", descriptor_set = \"{set}\", \
+             message = \"stateside.v1.UpsertRequest\", drop = \"{drop}\", mask = \"/request_id/client\" }}"
+        )
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("contract.binpb");
+    fs::write(&set, FILE_DESCRIPTOR_SET).unwrap();
+    let set = set.display().to_string();
+    let mut site = site(&sanitizer(&set, "/entries/value"));
+    let request = |value: &str, client: &str| UpsertRequest {
+        entries: vec![rpc::entry("k", value), rpc::entry("l", value)],
+        routing_key: b"r".to_vec(),
+        request_id: Some(RequestId { client: client.into(), number: 7, settled: 0 }),
+        ..UpsertRequest::default()
+    };
+    let mut node = site.start();
+    on(async {
+        let mut data = rpc::data(&site.data_address()).await.unwrap();
+        let written = vec![rpc::entry("a", request("secret", "me").encode_to_vec())];
+        upsert(&mut data, written).await.unwrap();
+        let record = rpc::get(&mut data, "a").await.unwrap();
+        assert_eq!(UpsertRequest::decode(&*record.value).unwrap(), request("", "***"));
+    });
+    node.kill();
+    drop(node);
+    // What is in force has numbers.
+    let shown = stateside(&site, ["config", "show", "--config", "stateside.toml"]);
+    assert!(shown.ok().contains("drop = [\"/1/2\"], mask = [\"/6/1\"]"), "{shown:?}");
+    for (set, drop, says) in [
+        (
+            &*set,
+            "/entries/vlaue",
+            "stateside.v1.UpsertEntry has no field `vlaue`; it has key, value",
+        ),
+        (&*set, "/entries/value/x", "field `value` of stateside.v1.UpsertEntry is no message"),
+        ("/nowhere/x.binpb", "/entries", "descriptor_set: /nowhere/x.binpb: cannot be read"),
+    ] {
+        site.config.more = format!("partition.pipeline = [\n{}, {BACK}]\n", sanitizer(set, drop));
+        site.serve_command();
+        let text = fs::read_to_string(site.folder().join("stateside.toml")).unwrap();
+        let line = 1 + text.lines().position(|line| line.contains("sanitizer")).unwrap();
+        let checked = stateside(&site, ["config", "check", "--config", "stateside.toml"]);
+        checked.failed_clearly(&[&format!("stateside.toml:{line}: partition.pipeline: "), says]);
     }
 }

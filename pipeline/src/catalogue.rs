@@ -10,8 +10,9 @@ use std::sync::{PoisonError, RwLock};
 use stateside_types::{OptionValue, StageKind, StageSpec};
 
 use crate::{
-    Clock, KafkaStage, LineMonitor, LogStage, OptionError, StageDefinition, dispatcher, enricher,
-    filter, options, sanitizer,
+    Clock, KafkaStage, LineMonitor, LogStage, OptionError, StageDefinition,
+    descriptor_set::{self, ReadFile},
+    dispatcher, enricher, filter, options, sanitizer,
 };
 
 /// The stages that come with Stateside, in the order in which they are documented.
@@ -92,6 +93,21 @@ pub fn definitions() -> Vec<&'static StageDefinition> {
 /// The definition of the stage of a kind.
 pub fn definition(kind: StageKind) -> Option<&'static StageDefinition> {
     definitions().into_iter().find(|one| one.kind == kind)
+}
+
+/// As [`read_stage`], where options may name files.
+///
+/// # Errors
+/// As there; or a file is wrong.
+pub fn read_stage_with_files(
+    name: &str,
+    mut declared: Vec<(String, OptionValue)>,
+    read_file: ReadFile<'_>,
+) -> Result<StageSpec, OptionError> {
+    if name == StageKind::Sanitizer.as_str() {
+        descriptor_set::resolve(&mut declared, read_file)?;
+    }
+    read_stage(name, declared)
 }
 
 /// Reads a stage from its name and options.

@@ -19,6 +19,7 @@
 mod catalogue;
 mod changes;
 mod clock;
+mod descriptor_set;
 mod dispatcher;
 mod enricher;
 mod field_path;
@@ -38,9 +39,12 @@ mod sanitizer;
 mod stage;
 pub mod trail;
 
-pub use catalogue::{RegisterError, definition, definitions, read_stage, register};
+pub use catalogue::{
+    RegisterError, definition, definitions, read_stage, read_stage_with_files, register,
+};
 pub use changes::Changes;
 pub use clock::Clock;
+pub use descriptor_set::ReadFile;
 pub use dispatcher::Dispatcher;
 pub use kafka_stage::KafkaStage;
 pub use line_monitor::LineMonitor;

@@ -114,6 +114,43 @@ fn message(
     Ok(changed)
 }
 
+/// A field's value, as far as it can be told without a schema.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Field<'a> {
+    /// A variable-length number.
+    Number(u64),
+    /// A string, bytes, a message or a packed list.
+    Bytes(&'a [u8]),
+    /// A number of fixed length, or a group.
+    Other,
+}
+
+/// Hands the fields of a message to `take`, with their numbers, in their order.
+///
+/// # Errors
+/// It is not a message; and what `take` says.
+pub(crate) fn fields<'a>(
+    bytes: &'a [u8],
+    mut take: impl FnMut(u32, Field<'a>) -> Result<(), NotProtobuf>,
+) -> Result<(), NotProtobuf> {
+    let mut at = 0;
+    while at < bytes.len() {
+        let (number, wire) = read_tag(bytes, &mut at)?;
+        let mut begin = at;
+        skip(bytes, &mut at, number, wire, 0)?;
+        let field = match wire {
+            VARINT => Field::Number(read_varint(bytes, &mut begin)?),
+            BYTES => {
+                read_varint(bytes, &mut begin)?;
+                Field::Bytes(&bytes[begin..at])
+            }
+            _ => Field::Other,
+        };
+        take(number, field)?;
+    }
+    Ok(())
+}
+
 fn read_tag(bytes: &[u8], at: &mut usize) -> Result<(u32, u64), NotProtobuf> {
     let tag = read_varint(bytes, at)?;
     match u32::try_from(tag >> 3) {

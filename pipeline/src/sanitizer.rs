@@ -26,13 +26,25 @@ pub(crate) const UNREADABLE: OptionDefinition = OptionDefinition {
     default: "\"refuse\"",
     doc: "What becomes of a value that is not in that format: it is refused with VALUE_UNREADABLE, or passes as it is.",
 };
-const DROP: OptionDefinition = OptionDefinition {
+pub(crate) const DESCRIPTOR_SET: OptionDefinition = OptionDefinition {
+    name: "descriptor_set",
+    kind: OptionKind::Text,
+    default: "paths are numbers",
+    doc: "A file that `protoc --descriptor_set_out=FILE --include_imports` wrote: the paths of `drop` and `mask` name fields as the schema does. It is read when the declaration is: at a start, and when the registry file changes.",
+};
+pub(crate) const MESSAGE: OptionDefinition = OptionDefinition {
+    name: "message",
+    kind: OptionKind::Text,
+    default: "none",
+    doc: "With `descriptor_set`: the full name of the values' type, such as `shop.v1.Order`.",
+};
+pub(crate) const DROP: OptionDefinition = OptionDefinition {
     name: "drop",
     kind: OptionKind::Texts,
     default: "none",
     doc: "Paths of fields to take out.",
 };
-const MASK: OptionDefinition = OptionDefinition {
+pub(crate) const MASK: OptionDefinition = OptionDefinition {
     name: "mask",
     kind: OptionKind::Texts,
     default: "none",
@@ -47,8 +59,8 @@ const MASK_WITH: OptionDefinition = OptionDefinition {
 
 pub(crate) const DEFINITION: StageDefinition = StageDefinition {
     kind: StageKind::Sanitizer,
-    doc: "Drops or masks fields of values, JSON or protobuf. A path is `/card/number` or, in protobuf, field numbers, `/3/1`; the step `*` stands for every member or element, `~1` for a slash in a name, `~0` for a tilde. What is not touched stays byte for byte.",
-    options: &[PREFIX, FORMAT, DROP, MASK, MASK_WITH, UNREADABLE],
+    doc: "Drops or masks fields of values, JSON or protobuf. A path is `/card/number` or, in protobuf without a `descriptor_set`, field numbers, `/3/1`; the step `*` stands for every member or element, `~1` for a slash in a name, `~0` for a tilde. What is not touched stays byte for byte.",
+    options: &[PREFIX, FORMAT, DESCRIPTOR_SET, MESSAGE, DROP, MASK, MASK_WITH, UNREADABLE],
     build: |spec| Ok(Box::new(Sanitizer::new(spec)?)),
 };
 
@@ -72,6 +84,12 @@ pub(crate) enum Unreadable {
 
 impl Sanitizer {
     fn new(spec: &StageSpec) -> Result<Self, OptionError> {
+        for option in [&DESCRIPTOR_SET, &MESSAGE] {
+            if spec.text(option.name).is_some() {
+                // Where there are no files: a declaration that was read from one has numbers.
+                return Err(option.wrong("there are no files here: name fields by their numbers"));
+            }
+        }
         let format = Format::read(spec);
         let mut fields = FieldTree::default();
         for (option, action) in [(&DROP, Action::Drop), (&MASK, Action::Mask)] {

@@ -11,11 +11,18 @@
 //! stage = "filter"
 //! deny = ["tmp/"]
 //! ```
+//! Files that options name are read here, and only here: what comes out needs none of them any more.
 
-use std::ops::Range;
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    ops::Range,
+};
 
-use stateside_pipeline::read_stage;
-use stateside_types::{OptionValue, PipelineSpec, StageSpec, misplaced};
+use stateside_pipeline::{read_stage, read_stage_with_files};
+use stateside_types::{
+    OptionValue, PipelineSpec, StageSpec, limits::DESCRIPTOR_SET_BYTES_MAX, misplaced,
+};
 use toml_edit::{Item, Key, TableLike, Value};
 
 const STAGE: &str = "stage";
@@ -90,10 +97,24 @@ fn read_table(
         })?;
         options.push((option.to_owned(), value));
     }
-    read_stage(name, options).map_err(|error| {
+    read_stage_with_files(name, options, &read_file).map_err(|error| {
         let place = error.option.as_deref().and_then(span_of).or_else(|| span_of(STAGE));
         wrong(place.or(span), error.message)
     })
+}
+
+fn read_file(path: &str) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let read = |bytes: &mut Vec<u8>| -> io::Result<usize> {
+        File::open(path)?.take(DESCRIPTOR_SET_BYTES_MAX + 1).read_to_end(bytes)
+    };
+    match read(&mut bytes) {
+        Err(error) => Err(format!("cannot be read: {error}")),
+        Ok(length) if length as u64 > DESCRIPTOR_SET_BYTES_MAX => {
+            Err(format!("has more than {} MiB", DESCRIPTOR_SET_BYTES_MAX >> 20))
+        }
+        Ok(_) => Ok(bytes),
+    }
 }
 
 /// An option's value; a table may be written in line, or as a section of its own.
@@ -179,5 +200,32 @@ mod tests {
             let (at, message) = read(text).expect_err(text);
             assert!(at == line && message.contains(says), "{text}\n{at}: {message}");
         }
+    }
+
+    #[test]
+    fn fields_are_named_by_a_file_and_what_is_wrong_with_either_is_found_in_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let set = folder.path().join("a.binpb");
+        // A set of one file with `message A { string x = 5; }`.
+        let field = [&b"\x0a\x01x\x18\x05\x20\x01\x28\x09"[..]].concat();
+        let message = [&b"\x0a\x01A\x12\x09"[..], &field].concat();
+        let file = [&b"\x0a\x10\x22\x0e"[..], &message].concat();
+        std::fs::write(&set, file).unwrap();
+        let text = |path: &str, message: &str| {
+            format!(
+                "[[pipeline]]\nstage = \"sanitizer\"\nformat = \"protobuf\"\ndescriptor_set = \"{}\"\n\
+                 message = \"{message}\"\ndrop = \"{path}\"\n",
+                set.display()
+            )
+        };
+        let pipeline = read(&text("/x", "A")).unwrap();
+        let expected = "[{ stage = \"sanitizer\", format = \"protobuf\", drop = [\"/5\"] }]";
+        assert_eq!(pipeline.to_string(), expected);
+        let wrong = |path, message| read(&text(path, message)).unwrap_err();
+        assert_eq!(wrong("/y", "A"), (6, "drop: `/y`: A has no field `y`; it has x".to_owned()));
+        assert_eq!(wrong("/x", "B").0, 5);
+        std::fs::remove_file(&set).unwrap();
+        let (line, says) = wrong("/x", "A");
+        assert!(line == 4 && says.contains("a.binpb: cannot be read: No such file"), "{says}");
     }
 }

