@@ -258,7 +258,7 @@ fn changes_under_load(more: &str) {
     let (keys, session) = (&keys[1..], &keys[0]);
     told.records.lock().unwrap().remove(session);
     let first = partition(&site)["sequence"].as_u64().unwrap() + 1;
-    for store in [Store::Lsm, Store::MemoryOrdered, Store::Sled, Store::Memory] {
+    for store in [Store::Lsm, Store::MemoryOrdered, Store::Tiered, Store::Sled, Store::Memory] {
         let tasks = start_load(&runtime, &site, keys, &told);
         let changed = json(&site, &["partition", "change-store", PARTITION, store.as_str()]);
         assert_eq!(changed["partition"]["store"], store.as_str(), "{changed}");
