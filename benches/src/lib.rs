@@ -14,6 +14,7 @@ pub mod comparison;
 pub mod figures;
 pub mod loads;
 pub mod machine;
+pub mod memory_cgroup;
 pub mod outcome;
 pub mod peers;
 pub mod process;

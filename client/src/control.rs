@@ -90,6 +90,18 @@ impl ControlClient {
         self.call(request, WRITE, async |mut client, request| client.restore(request).await).await
     }
 
+    /// Moves a partition's records to another store while it serves.
+    ///
+    /// # Errors
+    /// As the contract says.
+    pub async fn change_store(
+        &self,
+        request: v1::ChangeStoreRequest,
+    ) -> Result<v1::ChangeStoreResponse, Error> {
+        self.call(request, WRITE, async |mut client, request| client.change_store(request).await)
+            .await
+    }
+
     /// The node's state.
     ///
     /// # Errors

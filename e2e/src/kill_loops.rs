@@ -4,6 +4,7 @@
 //! ```text
 //!   ┌─► launch, kill within milliseconds (some loops) ─► start ─► read all, probe all ─┐
 //!   └── kill -9 ◄─ snapshot under way (some loops) ◄─ load for a moment ◄──────────────┘
+//!                  or a partition on its way to another store
 //! ```
 //! Every choice of the workload comes from one seed. The interleaving with the node does not, so
 //! a seed repeats the kind of run and not the run itself; a violation prints the history of the
@@ -20,8 +21,8 @@ use std::{
 };
 
 use stateside_proto::v1::{
-    Ack, GetRequest, RemoveEntry, RemoveRequest, SnapshotRequest, UpsertEntry, UpsertRequest,
-    WriteResult,
+    Ack, ChangeStoreRequest, GetRequest, RemoveEntry, RemoveRequest, SnapshotRequest, UpsertEntry,
+    UpsertRequest, WriteResult,
 };
 use stateside_router::key_hash;
 use stateside_types::{HashRange, KeyHash};
@@ -49,6 +50,8 @@ const LOAD_MS: (u64, u64) = (60, 300);
 const RECOVERY_KILL_MS: u64 = 60;
 /// After how many milliseconds at most a snapshot is killed.
 const SNAPSHOT_KILL_MS: u64 = 25;
+/// After how many milliseconds at most a change of stores is killed; it ends before that, as a rule.
+const CHANGE_KILL_MS: u64 = 120;
 
 /// What to run.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +63,8 @@ pub struct Plan {
     /// The node's default acknowledgement. What is acknowledged from memory may be lost, and the
     /// oracle has to notice.
     pub ack: &'static str,
+    /// Before every kill a partition begins to change to another store.
+    pub changes_stores: bool,
     /// Where every choice comes from.
     pub seed: u64,
 }
@@ -73,6 +78,8 @@ pub struct Outcome {
     pub kills_in_snapshot: u32,
     /// Kills of a node that had just been launched.
     pub kills_in_recovery: u32,
+    /// Changes of stores that had ended before the kill.
+    pub stores_changed: u32,
     /// Batches that the node acknowledged, by partition.
     pub acknowledged: usize,
     /// Batches that it refused.
@@ -148,12 +155,17 @@ pub fn run_with(
             return Err(broken(life, &violations, &node));
         }
         if life < plan.loops {
-            let during_snapshot = random.one_in(3);
+            let during_snapshot = !plan.changes_stores && random.one_in(3);
             outcome.kills += 1;
             outcome.kills_in_snapshot += u32::from(during_snapshot);
             let snapshot = during_snapshot
                 .then(|| (map.pick(&mut random), site.folder().join(format!("{life}.snapshot"))));
-            load_and_kill(&runtime, &mut node, &map, &shared, snapshot, &mut random);
+            let change = plan.changes_stores.then(|| {
+                let store = Store::ALL[random.below(Store::ALL.len() as u64) as usize];
+                (map.pick(&mut random), store)
+            });
+            outcome.stores_changed +=
+                load_and_kill(&runtime, &mut node, &map, &shared, (snapshot, change), &mut random);
         }
         before = Some(map);
         let (acknowledged, refused, found_applied, found_absent) = shared.history().counts();
@@ -172,15 +184,18 @@ fn broken(life: u32, violations: &[String], node: &Node<'_>) -> String {
     )
 }
 
-/// Puts load on a node and kills it in the midst of it.
+/// What is under way at a kill: a snapshot of a partition to a file, a partition's change to a store.
+type Operations = (Option<(u32, PathBuf)>, Option<(u32, Store)>);
+
+/// Puts load on a node and kills it in the midst of it. Returns how many changes of stores had ended.
 fn load_and_kill(
     runtime: &tokio::runtime::Runtime,
     node: &mut Node<'_>,
     map: &PartitionMap,
     shared: &Arc<Shared>,
-    snapshot: Option<(u32, PathBuf)>,
+    (snapshot, change): Operations,
     random: &mut Random,
-) {
+) -> u32 {
     let (data, control) = (node.site().data_address(), node.site().control_address());
     shared.stop.store(false, Ordering::SeqCst);
     let (shared_by_tasks, map, seed) =
@@ -207,6 +222,17 @@ fn load_and_kill(
         tasks
     });
     pause_ms(LOAD_MS.0 + random.below(LOAD_MS.1));
+    let change = change.map(|(partition, store)| {
+        let control = control.clone();
+        let store = store.as_str().to_owned();
+        runtime.spawn(async move {
+            let mut control = rpc::control(&control).await.ok()?;
+            Some(control.change_store(ChangeStoreRequest { partition, store }).await)
+        })
+    });
+    if change.is_some() {
+        pause_ms(random.below(CHANGE_KILL_MS));
+    }
     let snapshot = snapshot.map(|(partition, path)| {
         let path = path.to_string_lossy().into_owned();
         runtime.spawn(async move {
@@ -227,7 +253,24 @@ fn load_and_kill(
             // Whether it was finished before the kill is left to chance.
             let _ = snapshot.await;
         }
-    });
+        let change = match change {
+            Some(change) => change.await.expect("the call does not panic"),
+            None => None,
+        };
+        match change {
+            Some(Ok(_)) => 1,
+            Some(Err(status)) if is_refusal(&status) => {
+                // A change of this partition that an earlier kill cut short goes on by itself.
+                let reason = rpc::reason(&status);
+                if reason != "STORE_UNCHANGED" && reason != "PARTITION_BUSY" {
+                    let what = format!("a change of stores was refused: {status}");
+                    shared.history().report(what);
+                }
+                0
+            }
+            _ => 0,
+        }
+    })
 }
 
 /// Reads every key, then writes once to every partition, and lets the history judge.

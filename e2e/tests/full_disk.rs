@@ -10,14 +10,16 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
 use stateside_e2e::{
-    command_line::run,
+    command_line::{run, stateside},
     config::{Config, Store},
     node_process::Site,
     requirements::{is_root, skipped},
     rpc::{self, Failure},
     until::until,
 };
+use stateside_proto::v1::{GetRequest, UpsertRequest};
 use tokio::runtime::Runtime;
 
 /// Size of the disk, MiB, and of the file that takes its space away. The sled store asks for some
@@ -25,6 +27,8 @@ use tokio::runtime::Runtime;
 const DISK_MB: u64 = 320;
 const BALLAST_MB: u64 = 150;
 const VALUE_BYTES: usize = 50_000;
+/// Records, of that size, of the partition that changes its store.
+const RECORDS_TO_MOVE: usize = 800;
 /// Writes that must be enough to fill the disk.
 const WRITES_MAX: usize = 4_000;
 
@@ -223,6 +227,92 @@ fn full_disk(test: &str, store: Store) {
     let mut node = site.start();
     runtime.block_on(everything_is_there(&address, acknowledged));
     assert_eq!(node.terminate().code(), Some(0), "{}", node.output());
+}
+
+/// Bytes that are free there.
+fn free(disk: &SmallDisk) -> u64 {
+    let figures =
+        Command::new("stat").args(["-f", "-c", "%a %S"]).arg(&disk.mounted_at).output().unwrap();
+    let figures = String::from_utf8(figures.stdout).unwrap();
+    figures.split_whitespace().map(|figure| figure.parse::<u64>().unwrap()).product()
+}
+
+/// A change of a partition's store that the disk has no room for, be it for the snapshot or for the
+/// records in the other store, ends with the partition as it was. With room it goes through.
+#[test]
+fn a_change_of_store_without_room_is_refused_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = if is_root() { SmallDisk::mount(folder.path()) } else { None };
+    let Some(disk) = disk else {
+        let why = "needs root, and a kernel that mounts an ext4 image";
+        skipped("a_change_of_store_without_room_is_refused", why);
+        return;
+    };
+    let site = Site::new(Config { log_segment_mb: 4, log_max_mb: 16, ..Config::default() })
+        .with_data_dir(disk.mounted_at.join("data"));
+    let node = site.start();
+    let runtime = Runtime::new().unwrap();
+    // All in one partition.
+    let shared = b"shared".to_vec();
+    let mut data = runtime.block_on(rpc::data(&site.data_address())).unwrap();
+    let upsert = |number: usize| UpsertRequest {
+        entries: vec![rpc::entry(key(number), value(number))],
+        routing_key: shared.clone(),
+        ..UpsertRequest::default()
+    };
+    for number in 0..RECORDS_TO_MOVE {
+        let request = upsert(number);
+        until("a write is taken", Duration::from_secs(30), || {
+            runtime.block_on(data.upsert(request.clone())).ok()
+        });
+    }
+    let json = |arguments: &[&str]| -> Value {
+        stateside(&site, arguments.iter().copied().chain(["-o", "json"])).json()
+    };
+    let partition = || -> Value {
+        let list = json(&["partition", "list"]);
+        let all = list["partitions"].as_array().unwrap();
+        all.iter().find(|one| one["records"] == RECORDS_TO_MOVE).unwrap().clone()
+    };
+    let id = partition()["id"].to_string();
+    let registry = site.data_dir().join("registry.toml");
+    let declared = fs::read_to_string(&registry).unwrap();
+    let change = ["partition", "change-store", id.as_str(), "lsm"];
+    let bytes = (RECORDS_TO_MOVE * VALUE_BYTES) as u64;
+    let ballast = disk.mounted_at.join("ballast");
+    // Too little for the snapshot; enough for that, and not for the records once more.
+    for (room, what) in [(bytes / 2, "the snapshot"), (bytes * 3 / 2, "the other store")] {
+        let takes = free(&disk).saturating_sub(room);
+        run(Command::new("fallocate").args(["-l", &takes.to_string()]).arg(&ballast)).ok();
+        let refused = stateside(&site, change.into_iter().chain(["-o", "json"]));
+        refused.refused("DISK_FULL");
+        let now = partition();
+        assert_eq!(now["store"], "memory", "no room for {what}");
+        assert!(now["store_change"].is_null(), "{now}");
+        assert_eq!(fs::read_to_string(&registry).unwrap(), declared, "it was taken back");
+        let of_partition = site.data_dir().join("partitions").join(&id);
+        // A background snapshot may be half done, and be abandoned as well.
+        until("nothing half done is left", Duration::from_secs(30), || {
+            let names = fs::read_dir(&of_partition).unwrap();
+            let mut names = names.map(|entry| entry.unwrap().file_name());
+            names.all(|name| name.to_string_lossy().ends_with(".snapshot")).then_some(())
+        });
+        fs::remove_file(&ballast).unwrap();
+    }
+    stateside(&site, change).ok();
+    let now = partition();
+    assert_eq!(now["store"], "lsm");
+    drop(node);
+    let _node = site.start();
+    runtime.block_on(async {
+        let mut data = rpc::data(&site.data_address()).await.unwrap();
+        for number in 0..RECORDS_TO_MOVE {
+            let keys = vec![key(number).into_bytes()];
+            let request = GetRequest { keys, routing_key: shared.clone(), ..Default::default() };
+            let record = data.get(request).await.unwrap().into_inner().records.remove(0);
+            assert!(record.found && record.value == value(number), "record {number}");
+        }
+    });
 }
 
 fn key(number: usize) -> String {

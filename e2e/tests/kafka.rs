@@ -17,6 +17,7 @@ use std::{
 };
 
 use stateside_e2e::{
+    command_line::stateside,
     config::{Config, Store},
     kafka::{Broker, Kafka},
     kill_loops::{Plan, run_with},
@@ -25,7 +26,7 @@ use stateside_e2e::{
     rpc::{self, Data, Failure},
     until::until,
 };
-use stateside_proto::v1::{Ack, UpsertRequest};
+use stateside_proto::v1::{Ack, ChangeStoreRequest, UpsertRequest};
 use tokio::runtime::Runtime;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
@@ -193,7 +194,7 @@ fn kafka_kill_9_of_the_node_breaks_no_promise() {
     let seed = Random::fresh_seed();
     println!("seed {seed}");
     for (store, topic) in [(Store::Memory, "memory"), (Store::Sled, "sled")] {
-        let plan = Plan { loops: 10, store, ack: "durable", seed };
+        let plan = Plan { loops: 10, store, ack: "durable", changes_stores: false, seed };
         // So small that background snapshots move the place that a replay begins at.
         let more = format!("kafka.topic = \"{topic}\"\nkafka.snapshot_mb = 1\n");
         let outcome = run_with(plan, &in_kafka(&broker.address(), &more), |_, _| {})
@@ -201,6 +202,101 @@ fn kafka_kill_9_of_the_node_breaks_no_promise() {
         println!("{outcome:?}");
         assert!(outcome.acknowledged > 100, "hardly any load: {outcome:?}");
     }
+}
+
+#[test]
+fn kafka_kill_9_while_partitions_change_their_stores_breaks_no_promise() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(broker) = broker("kafka_kill_9_while_partitions_change", folder.path()) else {
+        return;
+    };
+    let seed = Random::fresh_seed();
+    println!("seed {seed}");
+    let plan = Plan { loops: 10, store: Store::Memory, ack: "durable", changes_stores: true, seed };
+    let more = in_kafka(&broker.address(), "kafka.snapshot_mb = 1\n");
+    let outcome = run_with(plan, &more, |_, _| {})
+        .unwrap_or_else(|violations| panic!("seed {seed}: {violations}"));
+    println!("{outcome:?}");
+    // Copies and replays leave the writers less of each life.
+    assert!(outcome.acknowledged > 20, "hardly any load: {outcome:?}");
+}
+
+/// A change needs the log: while the brokers are away it waits, and service with it goes on as ever.
+#[test]
+fn kafka_a_change_of_store_outlasts_the_brokers_absence() {
+    let folder = tempfile::tempdir().unwrap();
+    let test = "kafka_a_change_of_store_outlasts";
+    let Some(mut broker) = broker(test, folder.path()) else { return };
+    let site = site(&broker, "a", "kafka.ack_timeout_ms = 500\n");
+    let runtime = runtime();
+    let mut node = started(&site);
+    let mut data = connect(&runtime, &site);
+    runtime.block_on(rpc::put(&mut data, "stays", "readable")).unwrap();
+    let load = Load::start(&runtime, &site, "a", 16);
+    load.until_written(200);
+    for (store, killed) in [("lsm", true), ("memory-ordered", true), ("sled", false)] {
+        let partitions = || -> Vec<serde_json::Value> {
+            let list = stateside(&site, ["partition", "list", "-o", "json"]).json();
+            list["partitions"].as_array().unwrap().clone()
+        };
+        let ids: Vec<u32> = partitions()
+            .iter()
+            .map(|one| u32::try_from(one["id"].as_u64().unwrap()).unwrap())
+            .collect();
+        let (address, of, to) = (site.control_address(), ids.clone(), store.to_owned());
+        let changes = runtime.spawn(async move {
+            let mut control = rpc::control(&address).await.unwrap();
+            let mut outcomes = Vec::new();
+            for partition in of {
+                let request = ChangeStoreRequest { partition, store: to.clone() };
+                outcomes.push(control.change_store(request).await);
+            }
+            outcomes
+        });
+        if killed {
+            until("a change is under way", LIMIT, || {
+                partitions().iter().any(|one| !one["store_change"].is_null()).then_some(())
+            });
+            broker.kill();
+            until("writes are refused", LIMIT, || {
+                let refusals = load.refusals.lock().unwrap();
+                refusals.iter().any(|one| one.reason == "LOG_UNAVAILABLE").then_some(())
+            });
+            let record = runtime.block_on(rpc::get(&mut data, "stays")).unwrap();
+            assert_eq!(record.value, b"readable", "reads go on");
+            load.refusals.lock().unwrap().clear();
+            broker.start().unwrap();
+        }
+        for outcome in runtime.block_on(changes).unwrap() {
+            if let Err(status) = outcome {
+                // It was cut short, by the log's absence or the partition's beginning anew behind it.
+                println!("to {store}: {status}");
+                let expected =
+                    ["PARTITION_STOPPED", "PARTITION_BUSY", "LOG_UNAVAILABLE", "UNKNOWN_PARTITION"];
+                assert!(expected.contains(&rpc::reason(&status).as_str()), "{status}");
+            }
+        }
+        for id in ids {
+            until("every partition gets its store", LIMIT, || {
+                let all = partitions();
+                let one = all.iter().find(|one| one["id"] == id).unwrap();
+                if one["store"] == store {
+                    return Some(());
+                }
+                // Refused while something else is done to the partition.
+                let again =
+                    ["partition", "change-store", &id.to_string(), store].map(str::to_owned);
+                let _ = stateside(&site, again);
+                None
+            });
+        }
+        load.until_written(200);
+    }
+    let (known, _) = load.end(&runtime);
+    check_all(&runtime, &site, &known);
+    node.kill();
+    let _node = started(&site);
+    check_all(&runtime, &site, &known);
 }
 
 #[test]

@@ -34,8 +34,20 @@ fn kill_9_under_load_breaks_no_promise_of_the_tiered_store() {
 fn kill_loops(store: Store) {
     let seed = Random::fresh_seed();
     println!("seed {seed}");
-    let outcome = run(Plan { loops: LOOPS, store, ack: "durable", seed }, |_, _| {})
-        .unwrap_or_else(|violations| panic!("seed {seed}: {violations}"));
+    let outcome =
+        run(Plan { loops: LOOPS, store, ack: "durable", changes_stores: false, seed }, |_, _| {})
+            .unwrap_or_else(|violations| panic!("seed {seed}: {violations}"));
+    println!("{outcome:?}");
+    assert!(outcome.acknowledged > 100, "hardly any load: {outcome:?}");
+}
+
+#[test]
+fn kill_9_while_partitions_change_their_stores_breaks_no_promise() {
+    let seed = Random::fresh_seed();
+    println!("seed {seed}");
+    let plan = Plan { loops: 20, store: Store::Memory, ack: "durable", changes_stores: true, seed };
+    let outcome =
+        run(plan, |_, _| {}).unwrap_or_else(|violations| panic!("seed {seed}: {violations}"));
     println!("{outcome:?}");
     assert!(outcome.acknowledged > 100, "hardly any load: {outcome:?}");
 }
@@ -43,7 +55,8 @@ fn kill_loops(store: Store) {
 /// A test of the test: a node that acknowledges what is not on disk loses some of it.
 #[test]
 fn the_oracle_notices_a_node_that_acknowledges_from_memory() {
-    let plan = Plan { loops: LOOPS, store: Store::Memory, ack: "memory", seed: 7 };
+    let plan =
+        Plan { loops: LOOPS, store: Store::Memory, ack: "memory", changes_stores: false, seed: 7 };
     let violations = run(plan, |_, _| {}).expect_err("acknowledged from memory, and nothing lost?");
     assert!(violations.contains("promises broken"), "{violations}");
 }

@@ -2,6 +2,7 @@
 //! of the workspace anew.
 
 mod bench;
+mod change_store;
 mod clients;
 mod counters;
 mod damage;

@@ -15,7 +15,8 @@
 //! ```
 //! The manifest decides what belongs: a partition that it does not list was removed, or never
 //! finished being added, and a snapshot of an epoch outside a partition's was replaced, or
-//! belongs to a restore that did not finish. [`DataDir::sweep`] deletes both at the start. So a
+//! belongs to a restore that did not finish; a snapshot of a partition whose store is on disk was the
+//! way from or to another store. [`DataDir::sweep`] deletes both at the start. So a
 //! manifest that is missing beside data is an error, never a fresh node.
 
 use std::{
@@ -286,7 +287,10 @@ pub fn parse_snapshot_name(name: &str) -> Option<(Epoch, Sequence)> {
 
 fn is_left_over(name: &str, spec: &PartitionSpec) -> bool {
     match parse_snapshot_name(name) {
-        Some((epoch, _)) => epoch < spec.first_epoch || epoch > spec.epoch,
+        Some((epoch, sequence)) => {
+            let is_of_another_store = spec.store.is_on_disk() && sequence != spec.base_sequence;
+            epoch < spec.first_epoch || epoch > spec.epoch || is_of_another_store
+        }
         None => [".new", ".tmp", ".partial"].iter().any(|suffix| name.ends_with(suffix)),
     }
 }

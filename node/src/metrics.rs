@@ -240,6 +240,12 @@ pub struct CoreMetrics {
     pub snapshot_failures: Counter,
     /// Bytes of the snapshots that were finished.
     pub snapshot_bytes: Counter,
+    /// Partitions that changed their store.
+    pub store_changes: Counter,
+    /// Changes of stores that were given up.
+    pub store_change_failures: Counter,
+    /// Time from the manifest naming the other store to the partition serving from it.
+    pub store_switch: Latency,
     /// Pieces of blocking work done for stores on disk.
     pub store_work: Latency,
 }
@@ -274,6 +280,9 @@ impl Default for CoreMetrics {
             snapshots: Counter::default(),
             snapshot_failures: Counter::default(),
             snapshot_bytes: Counter::default(),
+            store_changes: Counter::default(),
+            store_change_failures: Counter::default(),
+            store_switch: Latency::default(),
             store_work: Latency::default(),
         }
     }

@@ -7,8 +7,10 @@
 //! ```text
 //!                        holds records?
 //!   not declared  ──────── no ─► remove          yes ─► held until confirmed
-//!   other range/store ──── no ─► remove, add     yes ─► held: not possible in place
+//!   other range/log ────── no ─► remove, add     yes ─► held: not possible in place
+//!   to or from counters ── no ─► remove, add     yes ─► held: not possible in place
 //!   other ack/pipeline ────────► update
+//!   other store ───────────────► change store
 //!   new ─── range free ────────► add             range of a held partition ─► held: waits
 //! ```
 //! Hazard: records may arrive between the question "does it hold any" and the removal. Whoever
@@ -77,6 +79,15 @@ pub enum Step {
         /// What changes, for people.
         changes: Vec<SettingChange>,
     },
+    /// Move its records to another store while it serves.
+    ChangeStore {
+        /// Which one.
+        id: PartitionId,
+        /// The store that they are in.
+        from: StoreKind,
+        /// The one declared.
+        to: StoreKind,
+    },
     /// Create the partition, empty.
     Add(PlacedPartition),
 }
@@ -88,7 +99,7 @@ pub enum Removal {
     Empty,
     /// Somebody confirmed the loss of its records.
     Confirmed,
-    /// It holds no records and is made anew with another range or store.
+    /// It holds no records and is made anew with another range or log, to or from `counters`.
     Recreate,
 }
 
@@ -129,7 +140,7 @@ pub enum HoldReason {
         /// What it holds.
         holding: Holding,
     },
-    /// The records of a partition cannot move to another store.
+    /// Records do not move between a store that keeps integers without a log and others.
     StoreChange {
         /// The store that they are in.
         from: StoreKind,
@@ -198,9 +209,15 @@ pub fn plan(
                 plan.steps.push(Step::Remove { id: *id, range: spec.range, removal });
                 continue;
             }
-            Fate::Update(spec, changes) => updates.push(Step::Update { spec, changes }),
+            Fate::Keep { update, store } => {
+                if let Some((spec, changes)) = update {
+                    updates.push(Step::Update { spec, changes });
+                }
+                if let Some(to) = store {
+                    updates.push(Step::ChangeStore { id: *id, from: spec.store, to });
+                }
+            }
             Fate::Hold(reason) => plan.held.push(Held { id: *id, reason }),
-            Fate::Keep => {}
         }
         staying.insert(spec.range, *id);
     }
@@ -260,6 +277,12 @@ impl Manifest {
                 assert_eq!(placed.spec.epoch, spec.epoch, "an update in place keeps the epoch");
                 placed.spec = spec.clone();
             }
+            // Its log goes on, and so do its epochs: the content is the same.
+            Step::ChangeStore { id, from, to } => {
+                let placed = self.partitions.get_mut(id).expect("a plan changes what is there");
+                assert_eq!(placed.spec.store, *from, "the records are where they were");
+                placed.spec.store = *to;
+            }
             Step::Add(placed) => {
                 assert!(placed.spec.epoch >= self.next_epoch, "epochs are never given out twice");
                 self.next_epoch = placed.spec.epoch.next();
@@ -275,7 +298,7 @@ impl Step {
     /// The partition that the step is about.
     pub fn id(&self) -> PartitionId {
         match self {
-            Self::Remove { id, .. } => *id,
+            Self::Remove { id, .. } | Self::ChangeStore { id, .. } => *id,
             Self::Update { spec, .. } => spec.id,
             Self::Add(placed) => placed.spec.id,
         }
@@ -284,9 +307,12 @@ impl Step {
 
 /// What becomes of a partition that the node has.
 enum Fate {
-    Keep,
+    /// With other settings, or another store, or as it is.
+    Keep {
+        update: Option<(PartitionSpec, Vec<SettingChange>)>,
+        store: Option<StoreKind>,
+    },
     Remove(Removal),
-    Update(PartitionSpec, Vec<SettingChange>),
     Hold(HoldReason),
 }
 
@@ -303,15 +329,19 @@ fn fate_of_declared(
         return Fate::Hold(HoldReason::DurableWithoutLog);
     }
     let log_changes = pipeline.is_logged_in_kafka() != spec.pipeline.is_logged_in_kafka();
-    if declared.range != spec.range || store != spec.store || log_changes {
+    // One of them keeps integers alone, without a log.
+    let is_other_kind = store.is_unlogged() != spec.store.is_unlogged();
+    if declared.range != spec.range || log_changes || is_other_kind {
         return match holding() {
             Holding::Empty => Fate::Remove(Removal::Recreate),
             holding if declared.range != spec.range => {
                 let (from, to) = (spec.range, declared.range);
                 Fate::Hold(HoldReason::RangeChange { from, to, holding })
             }
-            holding if store == spec.store => Fate::Hold(HoldReason::LogChange { holding }),
-            holding => Fate::Hold(HoldReason::StoreChange { from: spec.store, to: store, holding }),
+            holding if is_other_kind => {
+                Fate::Hold(HoldReason::StoreChange { from: spec.store, to: store, holding })
+            }
+            holding => Fate::Hold(HoldReason::LogChange { holding }),
         };
     }
     let mut changes = Vec::new();
@@ -321,10 +351,9 @@ fn fate_of_declared(
     if pipeline != spec.pipeline {
         changes.push(SettingChange::Pipeline(spec.pipeline.clone(), pipeline.clone()));
     }
-    if changes.is_empty() {
-        return Fate::Keep;
-    }
-    Fate::Update(PartitionSpec { ack, pipeline, ..spec.clone() }, changes)
+    let update =
+        (!changes.is_empty()).then(|| (PartitionSpec { ack, pipeline, ..spec.clone() }, changes));
+    Fate::Keep { update, store: (store != spec.store).then_some(store) }
 }
 
 /// Who owns which hashes while the plan is made; ranges do not overlap.
@@ -389,6 +418,9 @@ impl fmt::Display for Step {
                 }
                 Ok(())
             }
+            Self::ChangeStore { id, from, to } => {
+                write!(f, "change the store of partition {id} from {from} to {to}")
+            }
             Self::Add(PlacedPartition { spec, core }) => write!(
                 f,
                 "add partition {}, range {}, store {}, ack {}, pipeline {}: core {core}, epoch {}",
@@ -430,7 +462,7 @@ impl fmt::Display for Held {
             HoldReason::StoreChange { from, to, holding } => write!(
                 f,
                 "refused: change the store of partition {id} from {from} to {to}: {holding}, and \
-                 records cannot change their store; declare a partition with another id"
+                 counters keeps integers alone, without a log; declare a partition with another id"
             ),
             HoldReason::LogChange { holding } => write!(
                 f,

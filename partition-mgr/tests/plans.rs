@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use stateside_partition_mgr::{Defaults, HoldReason, Holding, Manifest, Plan, Step, plan};
 use stateside_types::{
-    Ack, DEFAULT_PIPELINE, DesiredPartition, DesiredSet, HashRange, PartitionId, StageKind,
-    StoreKind,
+    Ack, DEFAULT_PIPELINE, DesiredPartition, DesiredSet, HashRange, PartitionId, PartitionSpec,
+    StageKind, StoreKind,
 };
 
 const QUARTER: u64 = 1 << 62;
@@ -133,14 +133,57 @@ fn what_cannot_be_done_in_place_is_refused_with_the_reason() {
     let node = node_with(&desired(quarters()));
     let mut set = quarters();
     set[0] = declared(0, 0, QUARTER / 2);
-    set[1].store = Some(StoreKind::Sled);
     set[2].pipeline = Some([StageKind::Clock, StageKind::Dispatcher].as_slice().into());
+    expect(
+        &plan_for(&node, &desired(set), &[(0, 1)]),
+        &[
+            "refused: change the range of partition 0 from 0x0000000000000000..0x4000000000000000 to 0x0000000000000000..0x2000000000000000: it holds 1 record, and records cannot change their partition; declare a partition with another id",
+            "refused: partition 2: ack durable needs the stage log or kafka-log in the pipeline",
+        ],
+    );
+}
+
+#[test]
+fn another_store_moves_the_records_and_keeps_their_epoch() {
+    let mut node = node_with(&desired(quarters()));
+    let mut set = quarters();
+    set[1].store = Some(StoreKind::Sled);
+    set[2].store = Some(StoreKind::Lsm);
+    set[2].ack = Some(Ack::Memory);
+    set[3].store = Some(StoreKind::Memory);
+    let plan = plan_for(&node, &desired(set), &[(1, 7)]);
+    expect(
+        &plan,
+        &[
+            "change the store of partition 1 from memory to sled",
+            "update partition 2: ack durable -> memory",
+            "change the store of partition 2 from memory to lsm",
+        ],
+    );
+    let before = node.partitions[&PartitionId(1)].spec.clone();
+    plan.steps.iter().for_each(|step| node.apply(step));
+    let after = &node.partitions[&PartitionId(1)].spec;
+    assert_eq!(*after, PartitionSpec { store: StoreKind::Sled, ..before });
+}
+
+#[test]
+fn records_do_not_move_to_or_from_counters() {
+    let mut set = quarters();
+    set[0].store = Some(StoreKind::Counters);
+    set[0].ack = Some(Ack::Memory);
+    let node = node_with(&desired(set.clone()));
+    set[0].store = Some(StoreKind::Memory);
+    set[1].store = Some(StoreKind::Counters);
+    set[1].ack = Some(Ack::Memory);
+    set[2].store = Some(StoreKind::Counters);
+    set[2].ack = Some(Ack::Memory);
     expect(
         &plan_for(&node, &desired(set), &[(0, 1), (1, 7)]),
         &[
-            "refused: change the range of partition 0 from 0x0000000000000000..0x4000000000000000 to 0x0000000000000000..0x2000000000000000: it holds 1 record, and records cannot change their partition; declare a partition with another id",
-            "refused: change the store of partition 1 from memory to sled: it holds 7 records, and records cannot change their store; declare a partition with another id",
-            "refused: partition 2: ack durable needs the stage log or kafka-log in the pipeline",
+            "remove partition 2, range 0x8000000000000000..0xc000000000000000: it is empty and is made anew",
+            "add partition 2, range 0x8000000000000000..0xc000000000000000, store counters, ack memory, pipeline clock>dispatcher: core 0, epoch 5",
+            "refused: change the store of partition 0 from counters to memory: it holds 1 record, and counters keeps integers alone, without a log; declare a partition with another id",
+            "refused: change the store of partition 1 from memory to counters: it holds 7 records, and counters keeps integers alone, without a log; declare a partition with another id",
         ],
     );
 }

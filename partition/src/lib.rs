@@ -14,6 +14,7 @@
 //! only after the log is durable was turned down: conditions would need a second index of the
 //! writes under way, and writes that ask for `memory` would wait behind durable ones.)
 
+mod change_store;
 mod held;
 mod json_merge;
 mod operators;
@@ -22,8 +23,12 @@ mod partition;
 mod replaced;
 mod retries;
 mod scan;
+mod snapshot;
 mod split;
+mod trail;
 mod waiting;
 
+pub use change_store::{Successor, apply};
 pub use partition::{Effects, Input, Partition, SnapshotHead, Ticket};
 pub use scan::{PageEnd, Scan};
+pub use trail::{CopyPace, Trail, TrailPiece};

@@ -9,8 +9,7 @@ use std::{collections::VecDeque, mem};
 
 use stateside_pipeline::{Changes, Completed, Outlet, Pipeline, StageCounts, Write, recycle};
 use stateside_statestore::{
-    Lookup, PageStep, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
-    WorkDone,
+    Lookup, PageStep, SnapshotRecord, StateStore, StoreError, StoreStats, Work, WorkDone,
 };
 use stateside_types::{
     Ack, AtLeast, Change, Condition, PartitionSpec, PartitionState, PipelineError, Reason, Record,
@@ -25,6 +24,7 @@ use crate::{
     owned::Owned,
     replaced::Replaced,
     retries::{Accepted, payload_hash, with_values},
+    trail::Trail,
     waiting::{DiskReads, SessionReads},
 };
 
@@ -151,9 +151,13 @@ pub struct Partition {
     /// Milliseconds since the partition was made, as its ticks tell.
     pub(crate) age_ms: u64,
     /// A piece of the store's work is out.
-    working: bool,
+    pub(crate) working: bool,
+    /// The piece that is out belongs to the store before: its outcome is nobody's.
+    pub(crate) leaving: bool,
+    /// While the records are copied to another store: the writes that it has to have as well.
+    pub(crate) trail: Option<Box<Trail>>,
     /// The store's disk was full when it last tried.
-    disk_full: bool,
+    pub(crate) disk_full: bool,
     /// The last batch that removed something, or whose record was reclaimed: what a read of an
     /// absent key depends on.
     pub(crate) last_remove: Sequence,
@@ -192,6 +196,8 @@ impl Partition {
             session_reads: SessionReads::default(),
             age_ms: 0,
             working: false,
+            leaving: false,
+            trail: None,
             disk_full: false,
             frozen: None,
             failing: None,
@@ -256,7 +262,7 @@ impl Partition {
 
     /// Whether nothing of the store is out on the blocking pool and nothing waits.
     pub fn is_quiet(&self) -> bool {
-        !self.working && self.queue.is_empty() && self.disk_reads.is_empty()
+        !self.working && !self.leaving && self.queue.is_empty() && self.disk_reads.is_empty()
     }
 
     /// Puts new settings in force. Store and first epoch stay.
@@ -297,6 +303,7 @@ impl Partition {
     /// being taken down.
     pub fn work_ended(&mut self) {
         self.working = false;
+        self.leaving = false;
     }
 
     /// Ends service: everything under way and everything that follows gets `refusal`. Writes
@@ -389,41 +396,6 @@ impl Partition {
         self.last_remove = self.last_remove.max(reclaimed.newest);
         self.hand_out_work(effects);
         reclaimed.records
-    }
-
-    /// Starts a snapshot of the state after the last batch applied.
-    ///
-    /// # Errors
-    /// The halting refusal: a partition that stopped has nothing to vouch for.
-    pub fn snapshot_start(&mut self) -> Result<SnapshotHead, Refusal> {
-        if let Some(refusal) = &self.halted {
-            return Err(refusal.clone());
-        }
-        self.store.snapshot_start();
-        Ok(SnapshotHead {
-            sequence: self.store.applied(),
-            timestamp: self.store.applied_timestamp(),
-        })
-    }
-
-    /// Hands out the next records of the snapshot. `Wait`: call again after a `WorkDone`.
-    ///
-    /// # Errors
-    /// As the store says; the snapshot is abandoned.
-    pub fn snapshot_next(
-        &mut self,
-        budget_bytes: usize,
-        emit: &mut dyn FnMut(SnapshotRecord<'_>),
-        effects: &mut impl Effects,
-    ) -> Result<SnapshotStep, StoreError> {
-        let step = self.store.snapshot_next(budget_bytes, emit);
-        self.hand_out_work(effects);
-        step
-    }
-
-    /// Ends or abandons the snapshot.
-    pub fn snapshot_end(&mut self) {
-        self.store.snapshot_end();
     }
 
     /// False: the store has to fetch first.
@@ -597,6 +569,13 @@ impl Partition {
             let message = format!("the store of partition {} writes behind", self.spec.id);
             return Err(Refusal::new(what, message));
         }
+        if self.trail.as_ref().is_some_and(|trail| trail.is_full()) {
+            let message = format!(
+                "partition {} changes its store, and writes come faster than the new one takes them",
+                self.spec.id
+            );
+            return Err(Refusal::new(Reason::Overloaded, message));
+        }
         Ok(ack)
     }
 
@@ -674,6 +653,9 @@ impl Partition {
             self.store.remember(write.sequence, write.timestamp, mark);
         }
         self.store.apply(write.sequence, write.timestamp, entries);
+        if let Some(trail) = &mut self.trail {
+            trail.record(write.sequence, write.timestamp, write.request, entries);
+        }
         if entries.iter().any(|entry| entry.change == Change::Remove) {
             self.last_remove = write.sequence;
         }
@@ -726,6 +708,9 @@ impl Partition {
     }
 
     fn work_done(&mut self, done: WorkDone, effects: &mut impl Effects) {
+        if mem::take(&mut self.leaving) {
+            return drop(done);
+        }
         assert!(self.working, "an outcome belongs to the work that is out");
         self.working = false;
         match self.store.finish_work(done) {
@@ -750,13 +735,19 @@ impl Partition {
                 return self.halt(Refusal::new(reason, error.to_string()), effects);
             }
         }
+        self.answer_waiting(effects);
+    }
+
+    /// The store knows more than it did: goes on with what waits for it.
+    pub(crate) fn answer_waiting(&mut self, effects: &mut impl Effects) {
         self.retry_disk_reads(effects);
         self.retry_queue(effects);
         self.ask_for_disk_reads();
     }
 
-    fn hand_out_work(&mut self, effects: &mut impl Effects) {
-        if !self.blocks() || self.working || self.halted.is_some() {
+    pub(crate) fn hand_out_work(&mut self, effects: &mut impl Effects) {
+        // One piece at a time: an outcome does not say which store it is from.
+        if !self.blocks() || self.working || self.leaving || self.halted.is_some() {
             return;
         }
         // A full disk is tried again at the next tick, not in a tight loop; reads go on.

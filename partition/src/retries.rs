@@ -140,6 +140,9 @@ impl Partition {
         self.pipeline.accept_refusal(&mut write, effects);
         self.store.remember(write.sequence, write.timestamp, &mark);
         self.store.apply(write.sequence, write.timestamp, &[]);
+        if let Some(trail) = &mut self.trail {
+            trail.record(write.sequence, write.timestamp, Some(&mark), &[]);
+        }
         Ok(Accepted {
             sequence: write.sequence,
             timestamp: write.timestamp,

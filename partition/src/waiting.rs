@@ -29,6 +29,14 @@ impl DiskReads {
         self.len() == 0
     }
 
+    /// Another store is in place: none of these was asked of it, and all that it knows are answered at
+    /// the next attempt.
+    pub(crate) fn begin_again(&mut self) {
+        self.asked = self.reads.len();
+        self.is_out = true;
+        self.alone = false;
+    }
+
     /// Takes everything out.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = Owned> {
         let Self { reads, scans, .. } = std::mem::take(self);

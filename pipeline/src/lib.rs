@@ -37,6 +37,7 @@ mod protobuf;
 mod rate;
 mod sanitizer;
 mod stage;
+pub mod trail;
 
 pub use catalogue::{
     RegisterError, definition, definitions, read_stage, read_stage_with_files, register,

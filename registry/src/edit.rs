@@ -1,7 +1,7 @@
 //! Changes a registry file's text and leaves alone what it does not change: comments, order,
 //! spacing, ways of writing.
 
-use stateside_types::{DesiredPartition, DesiredSet, PartitionId};
+use stateside_types::{DesiredPartition, DesiredSet, PartitionId, StoreKind};
 use toml_edit::{ArrayOfTables, DocumentMut, InlineTable, Item, Table, TableLike, Value};
 
 use crate::{Edit, parse::parse, pipeline_toml::write_pipeline};
@@ -20,8 +20,12 @@ pub(crate) fn edit(text: &str, edit: &Edit) -> Result<(String, DesiredSet), Stri
         }
         Edit::Remove(id) => {
             if !remove(&mut document, "partition", *id) {
-                return Err(format!("the registry declares no partition {id}"));
+                return Err(undeclared(*id));
             }
+        }
+        Edit::SetStore(id, store) => {
+            let table = find(&mut document, *id).ok_or_else(|| undeclared(*id))?;
+            set_store(table, *store);
         }
     }
     let text = document.to_string();
@@ -120,6 +124,41 @@ fn remove(document: &mut DocumentMut, name: &str, id: PartitionId) -> bool {
     true
 }
 
+fn undeclared(id: PartitionId) -> String {
+    format!("the registry declares no partition {id}")
+}
+
+/// The section that declares a partition.
+fn find(document: &mut DocumentMut, id: PartitionId) -> Option<&mut dyn TableLike> {
+    let is_it =
+        |table: &dyn TableLike| table.get("id").and_then(Item::as_integer) == Some(i64::from(id.0));
+    match document.get_mut("partition")? {
+        Item::ArrayOfTables(tables) => {
+            tables.iter_mut().find(|table| is_it(*table)).map(|table| table as &mut dyn TableLike)
+        }
+        item => {
+            let mut tables = item.as_array_mut()?.iter_mut().filter_map(Value::as_inline_table_mut);
+            tables.find(|table| is_it(*table)).map(|table| table as &mut dyn TableLike)
+        }
+    }
+}
+
+/// Replaces the value alone, so that a comment behind it stays.
+fn set_store(table: &mut dyn TableLike, store: Option<StoreKind>) {
+    let Some(store) = store else {
+        table.remove("store");
+        return;
+    };
+    let mut value = Value::from(store.as_str());
+    match table.get_mut("store") {
+        Some(Item::Value(before)) => {
+            *value.decor_mut() = before.decor().clone();
+            *before = value;
+        }
+        _ => drop(table.insert("store", Item::Value(value))),
+    }
+}
+
 fn comment_before(table: &Table) -> String {
     table.decor().prefix().and_then(toml_edit::RawString::as_str).unwrap_or_default().to_owned()
 }
@@ -127,7 +166,7 @@ fn comment_before(table: &Table) -> String {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use stateside_types::{Ack, HashRange, StageKind, StoreKind};
+    use stateside_types::{Ack, HashRange, StageKind};
 
     use super::*;
 
@@ -189,6 +228,27 @@ id = 9
         assert_eq!(set.partitions().len(), 2);
         let (_, set) = edit(&text, &Edit::Remove(PartitionId(0))).unwrap();
         assert_eq!(set.partitions().map(|one| one.id).collect::<Vec<_>>(), [PartitionId(1)]);
+    }
+
+    #[test]
+    fn another_store_changes_nothing_but_that() {
+        let file =
+            FILE.replace("ack = \"memory\"\n", "ack = \"memory\"\nstore = \"sled\" # slow\n");
+        let change = Edit::SetStore(PartitionId(1), Some(StoreKind::Lsm));
+        let (text, set) = edit(&file, &change).unwrap();
+        assert_eq!(text, file.replace("\"sled\" # slow", "\"lsm\" # slow"));
+        assert_eq!(set.get(PartitionId(1)).unwrap().store, Some(StoreKind::Lsm));
+        // Where none was declared it comes last, and goes again without a trace.
+        let change = Edit::SetStore(PartitionId(0), Some(StoreKind::Lsm));
+        let (text, set) = edit(FILE, &change).unwrap();
+        assert_eq!(set.get(PartitionId(0)).unwrap().store, Some(StoreKind::Lsm));
+        let (text, set) = edit(&text, &Edit::SetStore(PartitionId(0), None)).unwrap();
+        assert_eq!((text.as_str(), set.get(PartitionId(0)).unwrap().store), (FILE, None));
+        let inline = "partition = [\n  { id = 0, range = \"0..5\" }, # a\n]\n";
+        let (text, _) = edit(inline, &change).unwrap();
+        assert!(text.contains("store = \"lsm\"") && text.contains("# a"), "{text}");
+        let nobody = Edit::SetStore(PartitionId(7), None);
+        assert!(edit(FILE, &nobody).unwrap_err().contains("no partition 7"));
     }
 
     #[test]

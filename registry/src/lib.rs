@@ -17,7 +17,7 @@ mod replace;
 
 use std::{fmt, io, path::PathBuf};
 
-use stateside_types::{DesiredPartition, DesiredSet, PartitionId};
+use stateside_types::{DesiredPartition, DesiredSet, PartitionId, StoreKind};
 
 pub use file::FileRegistry;
 pub use pipeline_toml::{PipelineTomlError, read_pipeline};
@@ -63,6 +63,8 @@ pub enum Edit {
     Add(DesiredPartition),
     /// Declare it no more.
     Remove(PartitionId),
+    /// Declare another store for it, or none.
+    SetStore(PartitionId, Option<StoreKind>),
 }
 
 /// Why the registry cannot be used. Prints as one line that begins with the file, and the line in

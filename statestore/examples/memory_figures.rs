@@ -1,7 +1,8 @@
 //! Prints what a record costs in the memory store, how long reads and writes take, the longest
 //! pause, and what a snapshot costs the writes beside it.
 //!
-//! `cargo run --release -p stateside-statestore --example memory_figures [RECORDS]`
+//! `cargo run --release -p stateside-statestore --example memory_figures [RECORDS] [ordered]`;
+//! with `ordered` of the store that keeps its keys in order as well.
 
 use std::time::Duration;
 
@@ -58,15 +59,17 @@ fn timed(records: u64, calls: u64, mut work: impl FnMut(u64)) -> f64 {
 
 fn main() {
     let most = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(1_000_000u64);
+    let ordered = std::env::args().nth(2).is_some_and(|text| text == "ordered");
+    let new = |seed| if ordered { MemoryStore::ordered(seed) } else { MemoryStore::new(seed) };
     let value = [7; 100];
-    let mut store = MemoryStore::new(41);
+    let mut store = new(41);
     let start = Instant::now();
     for number in 0..most {
         put(&mut store, number, &value);
     }
     let one_by_one = start.elapsed().as_nanos() as f64 / most as f64;
     drop(store);
-    let mut store = MemoryStore::new(40);
+    let mut store = new(40);
     let start = Instant::now();
     for first in (0..most).step_by(32) {
         let keys: [[u8; 16]; 32] = std::array::from_fn(|i| key(first + i as u64));
@@ -77,7 +80,7 @@ fn main() {
     drop(store);
     println!("insert {one_by_one:.0} ns, in batches of 32 {batched:.0} ns");
     let before = counting_allocator::held_bytes();
-    let mut store = MemoryStore::new(42);
+    let mut store = new(42);
     let (mut worst_bytes, mut worst_at, mut worst_pause) = (0.0f64, 0, Duration::ZERO);
     let mut pauses = vec![0u32; 6];
     let mut next_print = 1_000;

@@ -190,6 +190,11 @@ impl SnapshotWriter {
         }
     }
 
+    /// Records added so far.
+    pub fn records(&self) -> u64 {
+        self.summary.records
+    }
+
     /// Adds what is known of a request. As [`Self::push`]; a client comes before its answers.
     pub fn push_request(&mut self, row: &RequestRow<'_>, out: &mut Vec<u8>) {
         if self.block_kind != REQUESTS {

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
@@ -398,6 +399,21 @@ fn a_half_written_page_table_is_passed_over() {
     assert_eq!(read(&mut store, b"key"), Some(b"value".to_vec()));
     let other = SledEngine::open(&directory.path().join("other"), options()).unwrap();
     assert!(other.partitions().unwrap().is_empty());
+}
+
+/// A node makes the directory ahead of time, so the database was made in place; a node that was killed
+/// meanwhile found half of one, and never opened it again.
+#[test]
+fn a_new_database_is_made_beside_its_directory_also_when_that_is_there() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("sled");
+    fs::create_dir(&path).unwrap();
+    let made_ahead = fs::metadata(&path).unwrap().ino();
+    drop(SledEngine::open(&path, options()).unwrap());
+    let made = fs::metadata(&path).unwrap().ino();
+    assert_ne!(made, made_ahead, "a whole one took its place");
+    drop(SledEngine::open(&path, options()).unwrap());
+    assert_eq!(fs::metadata(&path).unwrap().ino(), made);
 }
 
 #[test]

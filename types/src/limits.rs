@@ -154,6 +154,23 @@ pub const TIERED_RETRY_MS: u64 = 10_000;
 /// Bytes of records that a store on disk takes in before the next work, while it is loaded.
 pub const STORE_LOAD_BYTES_MAX: usize = 4 << 20;
 
+/// Bytes of writes that may wait, in memory and in a file, for the store that their partition
+/// changes to. Above it: `OVERLOADED`.
+pub const STORE_CHANGE_BACKLOG_BYTES_MAX: usize = 1 << 30;
+/// How much of that in memory. Above it: `OVERLOADED`.
+pub const STORE_CHANGE_MEMORY_BYTES_MAX: usize = 32 << 20;
+/// How much of that in memory before it is written to the file.
+pub const STORE_CHANGE_SPILL_BYTES: usize = 8 << 20;
+/// Bytes of writes that one round of catching up applies to the new store at most.
+pub const STORE_CHANGE_ROUND_BYTES: usize = 64 << 20;
+/// Bytes of waiting writes below which the stores can be switched.
+pub const STORE_CHANGE_SWITCH_BYTES: usize = 4 << 20;
+/// Bytes of writes that may wait while the manifest is written. Above it: `OVERLOADED`.
+pub const STORE_CHANGE_CLOSED_BYTES_MAX: usize = 16 << 20;
+/// Bytes of waiting writes that one turn of a core applies to the new store before it is switched
+/// to: what requests wait for.
+pub const STORE_CHANGE_STEP_BYTES: usize = 256 << 10;
+
 /// Bytes of writes that one core has under way to Kafka. Above it: `OVERLOADED`.
 pub const KAFKA_PENDING_BYTES_PER_CORE_MAX: usize = 64 << 20;
 /// Batches of writes (a turn of a core each) between the cores and the thread that sends them to

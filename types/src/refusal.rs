@@ -118,6 +118,8 @@ reasons! {
     /// The partition's store does not keep its keys in order.
     StoreNotOrdered = "STORE_NOT_ORDERED", FailedPrecondition,
         "scan partitions whose store orders its keys: memory-ordered, lsm, tiered, sled or counters";
+    /// The partition's records are in that store already.
+    StoreUnchanged = "STORE_UNCHANGED", FailedPrecondition, "nothing is to be done; name another store to change to";
     /// The partition was written since the scan's first page, where the scan reads.
     ScanMoved = "SCAN_MOVED", Aborted,
         "scan again from the beginning, in one page if the records fit, or ask for SCAN_EACH_PAGE";

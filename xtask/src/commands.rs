@@ -115,6 +115,14 @@ pub(crate) fn compare(arguments: &[String]) -> Outcome {
         && run_built("release", "compare", arguments))
 }
 
+/// The table of the state stores.
+pub(crate) fn stores(arguments: &[String]) -> Outcome {
+    let [features, which] = release_features();
+    let packages = ["--release", "--package", "stateside-node", "--package", "stateside-benches"];
+    Ok(build(&[packages.as_slice(), &[features, which]].concat())
+        && run_built("release", "store-table", arguments))
+}
+
 /// The table of what calls cost, or one of its profiles.
 pub(crate) fn counts(arguments: &[String]) -> Outcome {
     let mut report = Report::default();

@@ -32,6 +32,7 @@ Commands:
   kill-loops    kill -9 under load, restart, compare every record with what was acknowledged
                   --loops N     kills (default 100)
                   --store S     memory, memory-ordered, sled, lsm, tiered or all (default all)
+                  --change-stores yes  partitions change their stores at every kill
                   --seed N      repeat a run's choices (default: drawn and printed)
   compare       this build beside Redis, memcached, etcd, nghttpd and tonic; a table on stdout
                   --only ROW[,ROW]  these rows; --list names all
@@ -43,6 +44,9 @@ Commands:
                   --output FILE keep the JSON there and the table as .md beside
                                 (default target/bench/compare.json)
                   -o json       JSON on stdout instead of the table
+  stores        the state stores with more data than memory: rate, p99, disk, memory (takes root)
+                  STORE ...     memory, memory-ordered, sled, lsm (default all)
+                  --records N --memory-mb N --seconds N --config LINE
   counts        instructions and allocations of unary calls, each beside its bound
                   profile OPERATION FILE   where they go, for callgrind_annotate FILE
   kafka         a real Apache Kafka 4.1 broker (needs Java 17, and Maven once to fetch it)
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         "test" => commands::test(rest),
         "check" => commands::check(rest),
         "e2e" => commands::e2e(rest),
+        "stores" => commands::stores(rest),
         "kill-loops" => commands::kill_loops(rest),
         "compare" => commands::compare(rest),
         "counts" => commands::counts(rest),

@@ -1,4 +1,4 @@
-//! `kill-loops [--loops N] [--store memory|memory-ordered|sled|lsm|tiered|all] [--seed N]`: see `stateside_e2e::kill_loops`.
+//! `kill-loops [--loops N] [--store memory|memory-ordered|sled|lsm|tiered|all] [--seed N] [--change-stores yes]`: see `stateside_e2e::kill_loops`.
 
 use std::{process::ExitCode, time::Instant};
 
@@ -10,18 +10,18 @@ use stateside_e2e::{
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let (loops, stores, seed) = match parse(&arguments) {
+    let (loops, stores, seed, changes_stores) = match parse(&arguments) {
         Ok(parsed) => parsed,
         Err(problem) => {
             eprintln!(
-                "kill-loops: {problem}; usage: kill-loops [--loops N] [--store memory|memory-ordered|sled|lsm|tiered|all] [--seed N]"
+                "kill-loops: {problem}; usage: kill-loops [--loops N] [--store memory|memory-ordered|sled|lsm|tiered|all] [--seed N] [--change-stores yes]"
             );
             return ExitCode::from(2);
         }
     };
     let mut failed = false;
     for store in stores {
-        let plan = Plan { loops, store, ack: "durable", seed };
+        let plan = Plan { loops, store, ack: "durable", changes_stores, seed };
         println!("{} store, {loops} loops, seed {seed}", store.as_str());
         let begun = Instant::now();
         match run(plan, |life, outcome| {
@@ -47,23 +47,26 @@ fn main() -> ExitCode {
 
 fn described(outcome: &Outcome) -> String {
     format!(
-        "{} batches acknowledged, {} refused, {} under way and applied, {} not; {} kills in a snapshot",
+        "{} batches acknowledged, {} refused, {} under way and applied, {} not; {} kills in a snapshot, {} stores changed",
         outcome.acknowledged,
         outcome.refused,
         outcome.found_applied,
         outcome.found_absent,
-        outcome.kills_in_snapshot
+        outcome.kills_in_snapshot,
+        outcome.stores_changed
     )
 }
 
-fn parse(arguments: &[String]) -> Result<(u32, Vec<Store>, u64), String> {
+fn parse(arguments: &[String]) -> Result<(u32, Vec<Store>, u64, bool), String> {
     let (mut loops, mut stores, mut seed) = (100, Store::ALL.to_vec(), None);
+    let mut changes_stores = false;
     let mut rest = arguments.iter();
     while let Some(name) = rest.next() {
         let value = rest.next().ok_or_else(|| format!("{name} needs a value"))?;
         let number = || value.parse::<u64>().map_err(|_| format!("{name} takes a number"));
         match name.as_str() {
             "--loops" => loops = u32::try_from(number()?).map_err(|_| "too many loops")?,
+            "--change-stores" => changes_stores = value == "yes",
             "--seed" => seed = Some(number()?),
             "--store" => {
                 stores = Store::ALL
@@ -77,5 +80,5 @@ fn parse(arguments: &[String]) -> Result<(u32, Vec<Store>, u64), String> {
             other => return Err(format!("there is no option {other}")),
         }
     }
-    Ok((loops, stores, seed.unwrap_or_else(Random::fresh_seed)))
+    Ok((loops, stores, seed.unwrap_or_else(Random::fresh_seed), changes_stores))
 }

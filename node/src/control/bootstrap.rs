@@ -170,7 +170,8 @@ fn take_on(manifest: &mut Manifest, desired: &DesiredSet, defaults: &Defaults) {
     let removes = plan.steps.iter().any(|step| matches!(step, Step::Remove { .. }));
     for step in &plan.steps {
         match step {
-            Step::Remove { .. } => {}
+            // Its records have to be copied first.
+            Step::Remove { .. } | Step::ChangeStore { .. } => {}
             Step::Add(_) if removes => {}
             Step::Add(_) | Step::Update { .. } => manifest.apply(step),
         }

@@ -15,13 +15,16 @@ use stateside_partition_mgr::Manifest;
 use stateside_router::{Route, RoutingTable};
 use stateside_statestore::RequestStats;
 use stateside_types::{
-    CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence, limits,
+    CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
+    StoreKind, limits,
 };
 use tokio::sync::Notify;
 
 use super::cores::CoreHandle;
 use crate::{
-    core::command::{CoreCommand, CoreReport, PartitionReport, RestoreReport, SnapshotReport},
+    core::command::{
+        CopyReport, CoreCommand, CoreReport, PartitionReport, RestoreReport, SnapshotReport,
+    },
     data_dir::parse_snapshot_name,
 };
 
@@ -99,6 +102,8 @@ struct Hosted {
     records: u64,
     is_frozen: bool,
     state: PartitionState,
+    /// To which store, and whether it stands by itself.
+    copy: Option<(StoreKind, bool)>,
 }
 
 impl FakeCores {
@@ -117,7 +122,7 @@ impl FakeCores {
             assert_eq!(was_made, is_there, "files of partition {}", spec.id);
             let records = read_records(&partitions_dir, spec.id, spec.first_epoch);
             let state = PartitionState::Primary;
-            let hosted = Hosted { spec, records, is_frozen: false, state };
+            let hosted = Hosted { spec, records, is_frozen: false, state, copy: None };
             cores[usize::from(placed.core.0)].hosted.insert(placed.spec.id, hosted);
         }
         let table = Arc::new(manifest.routing_table());
@@ -278,6 +283,18 @@ impl FakeCores {
                 let result = refusal.map_or_else(|| state.finish(core, id, spec), Err);
                 state.answer(&reply, result);
             }
+            CoreCommand::CopyStore { id, to, reply } => {
+                let result = refusal.map_or_else(|| state.copy_store(core, id, to), Err);
+                state.answer(&reply, result);
+            }
+            CoreCommand::CloseCopy { id, reply } => {
+                let result = refusal.map_or_else(|| state.close_copy(core, id), Err);
+                state.answer(&reply, result);
+            }
+            CoreCommand::SwitchStore { id, spec, reply } => {
+                let result = refusal.map_or_else(|| state.switch_store(core, id, spec), Err);
+                state.answer(&reply, result);
+            }
             CoreCommand::Route(table) => {
                 let before = state.cores[core].table.replace(Arc::clone(&table));
                 let before = before.expect("cores begin with a table");
@@ -322,7 +339,7 @@ impl State {
         note_made(&self.partitions_dir, spec.id, spec.first_epoch);
         let state = PartitionState::Primary;
         let id = spec.id;
-        let hosted = Hosted { spec, records: 0, is_frozen: false, state };
+        let hosted = Hosted { spec, records: 0, is_frozen: false, state, copy: None };
         let before = self.cores[core].hosted.insert(id, hosted);
         assert!(before.is_none(), "partition {id} is added twice");
         Ok(())
@@ -397,6 +414,45 @@ impl State {
         Ok(())
     }
 
+    fn copy_store(
+        &mut self,
+        core: usize,
+        id: PartitionId,
+        to: StoreKind,
+    ) -> Result<CopyReport, Refusal> {
+        let hosted = self.cores[core].hosted.get_mut(&id).ok_or_else(unhosted)?;
+        assert_ne!(hosted.spec.store, to, "the manager knows where the records are");
+        assert!(hosted.copy.is_none(), "one copy at a time");
+        hosted.copy = Some((to, false));
+        Ok(CopyReport { records: hosted.records, bytes: 1 })
+    }
+
+    fn close_copy(&mut self, core: usize, id: PartitionId) -> Result<(), Refusal> {
+        let hosted = self.cores[core].hosted.get_mut(&id).ok_or_else(unhosted)?;
+        hosted.copy.as_mut().expect("there is a copy").1 = true;
+        Ok(())
+    }
+
+    fn switch_store(
+        &mut self,
+        core: usize,
+        id: PartitionId,
+        spec: Option<PartitionSpec>,
+    ) -> Result<(), Refusal> {
+        let hosted = self.cores[core].hosted.get_mut(&id).ok_or_else(unhosted)?;
+        let copy = hosted.copy.take();
+        if let Some(spec) = spec {
+            assert_eq!(
+                copy,
+                Some((spec.store, true)),
+                "it was closed before the manifest named it"
+            );
+            assert_eq!(hosted.spec.first_epoch, spec.first_epoch, "the log goes on");
+            hosted.spec = spec;
+        }
+        Ok(())
+    }
+
     fn report(&self, core: usize) -> CoreReport {
         let partitions = self.cores[core].hosted.values().map(|hosted| PartitionReport {
             spec: hosted.spec.clone(),
@@ -413,6 +469,7 @@ impl State {
             retries_answered: 0,
             stages: Vec::new(),
             detail: String::new(),
+            store_change: None,
             kafka: None,
         });
         CoreReport { partitions: partitions.collect(), log_mode: "direct", ..CoreReport::default() }
@@ -432,6 +489,10 @@ fn name_of(command: &CoreCommand) -> &'static str {
         CoreCommand::PrepareRestore { .. } => "prepare",
         CoreCommand::FinishRestore { spec: Some(_), .. } => "finish",
         CoreCommand::FinishRestore { spec: None, .. } => "abandon",
+        CoreCommand::CopyStore { .. } => "copy",
+        CoreCommand::CloseCopy { .. } => "close",
+        CoreCommand::SwitchStore { spec: Some(_), .. } => "switch",
+        CoreCommand::SwitchStore { spec: None, .. } => "keep",
         CoreCommand::Route(_) => "route",
         CoreCommand::Report { .. } => "report",
         CoreCommand::Drain => "drain",
@@ -444,7 +505,10 @@ fn partition_of(command: &CoreCommand) -> Option<PartitionId> {
         CoreCommand::Remove { id, .. }
         | CoreCommand::Snapshot { id, .. }
         | CoreCommand::PrepareRestore { id, .. }
-        | CoreCommand::FinishRestore { id, .. } => Some(*id),
+        | CoreCommand::FinishRestore { id, .. }
+        | CoreCommand::CopyStore { id, .. }
+        | CoreCommand::CloseCopy { id, .. }
+        | CoreCommand::SwitchStore { id, .. } => Some(*id),
         CoreCommand::Route(_) | CoreCommand::Report { .. } | CoreCommand::Drain => None,
     }
 }

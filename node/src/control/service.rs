@@ -143,6 +143,22 @@ impl ControlService {
         })
     }
 
+    async fn change_store_of(
+        &self,
+        request: v1::ChangeStoreRequest,
+    ) -> Result<v1::ChangeStoreResponse, Refusal> {
+        let _permit = permit(&self.facts.changes)?;
+        let to = request.store.parse().map_err(|error: String| invalid("store", &error))?;
+        let (id, began) = (PartitionId(request.partition), Instant::now());
+        let copied = self.ask(|reply| Call::ChangeStore { id, to, reply }).await?;
+        Ok(v1::ChangeStoreResponse {
+            partition: Some(self.describe_one(id).await?),
+            records: copied.records,
+            snapshot_bytes: copied.bytes,
+            duration_ms: millis_since(began),
+        })
+    }
+
     async fn describe_node(&self) -> Result<v1::StatusResponse, Refusal> {
         let _permit = permit(&self.facts.reads)?;
         let facts = &self.facts;
@@ -231,6 +247,13 @@ impl ControlPlane for ControlService {
         self.answer(self.restore_from(request.into_inner()).await)
     }
 
+    async fn change_store(
+        &self,
+        request: Request<v1::ChangeStoreRequest>,
+    ) -> Result<Response<v1::ChangeStoreResponse>, Status> {
+        self.answer(self.change_store_of(request.into_inner()).await)
+    }
+
     async fn status(
         &self,
         _request: Request<v1::StatusRequest>,
@@ -273,6 +296,15 @@ fn to_proto(described: &Described) -> v1::Partition {
         snapshot_unix_ms: described.count(|report| report.snapshot_unix_ms),
         detail: report.as_ref().map(|report| report.detail.clone()).unwrap_or_default(),
         stages: spec.pipeline.iter().map(ToString::to_string).collect(),
+        store_change: report.as_ref().and_then(|report| report.store_change).map(|change| {
+            v1::StoreChange {
+                store: change.to.to_string(),
+                phase: change.phase.to_owned(),
+                records: change.records,
+                records_total: change.records_total,
+                waiting_bytes: change.waiting_bytes,
+            }
+        }),
         request_ids: report.as_ref().map(|report| request_ids(std::iter::once(report))),
         kafka: report.as_ref().and_then(|report| report.kafka).map(|kafka| v1::KafkaLog {
             epoch: kafka.epoch,

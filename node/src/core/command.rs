@@ -8,7 +8,7 @@ use std::{path::PathBuf, sync::Arc};
 use stateside_pipeline::StageCounts;
 use stateside_router::RoutingTable;
 use stateside_statestore::RequestStats;
-use stateside_types::{PartitionId, PartitionSpec, PartitionState, Refusal, Sequence};
+use stateside_types::{PartitionId, PartitionSpec, PartitionState, Refusal, Sequence, StoreKind};
 
 pub use super::kafka::KafkaReport;
 
@@ -70,6 +70,34 @@ pub enum CoreCommand {
         /// Answer once the partition serves the restored content.
         reply: Reply<Result<(), Refusal>>,
     },
+    /// Copy the partition's records to another store while it serves, and keep that one up with its
+    /// writes. The manager has not changed the manifest yet.
+    CopyStore {
+        /// Which one.
+        id: PartitionId,
+        /// The other store.
+        to: StoreKind,
+        /// Answer once the copy has caught up with the writes, or with why it is given up.
+        reply: Reply<Result<CopyReport, Refusal>>,
+    },
+    /// The manifest is about to name the other store: let the copy stand by itself.
+    CloseCopy {
+        /// Which one.
+        id: PartitionId,
+        /// Answer once the copy survives a crash and the log has what it lacks; from here until
+        /// `SwitchStore` nothing of it is given up.
+        reply: Reply<Result<(), Refusal>>,
+    },
+    /// The manifest names the other store (or the change is abandoned): go on.
+    SwitchStore {
+        /// Which one.
+        id: PartitionId,
+        /// The partition as the manifest now has it; `None` abandons the change.
+        spec: Option<PartitionSpec>,
+        /// Answer once the partition serves from the other store and the files of the one before
+        /// are gone.
+        reply: Reply<Result<(), Refusal>>,
+    },
     /// The node's partition set changed.
     Route(Arc<RoutingTable>),
     /// Describe the core and its partitions.
@@ -99,6 +127,30 @@ pub struct RestoreReport {
     pub sequence: Sequence,
     /// Records in the snapshot.
     pub records: u64,
+}
+
+/// A copy of a partition's records in another store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyReport {
+    /// Records in the snapshot that it began with.
+    pub records: u64,
+    /// Size of that snapshot.
+    pub bytes: u64,
+}
+
+/// How far the change of a partition's store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreChangeReport {
+    /// The store that it changes to.
+    pub to: StoreKind,
+    /// What is being done: `waiting`, `snapshot`, `copy`, `catch-up`, `switch`, `clean-up`.
+    pub phase: &'static str,
+    /// Records through this phase, or the one before.
+    pub records: u64,
+    /// Records in all, as of the beginning.
+    pub records_total: u64,
+    /// Bytes of writes that wait for the new store.
+    pub waiting_bytes: u64,
 }
 
 /// A core as it describes itself.
@@ -153,6 +205,8 @@ pub struct PartitionReport {
     pub stages: Vec<StageCounts>,
     /// What went wrong, when stopped or damaged.
     pub detail: String,
+    /// The change of its store, while there is one.
+    pub store_change: Option<StoreChangeReport>,
     /// Its log in Kafka, if it has one there.
     pub kafka: Option<KafkaReport>,
 }

@@ -21,6 +21,7 @@ use super::{
     pool::PoolDone,
     recovery::stopped,
     snapshots::{Progress, Purpose, SnapshotJob},
+    store_change::StoreChange,
     world::without_kafka,
 };
 use crate::metrics::CoreMetrics;
@@ -52,19 +53,21 @@ enum AtRest {
 
 /// The operations under way on a core. Lives on its thread.
 pub(crate) struct Operations {
-    files: Arc<PartitionFiles>,
-    metrics: Arc<CoreMetrics>,
+    pub(super) files: Arc<PartitionFiles>,
+    pub(super) metrics: Arc<CoreMetrics>,
     next_number: u64,
     pending: HashMap<u64, Pending>,
-    snapshots: Vec<SnapshotJob>,
+    pub(super) snapshots: Vec<SnapshotJob>,
+    /// Changes of partitions' stores.
+    pub(super) store_changes: Vec<StoreChange>,
     /// Partitions out of service whose last piece of store work, or snapshot, is still out.
     retiring: Vec<Retiring>,
     /// The newest snapshot of each partition of this core.
-    newest: HashMap<PartitionId, SnapshotInfo>,
+    pub(super) newest: HashMap<PartitionId, SnapshotInfo>,
     /// Partitions to be snapshotted, one after the other.
     background: VecDeque<PartitionId>,
     /// Something can go on in the next turn without anything happening.
-    busy: bool,
+    pub(super) busy: bool,
 }
 
 impl Operations {
@@ -79,6 +82,7 @@ impl Operations {
             next_number: 0,
             pending: HashMap::new(),
             snapshots: Vec::new(),
+            store_changes: Vec::new(),
             retiring: Vec::new(),
             newest,
             background: VecDeque::new(),
@@ -95,6 +99,7 @@ impl Operations {
     pub(crate) fn is_idle(&self) -> bool {
         self.pending.is_empty()
             && self.snapshots.is_empty()
+            && self.store_changes.iter().all(StoreChange::is_parked)
             && self.background.is_empty()
             && self.retiring.is_empty()
     }
@@ -172,6 +177,7 @@ impl Operations {
         match started {
             Ok(job) => self.snapshots.push(job),
             Err((refusal, Purpose::Operator(reply))) => answer(&reply, Err(refusal)),
+            Err((_, Purpose::StoreChange { .. })) => unreachable!("it starts its own"),
             Err((refusal, Purpose::Background)) => {
                 self.metrics.snapshot_failures.increment();
                 tracing::warn!(partition = id.0, %refusal, "no background snapshot");
@@ -211,6 +217,14 @@ impl Operations {
         }
         let Some(id) = self.background.pop_front() else { return };
         let Some((partition, mut effects)) = executor.partition(id) else { return };
+        // The change of its store makes one, and has the log kept anyway. Without a log, the last one
+        // before the end is made when the change has ended.
+        if self.store_change(id).is_some() {
+            if effects.world.is_draining && !partition.spec().is_logged() {
+                self.background.push_back(id);
+            }
+            return;
+        }
         if self.covered(partition) >= partition.applied() {
             return;
         }
@@ -314,7 +328,7 @@ impl Operations {
             PoolDone::SnapshotFile(number, done) => {
                 if let Some(at) = self.snapshots.iter().position(|job| job.number == number) {
                     let progress = self.snapshots[at].file_done(done, executor);
-                    self.progress(at, progress);
+                    self.progress(at, progress, executor);
                 }
             }
             PoolDone::RestorePrepared(number, result) => {
@@ -358,6 +372,12 @@ impl Operations {
                 }
             }
             PoolDone::LateRecovered(_) => unreachable!("the core hands it to its late recovery"),
+            PoolDone::StoreChange(number, done) => {
+                if let Some(at) = self.store_changes.iter().position(|one| one.number == number) {
+                    let step = self.store_changes[at].pool_done(done, executor);
+                    self.store_change_stepped(at, step, executor);
+                }
+            }
             PoolDone::FilesRemoved(number, result) => {
                 if let Some(Pending::Remove(reply)) = self.pending.remove(&number) {
                     answer(&reply, result);
@@ -376,16 +396,20 @@ impl Operations {
         let mut at = 0;
         while at < self.snapshots.len() {
             let progress = self.snapshots[at].step(executor);
-            if !self.progress(at, progress) {
+            if !self.progress(at, progress, executor) {
                 at += 1;
             }
         }
+        self.step_store_changes(executor);
     }
 
     /// Up to where a partition survives without the log: newest snapshot, or its own store.
     pub(crate) fn covered(&self, partition: &Partition) -> Sequence {
-        let snapshot = self.newest.get(&partition.spec().id).map(|newest| newest.sequence);
-        partition.covered().max(snapshot.unwrap_or(partition.spec().base_sequence))
+        let id = partition.spec().id;
+        let snapshot = self.newest.get(&id).map(|newest| newest.sequence);
+        let covered = partition.covered().max(snapshot.unwrap_or(partition.spec().base_sequence));
+        // The store that it changes to must find the rest in the log.
+        self.store_change(id).map_or(covered, |change| covered.min(change.hold()))
     }
 
     /// A partition has this snapshot on disk.
@@ -404,6 +428,7 @@ impl Operations {
                 let (requests, retries_answered) = partition.requests();
                 PartitionReport {
                     kafka,
+                    store_change: self.describe_store_change(spec.id),
                     state,
                     records: stats.records,
                     payload_bytes: stats.payload_bytes,
@@ -422,6 +447,7 @@ impl Operations {
             }
             Hosted::Down(_, state, refusal) => PartitionReport {
                 kafka,
+                store_change: None,
                 state: *state,
                 records: 0,
                 payload_bytes: 0,
@@ -495,7 +521,10 @@ impl Operations {
 
     /// A partition's log in Kafka is over for now: what was not acknowledged is let go of, and the rest
     /// is read again, as after a restart.
-    fn reopen(&mut self, id: PartitionId, meanwhile: Refusal, executor: &mut Executor) {
+    pub(super) fn reopen(&mut self, id: PartitionId, meanwhile: Refusal, executor: &mut Executor) {
+        if let Some(change) = self.store_change_of(id) {
+            return change.reopen_after(meanwhile, executor);
+        }
         if let Some(Hosted::Here(partition)) = executor.unhost(id) {
             let spec = partition.spec().clone();
             executor.host(Hosted::Down(spec, PartitionState::Init, meanwhile.clone()));
@@ -505,7 +534,7 @@ impl Operations {
     }
 
     /// Books how far a snapshot got; true when it has ended and left the list.
-    fn progress(&mut self, at: usize, progress: Progress) -> bool {
+    fn progress(&mut self, at: usize, progress: Progress, executor: &mut Executor) -> bool {
         let result = match progress {
             Progress::Busy => {
                 self.busy = true;
@@ -524,6 +553,9 @@ impl Operations {
         }
         match job.purpose {
             Purpose::Operator(reply) => answer(&reply, result),
+            Purpose::StoreChange { .. } => {
+                self.store_change_snapshot(job.partition, result, executor)
+            }
             Purpose::Background => match result {
                 Ok(report) => {
                     tracing::debug!(
@@ -664,6 +696,7 @@ impl Operations {
     /// Whether something is being done to a partition.
     pub(crate) fn is_under_way(&self, id: PartitionId) -> bool {
         self.snapshots.iter().any(|job| job.partition == id)
+            || self.store_change(id).is_some()
             || self.pending.values().any(|pending| match pending {
                 Pending::Open(spec, _) => spec.id == id,
                 Pending::Prepare(other, _) => *other == id,
@@ -671,7 +704,7 @@ impl Operations {
             })
     }
 
-    fn number(&mut self) -> u64 {
+    pub(super) fn number(&mut self) -> u64 {
         self.next_number += 1;
         self.next_number
     }
@@ -707,15 +740,15 @@ fn replay_from_kafka(
     Ok(())
 }
 
-fn answer<T>(reply: &Reply<T>, value: T) {
+pub(super) fn answer<T>(reply: &Reply<T>, value: T) {
     // Whoever asked may have given up; the work is done all the same.
     let _ = reply.try_send(value);
 }
 
-fn unknown(id: PartitionId) -> Refusal {
+pub(super) fn unknown(id: PartitionId) -> Refusal {
     Refusal::new(Reason::UnknownPartition, format!("this node has no partition {id}"))
 }
 
-fn busy(id: PartitionId) -> Refusal {
+pub(super) fn busy(id: PartitionId) -> Refusal {
     Refusal::new(Reason::PartitionBusy, format!("partition {id} is being changed"))
 }

@@ -35,6 +35,9 @@ pub(crate) struct SnapshotInfo {
     pub(crate) created_unix_ms: u64,
 }
 
+/// Hears how many records a store has just been filled with, and the store; refusing ends it.
+pub(crate) type Advance<'a> = dyn Fn(usize, &dyn StateStore) -> Result<(), Refusal> + 'a;
+
 /// A store ready for service, and the snapshot that it has on disk.
 pub(crate) type OpenedStore = (Box<dyn StateStore>, Option<SnapshotInfo>);
 
@@ -64,20 +67,12 @@ impl PartitionFiles {
     /// `PARTITION_DAMAGED` with the file and what is wrong; `PARTITION_STOPPED` when the
     /// environment fails.
     pub(crate) fn open_store(&self, spec: &PartitionSpec) -> Result<OpenedStore, Refusal> {
-        let mut store: Box<dyn StateStore> = match spec.store {
-            StoreKind::Memory => Box::new(MemoryStore::new(self.hash_seed)),
-            StoreKind::MemoryOrdered => Box::new(MemoryStore::ordered(self.hash_seed)),
-            StoreKind::Counters => Box::new(CountersStore::default()),
-            StoreKind::Sled | StoreKind::Lsm | StoreKind::Tiered => {
-                self.engines.open_store(spec.store, spec.id, spec.first_epoch)?
-            }
-        };
-        store.limit_requests(self.request_limits);
+        let mut store = self.make_store(spec)?;
         let newest = self.newest_snapshot(spec)?;
         let mut info = None;
         if let Some((sequence, path)) = newest {
             let created_unix_ms = if sequence > store.applied() {
-                load(&path, sequence, store.as_mut(), spec.store)?
+                load(&path, sequence, store.as_mut(), spec.store, &|_, _| Ok(()))?
             } else {
                 read_header(&path)?.created.0
             };
@@ -92,6 +87,53 @@ impl PartitionFiles {
             return Err(Refusal::new(Reason::PartitionDamaged, text));
         }
         Ok((store, info))
+    }
+
+    fn make_store(&self, spec: &PartitionSpec) -> Result<Box<dyn StateStore>, Refusal> {
+        let mut store: Box<dyn StateStore> = match spec.store {
+            StoreKind::Memory => Box::new(MemoryStore::new(self.hash_seed)),
+            StoreKind::MemoryOrdered => Box::new(MemoryStore::ordered(self.hash_seed)),
+            StoreKind::Counters => Box::new(CountersStore::default()),
+            StoreKind::Sled | StoreKind::Lsm | StoreKind::Tiered => {
+                self.engines.open_store(spec.store, spec.id, spec.first_epoch)?
+            }
+        };
+        store.limit_requests(self.request_limits);
+        Ok(store)
+    }
+
+    /// Makes a store beside the one that the partition has, and fills it from a snapshot of its
+    /// content. `advance` hears of every block, and ends the copy by refusing.
+    ///
+    /// # Errors
+    /// As [`Self::open_store`], and what `advance` says. What has been made stays.
+    pub(crate) fn copy_store(
+        &self,
+        spec: &PartitionSpec,
+        snapshot: &Path,
+        sequence: Sequence,
+        advance: &Advance<'_>,
+    ) -> Result<Box<dyn StateStore>, Refusal> {
+        let mut store = self.make_store(spec)?;
+        load(snapshot, sequence, store.as_mut(), spec.store, advance)?;
+        Ok(store)
+    }
+
+    /// Deletes what the engine of `spec`'s store holds of the partition. Snapshots stay.
+    ///
+    /// # Errors
+    /// As the engine says.
+    pub(crate) fn remove_store(&self, spec: &PartitionSpec) -> Result<(), Refusal> {
+        let gone = |kind, id, epoch| (kind, id, epoch) == (spec.store, spec.id, spec.first_epoch);
+        self.engines.remove_stores(gone)
+    }
+
+    /// Whether this build has the store.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`.
+    pub(crate) fn check_store(&self, kind: StoreKind) -> Result<(), Refusal> {
+        self.engines.check(kind)
     }
 
     /// Where a new snapshot of a partition goes.
@@ -234,7 +276,8 @@ impl PartitionFiles {
         }
     }
 
-    /// The newest snapshot of the partition's present content.
+    /// The newest snapshot of the partition's present content. A store on disk only needs the one that
+    /// it was restored from: others are of a store that the partition had before.
     fn newest_snapshot(
         &self,
         spec: &PartitionSpec,
@@ -252,7 +295,8 @@ impl PartitionFiles {
             .filter_map(|entry| {
                 let path = entry.ok()?.path();
                 let (epoch, sequence) = parse_name(&path)?;
-                (epoch == spec.first_epoch).then_some((sequence, path))
+                let is_needed = !spec.store.is_on_disk() || sequence == spec.base_sequence;
+                (epoch == spec.first_epoch && is_needed).then_some((sequence, path))
             })
             .max())
     }
@@ -302,6 +346,7 @@ fn load(
     sequence: Sequence,
     store: &mut dyn StateStore,
     kind: StoreKind,
+    advance: &Advance<'_>,
 ) -> Result<u64, Refusal> {
     let damaged = |error: SnapshotError| damaged(path, &error);
     let mut file = File::open(path).map_err(|error| io_failed(path, &error))?;
@@ -328,6 +373,7 @@ fn load(
                 work(store)?;
                 has_room = store.load(&[]);
             }
+            advance(records.len(), store)?;
         }
     }
     let header = reader.header().cloned();
@@ -341,12 +387,11 @@ fn load(
     Ok(header.created.0)
 }
 
-/// Runs the next piece of a store's work here and now.
-pub(crate) fn work(store: &mut dyn StateStore) -> Result<(), Refusal> {
-    if let Some(work) = store.take_work(store.applied()) {
-        store.finish_work(work()).map_err(|error| store_failed(&error))?;
-    }
-    Ok(())
+/// Runs the next piece of a store's work here and now; false when there is none.
+pub(crate) fn work(store: &mut dyn StateStore) -> Result<bool, Refusal> {
+    let Some(work) = store.take_work(store.applied()) else { return Ok(false) };
+    store.finish_work(work()).map_err(|error| store_failed(&error))?;
+    Ok(true)
 }
 
 /// The key of the first record that a store of this kind does not hold.

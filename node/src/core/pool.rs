@@ -8,7 +8,7 @@ use stateside_types::{PartitionId, Refusal};
 
 use super::{
     command::RestoreReport, partition_files::OpenedStore, recovery::Recovered,
-    snapshots::SnapshotFile,
+    snapshots::SnapshotFile, store_change::Copied,
 };
 use crate::{
     log_files::LogError,
@@ -25,6 +25,8 @@ pub(crate) enum PoolDone {
     RestorePrepared(u64, Result<RestoreReport, Refusal>),
     /// A partition's store was opened: a new one, or one restored from its snapshot.
     StoreOpened(u64, Result<OpenedStore, Refusal>),
+    /// A step of changing a partition's store.
+    StoreChange(u64, Copied),
     /// Partitions that the start had no room for were tried again.
     LateRecovered(Result<Recovered, LogError>),
     /// Where a partition's log in Kafka is replayed from was noted, or not.

@@ -53,6 +53,8 @@ pub(crate) enum Purpose {
     Operator(Reply<Result<SnapshotReport, Refusal>>),
     /// The node itself, to let go of old log segments.
     Background,
+    /// The change of the partition's store. In memory, the store that it has needs none older.
+    StoreChange { supersedes: bool },
 }
 
 enum Phase {
@@ -143,6 +145,11 @@ impl SnapshotJob {
         })
     }
 
+    /// Records that are in the snapshot so far.
+    pub(crate) fn records(&self) -> u64 {
+        self.writer.as_ref().map_or(self.records, SnapshotWriter::records)
+    }
+
     /// The pool has done its part.
     pub(crate) fn file_done(
         &mut self,
@@ -182,7 +189,10 @@ impl SnapshotJob {
                         self.phase = Phase::Finishing;
                         let path = self.path.clone();
                         let number = self.number;
-                        let supersedes = matches!(self.purpose, Purpose::Background);
+                        let supersedes = matches!(
+                            self.purpose,
+                            Purpose::Background | Purpose::StoreChange { supersedes: true }
+                        );
                         executor.world.pool.submit(move || {
                             PoolDone::SnapshotFile(number, file.publish(&path, supersedes))
                         });

@@ -84,13 +84,22 @@ impl StoreEngines {
             #[cfg(feature = "lsm")]
             StoreKind::Tiered => self.tiered.open_store(id, epoch),
             #[cfg(not(feature = "lsm"))]
-            StoreKind::Lsm | StoreKind::Tiered => Err(Refusal::new(
-                stateside_types::Reason::InvalidArgument,
-                format!("this build has no `{kind}` store: it was made without the feature `lsm`"),
-            )),
+            StoreKind::Lsm | StoreKind::Tiered => Err(no_lsm(kind)),
             StoreKind::Memory | StoreKind::MemoryOrdered | StoreKind::Counters => {
                 unreachable!("it has no engine")
             }
+        }
+    }
+
+    /// Whether this build has an engine for `kind`, if it needs one.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT`.
+    pub(super) fn check(&self, kind: StoreKind) -> Result<(), Refusal> {
+        match kind {
+            #[cfg(not(feature = "lsm"))]
+            StoreKind::Lsm | StoreKind::Tiered => Err(no_lsm(kind)),
+            _ => Ok(()),
         }
     }
 
@@ -110,6 +119,14 @@ impl StoreEngines {
         }
         Ok(())
     }
+}
+
+#[cfg(not(feature = "lsm"))]
+fn no_lsm(kind: StoreKind) -> Refusal {
+    Refusal::new(
+        stateside_types::Reason::InvalidArgument,
+        format!("this build has no `{kind}` store: it was made without the feature `lsm`"),
+    )
 }
 
 #[cfg(feature = "lsm")]

@@ -481,6 +481,13 @@ impl Core {
             CoreCommand::FinishRestore { id, spec, reply } => {
                 operations.finish_restore(id, spec, reply, executor);
             }
+            CoreCommand::CopyStore { id, to, reply } => {
+                operations.copy_store(id, to, reply, executor);
+            }
+            CoreCommand::CloseCopy { id, reply } => operations.close_copy(id, reply),
+            CoreCommand::SwitchStore { id, spec, reply } => {
+                operations.switch_store(id, spec.map(|spec| spec.store), reply, executor);
+            }
             CoreCommand::Route(table) => executor.set_table(table),
             CoreCommand::Report { reply } => {
                 let _ = reply.try_send(self.report());
@@ -550,7 +557,8 @@ impl Core {
 
     /// Brings the levels up to date that nothing on the way of a request keeps.
     fn count_levels(&mut self) {
-        let (mut memory_bytes, mut window_writes, mut held_reads) = (0, 0, 0);
+        let mut memory_bytes = self.operations.copies_memory_bytes();
+        let (mut window_writes, mut held_reads) = (0, 0);
         let (mut queued_reads, mut queued_writes) = (0, 0);
         let (mut session_reads, mut replaced_bytes) = (0, 0);
         for hosted in self.executor.all() {

@@ -58,7 +58,8 @@ impl MemoryBudget {
         self.grown_bytes = 0;
     }
 
-    fn available(&self) -> u64 {
+    /// Bytes by which the stores may still grow.
+    pub(crate) fn available(&self) -> u64 {
         if self.limit_bytes == 0 {
             return u64::MAX;
         }

@@ -72,7 +72,7 @@ fn requests(page: &mut Page, metrics: &NodeMetrics) {
 
 fn cores(page: &mut Page, metrics: &NodeMetrics) {
     type Pick = fn(&super::CoreMetrics) -> &Counter;
-    let simple: [(&'static Family, Pick); 21] = [
+    let simple: [(&'static Family, Pick); 23] = [
         (families::RECEIVED, |m| &m.received_bytes),
         (families::SENT, |m| &m.sent_bytes),
         (families::CONNECTIONS, |m| &m.connections),
@@ -94,6 +94,8 @@ fn cores(page: &mut Page, metrics: &NodeMetrics) {
         (families::LOG_WRITTEN, |m| &m.log_bytes),
         (families::SNAPSHOTS, |m| &m.snapshots),
         (families::SNAPSHOT_FAILURES, |m| &m.snapshot_failures),
+        (families::STORE_CHANGES, |m| &m.store_changes),
+        (families::STORE_CHANGE_FAILURES, |m| &m.store_change_failures),
     ];
     for (family, pick) in simple {
         page.family(family);
@@ -106,8 +108,11 @@ fn cores(page: &mut Page, metrics: &NodeMetrics) {
         page.sample(&[&core], counts.snapshot_bytes.get());
     }
     type PickLatency = fn(&super::CoreMetrics) -> &Latency;
-    let timed: [(&'static Family, PickLatency); 2] =
-        [(families::LOG_SECONDS, |m| &m.log_write), (families::STORE_WORK, |m| &m.store_work)];
+    let timed: [(&'static Family, PickLatency); 3] = [
+        (families::LOG_SECONDS, |m| &m.log_write),
+        (families::STORE_SWITCH, |m| &m.store_switch),
+        (families::STORE_WORK, |m| &m.store_work),
+    ];
     for (family, pick) in timed {
         page.family(family);
         for (core, counts) in metrics.cores.iter().enumerate() {
@@ -433,6 +438,7 @@ mod tests {
             retries_answered: 6,
             stages: vec![StageCounts { name: "sizes".into(), refused: 4, changed: 9 }],
             detail: String::new(),
+            store_change: None,
             kafka: Some(KafkaReport { epoch: 3, offset: 41, lag: 2 }),
         };
         let report = CoreReport { partitions: vec![partition], ..CoreReport::default() };

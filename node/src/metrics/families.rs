@@ -78,6 +78,9 @@ families! {
     SNAPSHOTS: Counter "stateside_snapshots_total" ["core"] "Snapshots finished, in the background and on request.";
     SNAPSHOT_FAILURES: Counter "stateside_snapshot_failures_total" ["core"] "Snapshots that did not get to their end, or could not be begun in the background.";
     SNAPSHOT_BYTES: Counter "stateside_snapshot_written_bytes_total" ["core"] "Bytes of the snapshots that were finished.";
+    STORE_CHANGES: Counter "stateside_store_changes_total" ["core"] "Partitions that changed to another store.";
+    STORE_CHANGE_FAILURES: Counter "stateside_store_change_failures_total" ["core"] "Changes of a partition's store that were given up; it kept the store that it had.";
+    STORE_SWITCH: Histogram "stateside_store_switch_duration_seconds" ["core"] "Time of the switch at the end of a change of store: from the manifest naming the new store to the partition serving from it. Requests are served meanwhile, but for the last turn of the core.";
     STORE_WORK: Histogram "stateside_store_work_duration_seconds" ["core"] "Time of one piece of blocking work of a store on disk, such as fetching records or writing a batch of them.";
     STORE_MEMORY: Gauge "stateside_store_memory_bytes" ["core"] "Memory of the state stores of the core.";
     TIERED_LOOKUPS: Counter "stateside_tiered_lookups_total" ["purpose", "tier"] "Lookups in stores of kind tiered, of records and of pieces of long ones, by purpose (read; or other: of what a write replaces, and of pieces that a scan or snapshot passes) and by the tier that answered: fast / (fast + slow) is the hit rate. What is in memory still is not looked up.";

@@ -1174,6 +1174,24 @@ pub struct KafkaLog {
     #[prost(uint64, tag = "3")]
     pub lag: u64,
 }
+/// How far the change of a partition's store is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StoreChange {
+    /// The store that it changes to.
+    #[prost(string, tag = "1")]
+    pub store: ::prost::alloc::string::String,
+    /// "waiting", "snapshot", "copy", "catch-up", "switch" or "clean-up".
+    #[prost(string, tag = "2")]
+    pub phase: ::prost::alloc::string::String,
+    /// Records through this phase.
+    #[prost(uint64, tag = "3")]
+    pub records: u64,
+    #[prost(uint64, tag = "4")]
+    pub records_total: u64,
+    /// Bytes of writes that wait for the new store.
+    #[prost(uint64, tag = "5")]
+    pub waiting_bytes: u64,
+}
 /// What a partition remembers of requests with an id; of a node: of all its partitions together.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RequestIds {
@@ -1241,6 +1259,9 @@ pub struct Partition {
     pub kafka: ::core::option::Option<KafkaLog>,
     #[prost(message, optional, tag = "21")]
     pub request_ids: ::core::option::Option<RequestIds>,
+    /// Set while its store is being changed.
+    #[prost(message, optional, tag = "22")]
+    pub store_change: ::core::option::Option<StoreChange>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AddPartitionRequest {
@@ -1342,6 +1363,29 @@ pub struct RestoreResponse {
     #[prost(uint64, tag = "2")]
     pub records: u64,
     #[prost(uint64, tag = "3")]
+    pub duration_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangeStoreRequest {
+    /// Id of the partition.
+    #[prost(uint32, tag = "1")]
+    pub partition: u32,
+    /// "memory", "memory-ordered", "sled" or "lsm".
+    #[prost(string, tag = "2")]
+    pub store: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangeStoreResponse {
+    /// As it is now.
+    #[prost(message, optional, tag = "1")]
+    pub partition: ::core::option::Option<Partition>,
+    /// Records of the snapshot that the copy began with.
+    #[prost(uint64, tag = "2")]
+    pub records: u64,
+    /// Size of that snapshot.
+    #[prost(uint64, tag = "3")]
+    pub snapshot_bytes: u64,
+    #[prost(uint64, tag = "4")]
     pub duration_ms: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1683,6 +1727,35 @@ pub mod control_plane_client {
                 .insert(GrpcMethod::new("stateside.v1.ControlPlane", "Restore"));
             self.inner.unary(req, path, codec).await
         }
+        /// Moves a partition's records to another store while it serves; reads and writes go on. The answer
+        /// comes when the partition serves from the other store. A change that was begun goes on after a
+        /// restart of the node; one that is refused leaves the store as it was.
+        /// Errors: UNKNOWN_PARTITION, INVALID_ARGUMENT when there is no such store, STORE_UNCHANGED,
+        /// PARTITION_BUSY, PARTITION_STOPPED, PARTITION_DAMAGED, MEMORY_FULL, DISK_FULL, REGISTRY_UNAVAILABLE.
+        pub async fn change_store(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ChangeStoreRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeStoreResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/stateside.v1.ControlPlane/ChangeStore",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("stateside.v1.ControlPlane", "ChangeStore"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The node's state: cores, log, stores, partitions under change, what it could not reconcile.
         pub async fn status(
             &mut self,
@@ -1767,6 +1840,18 @@ pub mod control_plane_server {
             &self,
             request: tonic::Request<super::RestoreRequest>,
         ) -> std::result::Result<tonic::Response<super::RestoreResponse>, tonic::Status>;
+        /// Moves a partition's records to another store while it serves; reads and writes go on. The answer
+        /// comes when the partition serves from the other store. A change that was begun goes on after a
+        /// restart of the node; one that is refused leaves the store as it was.
+        /// Errors: UNKNOWN_PARTITION, INVALID_ARGUMENT when there is no such store, STORE_UNCHANGED,
+        /// PARTITION_BUSY, PARTITION_STOPPED, PARTITION_DAMAGED, MEMORY_FULL, DISK_FULL, REGISTRY_UNAVAILABLE.
+        async fn change_store(
+            &self,
+            request: tonic::Request<super::ChangeStoreRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ChangeStoreResponse>,
+            tonic::Status,
+        >;
         /// The node's state: cores, log, stores, partitions under change, what it could not reconcile.
         async fn status(
             &self,
@@ -2061,6 +2146,51 @@ pub mod control_plane_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RestoreSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/stateside.v1.ControlPlane/ChangeStore" => {
+                    #[allow(non_camel_case_types)]
+                    struct ChangeStoreSvc<T: ControlPlane>(pub Arc<T>);
+                    impl<
+                        T: ControlPlane,
+                    > tonic::server::UnaryService<super::ChangeStoreRequest>
+                    for ChangeStoreSvc<T> {
+                        type Response = super::ChangeStoreResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ChangeStoreRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as ControlPlane>::change_store(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ChangeStoreSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -220,7 +220,7 @@ impl<D: Database> DiskEngine<D> {
     /// # Errors
     /// [`StoreError`]; `Io` also when another process has it open.
     pub fn open(path: &Path, options: D::Options) -> Result<Self, StoreError> {
-        if !path.exists() {
+        if is_absent(path) {
             make_directory::<D>(path, &options)?;
         }
         let database = open_database::<D>(path, &options)?;
@@ -618,6 +618,15 @@ fn make_directory<D: Database>(path: &Path, options: &D::Options) -> Result<(), 
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let parent = parent.unwrap_or(Path::new("."));
     File::open(parent).and_then(|directory| directory.sync_all()).map_err(fail)
+}
+
+/// Whether there is no database yet. An empty directory is nobody's: whoever keeps the data directory
+/// makes it ahead of time.
+fn is_absent(path: &Path) -> bool {
+    match fs::read_dir(path) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 /// Brings a directory and all below it to disk.

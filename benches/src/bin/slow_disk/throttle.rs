@@ -28,6 +28,13 @@ impl SlowDisk {
         Ok(disk)
     }
 
+    /// Unmounts and mounts it: nothing of it is in memory then.
+    pub(crate) fn mount_again(&self) -> io::Result<()> {
+        succeed(Command::new("umount").arg(&self.mounted_at))?;
+        succeed(Command::new("mount").arg(&self.device).arg(&self.mounted_at))?;
+        Ok(())
+    }
+
     pub(crate) fn mounted_at(&self) -> &Path {
         &self.mounted_at
     }

@@ -10,7 +10,6 @@
 //! twice as much data cannot hide in it.
 
 mod engines;
-mod memory_cgroup;
 mod workloads;
 
 use std::{
@@ -76,7 +75,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir_in(directory)?;
     let cgroup = match memory_mb {
         0 => None,
-        mb => Some(memory_cgroup::MemoryCgroup::enter(mb << 20)?),
+        mb => Some(stateside_benches::memory_cgroup::MemoryCgroup::enter(mb << 20)?),
     };
     // A quarter to the engine's own cache: the rest is its buffers and the page cache.
     let engine = open(name, directory.path(), (memory_mb.max(&64) << 20) / 4)?;

@@ -1,6 +1,7 @@
 //! `stateside partition`: one file per verb.
 
 mod add;
+mod change_store;
 mod list;
 mod remove;
 mod restore;
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::exit::Exit;
 
-/// List, add, remove, snapshot or restore partitions.
+/// List, add, remove, snapshot or restore partitions, or change their store.
 #[derive(Debug, Subcommand)]
 pub(super) enum PartitionVerb {
     List(list::ListArgs),
@@ -30,6 +31,7 @@ pub(super) enum PartitionVerb {
     Remove(remove::RemoveArgs),
     Snapshot(snapshot::SnapshotArgs),
     Restore(restore::RestoreArgs),
+    ChangeStore(change_store::ChangeStoreArgs),
 }
 
 pub(super) async fn run(verb: PartitionVerb, format: Format) -> Result<Exit, Failure> {
@@ -39,6 +41,7 @@ pub(super) async fn run(verb: PartitionVerb, format: Format) -> Result<Exit, Fai
         PartitionVerb::Remove(args) => remove::run(args, format).await,
         PartitionVerb::Snapshot(args) => snapshot::run(args, format).await,
         PartitionVerb::Restore(args) => restore::run(args, format).await,
+        PartitionVerb::ChangeStore(args) => change_store::run(args, format).await,
     }
 }
 
@@ -101,6 +104,13 @@ fn partition_json(partition: &v1::Partition) -> Value {
         "snapshot_unix_ms": partition.snapshot_unix_ms,
         "detail": partition.detail,
         "stages": partition.stages,
+        "store_change": partition.store_change.as_ref().map(|change| json!({
+            "store": change.store,
+            "phase": change.phase,
+            "records": change.records,
+            "records_total": change.records_total,
+            "waiting_bytes": change.waiting_bytes,
+        })),
         "request_ids": partition.request_ids.map(request_ids_json),
         "kafka": partition.kafka.map(|kafka| json!({
             "epoch": kafka.epoch,

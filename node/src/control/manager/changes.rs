@@ -154,7 +154,7 @@ impl Manager {
         Refusal::new(reason, format!("partition {id} cannot be removed now: {why}"))
     }
 
-    fn what_is_said_of(&self, id: PartitionId) -> String {
+    pub(super) fn what_is_said_of(&self, id: PartitionId) -> String {
         let (before, after) = (format!("partition {id},"), format!("partition {id}:"));
         let lines = self.left.iter().chain(&self.held);
         let lines = lines.filter(|line| line.contains(&before) || line.contains(&after));
@@ -179,7 +179,7 @@ impl Manager {
         }
     }
 
-    async fn edit(&mut self, edit: Edit) -> Result<(), Refusal> {
+    pub(super) async fn edit(&mut self, edit: Edit) -> Result<(), Refusal> {
         let edited = self.on_disk(move |files| files.registry.edit(&edit)).await;
         self.desired = edited.map_err(|error| registry_refusal(&error))?;
         Ok(())

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use stateside_partition_mgr::Holding;
-use stateside_types::{CoreId, Epoch, PartitionId, Reason, Refusal};
+use stateside_types::{CoreId, Epoch, PartitionId, Reason, Refusal, StoreKind};
 use tokio::time::timeout;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     owed::{Owed, Work},
     reconcile::{confirmation_required, holding_of},
 };
-use crate::core::command::{CoreCommand, RestoreReport, SnapshotReport};
+use crate::core::command::{CopyReport, CoreCommand, RestoreReport, SnapshotReport};
 
 /// A restore that is done.
 #[derive(Clone, Copy, Debug)]
@@ -28,10 +28,11 @@ pub(super) struct RestoreCall {
     records: u64,
 }
 
-/// What came of a snapshot or of a restore's first half.
+/// What came of a snapshot, or of the first half of a restore or of a change of store.
 pub(super) enum Copied {
     Snapshot(PartitionId, Result<SnapshotReport, Refusal>, Answer<SnapshotReport>),
     Prepared(PartitionId, CoreId, Epoch, Result<RestoreReport, Refusal>),
+    Store(PartitionId, CoreId, StoreKind, Result<CopyReport, Refusal>),
 }
 
 impl Manager {
@@ -80,7 +81,7 @@ impl Manager {
         }
     }
 
-    /// A snapshot has ended, or a restore has its file installed.
+    /// A snapshot has ended, a restore has its file installed, or a copy has caught up.
     pub(super) async fn copied(&mut self, copied: Copied) {
         match copied {
             Copied::Snapshot(id, result, reply) => {
@@ -88,6 +89,7 @@ impl Manager {
                 self.busy.remove(&id);
                 let _ = reply.send(result);
             }
+            Copied::Store(id, core, to, result) => self.store_copied(id, core, to, result).await,
             Copied::Prepared(id, core, epoch, result) => {
                 let outcome = match result {
                     Ok(report) => self.swap(id, core, epoch, report).await,

@@ -17,6 +17,8 @@
 //!            └ crash before the manifest: nothing happened   └ after: the sweep at the start deletes
 //!   restore  core installs a copy ─► manifest (new epoch) ─► core swaps ─► routes
 //!            └ crash before the manifest: the sweep deletes the copy   └ after: the start loads it
+//!   store    registry ─► core copies ─► manifest (new store, same epoch) ─► core switches
+//!            └ crash before the manifest: begins anew   └ after: the start opens the new store
 //! ```
 //! Hazard: a manifest whose directory could not be synced may or may not survive a crash. Then
 //! the new one counts, no core hears of it until a rewrite has succeeded, and nothing else
@@ -26,6 +28,7 @@ mod changes;
 mod copies;
 mod owed;
 mod reconcile;
+mod stores;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -48,12 +51,13 @@ use tokio::{
 
 use super::{cores::Cores, phase::Phase};
 use crate::{
-    core::command::{PartitionReport, SnapshotReport},
+    core::command::{CopyReport, PartitionReport, SnapshotReport},
     data_dir::DataDir,
     metrics::NodeMetrics,
 };
 use copies::{Copied, RestoreCall, Restored};
 use owed::Owed;
+use stores::StoreChanges;
 
 /// How often the registry is looked at.
 const POLL_PERIOD: Duration = Duration::from_millis(500);
@@ -84,6 +88,7 @@ pub(crate) enum Call {
     Remove { target: Target, confirm: bool, reply: Answer<Described> },
     Snapshot { id: PartitionId, path: PathBuf, reply: Answer<SnapshotReport> },
     Restore { id: PartitionId, path: PathBuf, confirm: bool, reply: Answer<Restored> },
+    ChangeStore { id: PartitionId, to: StoreKind, reply: Answer<CopyReport> },
 }
 
 /// Where the answer to a call goes. Nobody listens any more when the client gave up.
@@ -152,9 +157,10 @@ pub(crate) struct Manager {
     confirmed: BTreeSet<PartitionId>,
     /// Partitions that are on their way out: no route leads to them.
     fenced: BTreeSet<PartitionId>,
-    /// Partitions with a snapshot or restore under way, and which.
+    /// Partitions with a snapshot, a restore or a change of store under way, and which.
     busy: BTreeMap<PartitionId, &'static str>,
     restores: BTreeMap<PartitionId, RestoreCall>,
+    stores: StoreChanges,
     copying: JoinSet<Copied>,
     routes: Vec<Route>,
     table: Arc<RoutingTable>,
@@ -205,6 +211,7 @@ impl Manager {
             fenced: BTreeSet::new(),
             busy: BTreeMap::new(),
             restores: BTreeMap::new(),
+            stores: StoreChanges::default(),
             copying: JoinSet::new(),
             left: Vec::new(),
             held: Vec::new(),
@@ -276,6 +283,7 @@ impl Manager {
             Call::Restore { id, path, confirm, reply } => {
                 self.restore(id, path, confirm, reply).await;
             }
+            Call::ChangeStore { id, to, reply } => self.change_store(id, to, reply).await,
         }
     }
 
@@ -338,6 +346,7 @@ impl Manager {
                 .map(|problem| format!("registry: {problem}; the last good set stays in force")),
         );
         pending.extend(self.manifest_problem.iter().map(|problem| problem.message.to_string()));
+        pending.extend(self.stores.describe());
         pending.extend(self.owed.iter().map(|(id, owed)| owed.describe(*id)));
         pending.extend(self.left.iter().cloned());
         pending.extend(self.held.iter().cloned());
@@ -380,6 +389,7 @@ impl Call {
             Self::Remove { reply, .. } => drop(reply.send(Err(refusal))),
             Self::Snapshot { reply, .. } => drop(reply.send(Err(refusal))),
             Self::Restore { reply, .. } => drop(reply.send(Err(refusal))),
+            Self::ChangeStore { reply, .. } => drop(reply.send(Err(refusal))),
         }
     }
 }

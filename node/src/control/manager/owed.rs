@@ -24,6 +24,7 @@ pub(super) enum Work {
     Update(PartitionSpec),
     Remove,
     FinishRestore(PartitionSpec),
+    SwitchStore(PartitionSpec),
 }
 
 /// Work that one core owes for one partition.
@@ -53,6 +54,7 @@ impl Owed {
             Work::Add(spec) => CoreCommand::Add { spec, reply },
             Work::Update(spec) => CoreCommand::Update { spec, reply },
             Work::Remove => CoreCommand::Remove { id, reply },
+            Work::SwitchStore(spec) => CoreCommand::SwitchStore { id, spec: Some(spec), reply },
             Work::FinishRestore(spec) => CoreCommand::FinishRestore { id, spec: Some(spec), reply },
         }
     }
@@ -84,6 +86,7 @@ impl Owed {
             Work::Update(_) => "a change of its settings",
             Work::Remove => "its removal",
             Work::FinishRestore(_) => "its restore",
+            Work::SwitchStore(_) => "the change of its store",
         }
     }
 

@@ -14,7 +14,7 @@ use super::{
 use crate::core::command::{CoreCommand, CoreReport, PartitionReport};
 
 /// How long a round waits for a core to do one thing before it goes on to the next.
-const STEP_WAIT: Duration = Duration::from_secs(5);
+pub(super) const STEP_WAIT: Duration = Duration::from_secs(5);
 
 impl Manager {
     /// One round: everything that can be done now is.
@@ -36,6 +36,7 @@ impl Manager {
         // Who could not be told is told in the next round.
         let _ = self.publish().await;
         self.answer_restores();
+        self.answer_store_calls();
         self.show();
     }
 
@@ -50,7 +51,6 @@ impl Manager {
                 reason,
                 HoldReason::RemovalUnconfirmed { .. }
                     | HoldReason::RangeChange { .. }
-                    | HoldReason::StoreChange { .. }
                     | HoldReason::LogChange { .. }
             )
         };
@@ -82,6 +82,9 @@ impl Manager {
         let mut ranges_still_taken = false;
         let mut additions = Vec::new();
         for step in plan.steps {
+            if self.stores.is_under_way(step.id()) && matches!(step, Step::ChangeStore { .. }) {
+                continue;
+            }
             let outcome = match self.why_not_now(&step) {
                 Some(why) => Err(why),
                 None => match &step {
@@ -92,6 +95,7 @@ impl Manager {
                         let work = Work::Update(spec.clone());
                         self.commit_step(&step, work).await.map_err(|why| why.to_string())
                     }
+                    Step::ChangeStore { id, to, .. } => self.begin_store_change(*id, *to).await,
                     Step::Add(placed) => {
                         if ranges_still_taken && self.is_taken(placed.spec.range) {
                             Err("its range is not free yet".to_owned())

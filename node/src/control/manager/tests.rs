@@ -1,6 +1,8 @@
 //! The manager against scripted cores, a real data directory and a real registry file, crashing
 //! between any two effects. Time is tokio's paused clock: nothing waits for real.
 
+mod stores;
+
 use std::{
     fs,
     path::PathBuf,
@@ -228,6 +230,14 @@ impl Running {
 
     async fn restore(&self, id: u32, path: PathBuf, confirm: bool) -> Result<Restored, Refusal> {
         self.ask(|reply| Call::Restore { id: PartitionId(id), path, confirm, reply }).await
+    }
+
+    async fn change_store(&self, id: u32, to: StoreKind) -> Result<CopyReport, Refusal> {
+        self.ask(|reply| Call::ChangeStore { id: PartitionId(id), to, reply }).await
+    }
+
+    fn store(&self, id: u32) -> StoreKind {
+        self.cores.hosted()[&PartitionId(id)].1.store
     }
 
     /// Waits until the manager's view is as wanted; tells the view when that never happens.
@@ -601,6 +611,7 @@ enum Script {
     RemoveEmpty,
     RemoveConfirmed,
     Restore,
+    ChangeStore,
     FileEdit,
 }
 
@@ -612,6 +623,7 @@ async fn play(script: Script, node: &Running, machine: &Machine) {
         Script::RemoveEmpty => drop(node.remove(3, false).await),
         Script::RemoveConfirmed => drop(node.remove(2, true).await),
         Script::Restore => drop(node.restore(2, machine.path("snapshot"), true).await),
+        Script::ChangeStore => drop(node.change_store(2, StoreKind::MemoryOrdered).await),
         Script::FileEdit => {
             let text = machine.registry().replace("id = 3\n", "id = 8\n");
             machine.write_registry(
@@ -644,6 +656,7 @@ async fn a_crash_between_any_two_effects_leaves_each_change_done_or_not_done() {
         Script::RemoveEmpty,
         Script::RemoveConfirmed,
         Script::Restore,
+        Script::ChangeStore,
         Script::FileEdit,
     ] {
         let machine = machine_for_crashes().await;
@@ -687,6 +700,19 @@ async fn a_crash_between_any_two_effects_leaves_each_change_done_or_not_done() {
                     let spec = node.view.borrow().manifest.partitions[&PartitionId(2)].spec.clone();
                     let expected = if spec.base_sequence.0 == 0 { 40 } else { 11 };
                     assert_eq!(node.records(2), expected, "{story}");
+                }
+                Script::ChangeStore => {
+                    // Declared or not: a change that was begun goes on by itself.
+                    assert_eq!(node.records(2), 40, "{story}");
+                    let is_declared = machine.registry().contains("\"memory-ordered\"");
+                    let wanted =
+                        if is_declared { StoreKind::MemoryOrdered } else { StoreKind::Memory };
+                    node.wait(|view| {
+                        view.manifest.partitions[&PartitionId(2)].spec.store == wanted
+                            && view.pending.is_empty()
+                    })
+                    .await;
+                    assert_eq!(node.store(2), wanted, "{story}");
                 }
                 Script::FileEdit => {
                     node.wait(|view| {
