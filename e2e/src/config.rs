@@ -14,15 +14,18 @@ pub enum Store {
     Sled,
     /// Records on disk, in a log-structured merge tree.
     Lsm,
+    /// The same on a slow directory, behind a cache on a fast one.
+    Tiered,
     /// Integers in memory, without a log.
     Counters,
 }
 
 impl Store {
     /// Every one that holds any value and has a log.
-    pub const ALL: [Self; 4] = [Self::Memory, Self::MemoryOrdered, Self::Sled, Self::Lsm];
+    pub const ALL: [Self; 5] =
+        [Self::Memory, Self::MemoryOrdered, Self::Sled, Self::Lsm, Self::Tiered];
     /// Those that order their keys.
-    pub const ORDERED: [Self; 3] = [Self::MemoryOrdered, Self::Sled, Self::Lsm];
+    pub const ORDERED: [Self; 4] = [Self::MemoryOrdered, Self::Sled, Self::Lsm, Self::Tiered];
 
     /// The name in configuration and answers.
     pub const fn as_str(self) -> &'static str {
@@ -31,6 +34,7 @@ impl Store {
             Self::MemoryOrdered => "memory-ordered",
             Self::Sled => "sled",
             Self::Lsm => "lsm",
+            Self::Tiered => "tiered",
             Self::Counters => "counters",
         }
     }

@@ -68,6 +68,11 @@ fn a_full_disk_refuses_writes_of_the_lsm_store_and_recovers() {
 }
 
 #[test]
+fn a_full_disk_refuses_writes_of_the_tiered_store_and_recovers() {
+    full_disk("a_full_disk_refuses_writes_of_the_tiered_store", Store::Tiered);
+}
+
+#[test]
 fn a_node_with_the_memory_store_starts_on_a_full_disk_and_recovers() {
     start_on_a_full_disk("a_node_with_the_memory_store_starts_on_a_full_disk", Store::Memory);
 }
@@ -123,7 +128,7 @@ fn start_on_a_full_disk(test: &str, store: Store) {
             assert_eq!(rpc::reason(&refused), "DISK_FULL", "{refused}");
         }),
         // Its files may do as they are; if not, it is as with sled.
-        Store::Lsm => runtime.block_on(async {
+        Store::Lsm | Store::Tiered => runtime.block_on(async {
             let mut data = rpc::data(&address).await.unwrap();
             if let Err(refused) = rpc::get(&mut data, &key(0)).await {
                 assert_eq!(rpc::reason(&refused), "DISK_FULL", "{refused}");

@@ -26,6 +26,11 @@ fn kill_9_under_load_breaks_no_promise_of_the_lsm_store() {
     kill_loops(Store::Lsm);
 }
 
+#[test]
+fn kill_9_under_load_breaks_no_promise_of_the_tiered_store() {
+    kill_loops(Store::Tiered);
+}
+
 fn kill_loops(store: Store) {
     let seed = Random::fresh_seed();
     println!("seed {seed}");

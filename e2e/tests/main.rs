@@ -22,4 +22,5 @@ mod scan;
 mod split;
 mod stages;
 mod startup;
+mod tiered;
 mod update;

@@ -10,7 +10,8 @@
 //! ├── partitions/ID/EPOCH-SEQUENCE.snapshot  the partitions' own snapshots
 //! ├── partitions/ID/kafka.position           where a partition's log in Kafka is claimed and replayed from
 //! ├── sled/                                  the database of partitions with store = "sled"
-//! └── lsm/                                   the database of partitions with store = "lsm"
+//! ├── lsm/                                   the database of partitions with store = "lsm"
+//! └── tiered/                                of partitions with store = "tiered" (see `tiered_dirs.rs`)
 //! ```
 //! The manifest decides what belongs: a partition that it does not list was removed, or never
 //! finished being added, and a snapshot of an epoch outside a partition's was replaced, or
@@ -150,7 +151,7 @@ impl DataDir {
             replace_file(&format, text.as_bytes()).map_err(|error| at(&format)(error.into()))?;
         }
         let dir = Self { root, _lock: lock };
-        for part in [dir.log(), dir.partitions(), dir.sled(), dir.lsm()] {
+        for part in [dir.log(), dir.partitions(), dir.sled(), dir.lsm(), dir.tiered()] {
             fs::create_dir_all(&part).map_err(at(&part))?;
         }
         sync_directory_of(&dir.log()).map_err(at(&dir.root))?;
@@ -175,6 +176,12 @@ impl DataDir {
     /// Directory of the log-structured merge tree's database.
     pub fn lsm(&self) -> PathBuf {
         self.root.join("lsm")
+    }
+
+    /// Directory of what `tiered` stores have here: their slow and fast directories, unless those are
+    /// elsewhere, and whose the slow one is.
+    pub fn tiered(&self) -> PathBuf {
+        self.root.join("tiered")
     }
 
     /// Directory of all partitions' snapshots.
@@ -218,7 +225,8 @@ impl DataDir {
                 .map(Some)
                 .map_err(|source| DataDirError::Manifest { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                for beside in [self.log(), self.partitions(), self.sled(), self.lsm()] {
+                let parts = [self.log(), self.partitions(), self.sled(), self.lsm(), self.tiered()];
+                for beside in parts {
                     if fs::read_dir(&beside).map_err(at(&beside))?.next().is_some() {
                         return Err(DataDirError::ManifestMissing { path, beside });
                     }
@@ -433,7 +441,7 @@ mod tests {
     fn a_manifest_that_is_missing_or_unusable_beside_data_is_no_fresh_node() {
         let temporary = tempfile::tempdir().unwrap();
         let dir = DataDir::open(temporary.path()).unwrap();
-        for part in ["log", "partitions", "sled", "lsm"] {
+        for part in ["log", "partitions", "sled", "lsm", "tiered"] {
             let file = dir.root().join(part).join("something");
             fs::write(&file, "x").unwrap();
             let error = dir.read_manifest().unwrap_err();

@@ -12,3 +12,4 @@ pub mod metrics;
 pub mod reactor;
 pub mod serve;
 pub mod stages;
+pub mod tiered_dirs;

@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use stateside_statestore::TierFigures;
 use stateside_types::{Code, Reason};
 
 pub use exposition::{Scrape, render};
@@ -338,13 +339,15 @@ pub struct NodeMetrics {
     pub cores: Vec<Arc<CoreMetrics>>,
     /// Of the control thread.
     pub control: ControlMetrics,
+    /// Of the fast directory of `tiered` stores.
+    pub tiered: Arc<TierFigures>,
 }
 
 impl NodeMetrics {
     /// Counters for so many cores, all at 0.
     pub fn new(cores: u16) -> Self {
         let cores = (0..cores).map(|_| Arc::default()).collect();
-        Self { cores, control: ControlMetrics::default() }
+        Self { cores, control: ControlMetrics::default(), tiered: Arc::default() }
     }
 }
 

@@ -24,9 +24,9 @@ use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
 };
-use stateside_partition_mgr::ManifestError;
+use stateside_partition_mgr::{Manifest, ManifestError};
 use stateside_pipeline::log::Placement;
-use stateside_types::{CoreId, PartitionSpec, Refusal, limits};
+use stateside_types::{CoreId, PartitionSpec, Refusal, StoreKind, limits};
 use tracing_subscriber::filter::LevelFilter;
 
 use crate::{
@@ -40,7 +40,7 @@ use crate::{
         self, CoreError, CoreSetup, Coverage, Evidence, Node, PartitionFiles, Peer, StoreEngines,
         command::CoreCommand,
     },
-    data_dir::DataDirError,
+    data_dir::{DataDir, DataDirError},
     exit::Exit,
     log_files::{LogCatalog, LogConfig, LogError, SegmentKeeper},
     metrics::NodeMetrics,
@@ -48,6 +48,7 @@ use crate::{
         self, BlockingPool, CoreConfig, CoreExecutor, FailureHook, ReactorError, bind_shared,
         bind_unix, check_unix, start_listening,
     },
+    tiered_dirs::{self, TieredDirs, TieredDirsError},
 };
 
 /// How long a start waits for ports that are in use, and how often it looks.
@@ -80,6 +81,14 @@ pub enum ServeError {
     /// The log in Kafka.
     #[error(transparent)]
     Kafka(#[from] KafkaError),
+    /// The directories of `tiered` stores. With the place of the setting.
+    #[error("{place}: {error}")]
+    Tiered {
+        /// File and line, variable or `default`.
+        place: String,
+        /// What is wrong.
+        error: TieredDirsError,
+    },
     /// Something else of the environment.
     #[error("{what}: {source}")]
     Io {
@@ -120,7 +129,8 @@ impl ServeError {
             Self::Control(error) if error.is_address_in_use() => Exit::PortInUse,
             Self::Log(LogError::Version { .. })
             | Self::Core(CoreError::Log(LogError::Version { .. })) => Exit::FileVersion,
-            Self::Kafka(KafkaError::Config(_)) => Exit::ConfigInvalid,
+            Self::Tiered { error, .. } if error.is_locked => Exit::DataDirLocked,
+            Self::Tiered { .. } | Self::Kafka(KafkaError::Config(_)) => Exit::ConfigInvalid,
             Self::Log(_) | Self::Sweep(_) | Self::Core(CoreError::Log(_)) => Exit::DataDirDamaged,
             _ => Exit::Failure,
         }
@@ -139,7 +149,7 @@ pub fn serve(loaded: &Loaded) -> Exit {
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    match run(&loaded.settings) {
+    match run(loaded) {
         Ok(()) => Exit::Done,
         Err(error) => {
             tracing::error!("{error}");
@@ -148,7 +158,8 @@ pub fn serve(loaded: &Loaded) -> Exit {
     }
 }
 
-fn run(settings: &Settings) -> Result<(), ServeError> {
+fn run(loaded: &Loaded) -> Result<(), ServeError> {
+    let settings = &loaded.settings;
     let (happened, happenings) = flume::unbounded();
     catch_signals(happened.clone())?;
     reactor::raise_limits();
@@ -175,7 +186,8 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
         .map_err(|source| ServeError::Io { what: "starting the log keeper", source })?;
     let keeper = Arc::new(keeper);
     let seed = secret();
-    let engines = StoreEngines::new(&data_dir, &settings.store);
+    prepare_tiered(loaded, &data_dir, &manifest)?;
+    let engines = StoreEngines::new(&data_dir, &settings.store, &metrics.tiered);
     let files =
         PartitionFiles::new(Arc::clone(&data_dir), engines, seed, (&settings.request_ids).into());
     let specs: Vec<PartitionSpec> =
@@ -347,6 +359,24 @@ fn run(settings: &Settings) -> Result<(), ServeError> {
     drop(data_dir);
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Finds out at the start, and not when the first partition is opened, whether the directories of `tiered`
+/// stores can be used.
+fn prepare_tiered(
+    loaded: &Loaded,
+    data_dir: &DataDir,
+    manifest: &Manifest,
+) -> Result<(), ServeError> {
+    let settings = &loaded.settings;
+    let mut stores = manifest.partitions.values().map(|placed| placed.spec.store);
+    let has_partitions = stores.any(|store| store == StoreKind::Tiered);
+    if !cfg!(feature = "lsm") || !tiered_dirs::are_wanted(settings, data_dir, has_partitions) {
+        return Ok(());
+    }
+    TieredDirs::below(&data_dir.tiered(), &settings.store.tiered)
+        .prepare()
+        .map_err(|error| ServeError::Tiered { place: loaded.origin(error.key).to_string(), error })
 }
 
 /// Starts the Kafka client when there are brokers to talk to: it, and a link for each core.

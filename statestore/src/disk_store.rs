@@ -41,6 +41,8 @@ use stateside_types::{
 };
 
 pub use self::engine::{Change as TreeChange, Database, DiskEngine, DiskLimits, EngineError, Tree};
+#[cfg(feature = "lsm")]
+pub(crate) use self::tree::holds_record;
 use self::{
     engine::{Stamp, TreeAccess, TreeSession, WriteFate},
     overlay::{Overlay, OverlayBatch},

@@ -12,6 +12,9 @@ mod request_window;
 mod sled_database;
 mod snapshot_format;
 mod store;
+mod tier_figures;
+#[cfg(feature = "lsm")]
+mod tiered_database;
 
 pub use counters::{CountersStore, is_counter};
 #[cfg(any(feature = "sled", feature = "lsm"))]
@@ -32,4 +35,10 @@ pub use snapshot_format::{
 pub use store::{
     Lookup, Reclaimed, SnapshotRecord, SnapshotStep, StateStore, StoreError, StoreStats, Work,
     WorkDone,
+};
+pub use tier_figures::{TierFigures, TierStats};
+#[cfg(feature = "lsm")]
+pub use tiered_database::{
+    FAST_CAPACITY_BYTES_MIN, FastBytes, FastTierOptions, Tiered, TieredBytes, TieredEngine,
+    TieredOptions, TieredStore, TieredTree,
 };

@@ -14,12 +14,14 @@ use std::{
     io::{BufRead, BufReader, Write},
     path::Path,
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use stateside_statestore::{
-    Database, DiskEngine, DiskStore, Lsm, LsmOptions, RequestLimits, RequestWindow, Sled,
-    SledOptions, SnapshotStep, StateStore, WorkDone,
+    Database, DiskEngine, DiskStore, FAST_CAPACITY_BYTES_MIN, FastTierOptions, Lookup, Lsm,
+    LsmOptions, RequestLimits, RequestWindow, Sled, SledOptions, SnapshotStep, StateStore,
+    TierFigures, Tiered, TieredOptions, WorkDone,
 };
 use stateside_types::{
     Change, Epoch, PartitionId, Reason, Refusal, RequestId, RequestMark, Sequence, Timestamp,
@@ -131,6 +133,19 @@ fn lsm_options() -> LsmOptions {
     }
 }
 
+/// As above, with a fast tier that a killed process left as it was, or that somebody took away.
+fn tiered_options(directory: &Path) -> TieredOptions {
+    let fast = FastTierOptions {
+        directory: directory.join("fast"),
+        capacity_bytes: FAST_CAPACITY_BYTES_MIN,
+        free_bytes_min: 0,
+        index_bytes: 64 << 10,
+        retry_after: Duration::from_secs(10),
+        report: |problem| eprintln!("{problem}"),
+    };
+    TieredOptions { slow: lsm_options(), fast, figures: Arc::new(TierFigures::default()) }
+}
+
 fn open<D: Database>(directory: &Path, options: D::Options) -> (DiskEngine<D>, Vec<DiskStore<D>>) {
     let engine = DiskEngine::open(&directory.join(D::KIND), options).unwrap();
     let stores = (0..PARTITIONS)
@@ -174,7 +189,11 @@ fn child_process() {
     let seed: u64 = std::env::var("STATESIDE_CRASH_SEED").unwrap().parse().unwrap();
     match std::env::var("STATESIDE_CRASH_STORE").unwrap().as_str() {
         Sled::KIND => write_for_ever::<Sled>(Path::new(&directory), seed, sled_options()),
-        _ => write_for_ever::<Lsm>(Path::new(&directory), seed, lsm_options()),
+        Lsm::KIND => write_for_ever::<Lsm>(Path::new(&directory), seed, lsm_options()),
+        _ => {
+            let options = tiered_options(Path::new(&directory));
+            write_for_ever::<Tiered>(Path::new(&directory), seed, options);
+        }
     }
 }
 
@@ -196,6 +215,11 @@ fn write_for_ever<D: Database>(directory: &Path, seed: u64, options: D::Options)
         }
         if numbers.below(30) == 0 {
             store.snapshot_start();
+        }
+        let key = format!("key {}", numbers.below(KEYS)).into_bytes();
+        if numbers.below(2) == 0 && store.get(&key) == Lookup::Unknown {
+            store.forget_fetched();
+            store.fetch(&[&key]);
         }
         let durable = Sequence(store.applied().0.saturating_sub(numbers.below(30)));
         if let Some(work) = store.take_work(durable) {
@@ -253,7 +277,7 @@ fn run_and_kill(kind: &str, directory: &Path, seed: u64, lifetime: Duration) -> 
 #[test]
 fn after_a_kill_a_sled_store_is_the_state_at_its_applied_sequence() {
     let directory = tempfile::tempdir().unwrap();
-    kill_again_and_again::<Sled>(directory.path(), sled_options());
+    kill_again_and_again::<Sled>(directory.path(), sled_options(), |_, _| ());
     let blobs = std::fs::read_dir(directory.path().join("sled/blobs")).unwrap().count();
     assert_eq!(blobs, 0, "no page may outgrow sled's log");
 }
@@ -261,10 +285,37 @@ fn after_a_kill_a_sled_store_is_the_state_at_its_applied_sequence() {
 #[test]
 fn after_a_kill_an_lsm_store_is_the_state_at_its_applied_sequence() {
     let directory = tempfile::tempdir().unwrap();
-    kill_again_and_again::<Lsm>(directory.path(), lsm_options());
+    kill_again_and_again::<Lsm>(directory.path(), lsm_options(), |_, _| ());
 }
 
-fn kill_again_and_again<D: Database>(path: &Path, options: D::Options) {
+#[test]
+fn after_a_kill_a_tiered_store_is_the_state_at_its_applied_sequence() {
+    let directory = tempfile::tempdir().unwrap();
+    let options = tiered_options(directory.path());
+    kill_again_and_again::<Tiered>(directory.path(), options, mistreat_fast_tier);
+}
+
+/// Takes the fast tier away, cuts its file short, or fills it with something else.
+fn mistreat_fast_tier(path: &Path, numbers: &mut Numbers) {
+    let fast = path.join("fast");
+    let Ok(file) = std::fs::OpenOptions::new().write(true).open(fast.join("cache")) else { return };
+    let length = file.metadata().unwrap().len();
+    match numbers.below(4) {
+        0 => std::fs::remove_dir_all(fast).unwrap(),
+        1 => file.set_len(numbers.below(length + 1)).unwrap(),
+        2 => {
+            std::fs::write(fast.join("cache"), vec![numbers.next() as u8; length as usize]).unwrap()
+        }
+        _ => {}
+    }
+}
+
+/// `between` is called before each start.
+fn kill_again_and_again<D: Database>(
+    path: &Path,
+    options: D::Options,
+    mut between: impl FnMut(&Path, &mut Numbers),
+) {
     let seed = match std::env::var("STATESIDE_TEST_SEED") {
         Ok(text) => text.parse().unwrap(),
         Err(_) => RandomState::new().hash_one(1),
@@ -287,13 +338,15 @@ fn kill_again_and_again<D: Database>(path: &Path, options: D::Options) {
                 0 => numbers.below(60),
                 _ => 50 + numbers.below(500),
             };
+            between(path, &mut numbers);
             let killed = run_and_kill(D::KIND, path, seed, Duration::from_millis(lifetime));
             for (least, covered) in least.iter_mut().zip(killed.covered) {
                 *least = (*least).max(covered);
             }
             stderr = killed.stderr;
         }
-        let (engine, mut stores) = open::<D>(path, options);
+        between(path, &mut numbers);
+        let (engine, mut stores) = open::<D>(path, options.clone());
         for (partition, store) in stores.iter_mut().enumerate() {
             let context = format!("seed {seed}, round {round}, partition {partition}: {stderr}");
             let (reached, model) = &mut models[partition];

@@ -8,13 +8,15 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use stateside_statestore::{
-    Database, DiskEngine, DiskStore, Lookup, Lsm, LsmEngine, LsmOptions, Sled, SledEngine,
-    SledOptions, SnapshotRecord, SnapshotStep, StateStore, StoreError,
+    Database, DiskEngine, DiskStore, FAST_CAPACITY_BYTES_MIN, FastTierOptions, Lookup, Lsm,
+    LsmEngine, LsmOptions, Sled, SledEngine, SledOptions, SnapshotRecord, SnapshotStep, StateStore,
+    StoreError, TierFigures, Tiered, TieredOptions,
 };
 use stateside_types::{Epoch, PartitionId, Record, Sequence, Timestamp, WriteEntry, limits};
 
@@ -27,6 +29,19 @@ fn options() -> SledOptions {
 
 fn lsm_options() -> LsmOptions {
     LsmOptions { cache_bytes: 4 << 20, memtable_bytes: 256 << 10, ..LsmOptions::default() }
+}
+
+/// With the fast directory beside a path's last part.
+fn tiered_options(slow: LsmOptions, directory: &Path) -> TieredOptions {
+    let fast = FastTierOptions {
+        directory: directory.join("fast"),
+        capacity_bytes: FAST_CAPACITY_BYTES_MIN,
+        free_bytes_min: 0,
+        index_bytes: 1 << 20,
+        retry_after: Duration::from_millis(200),
+        report: |problem| eprintln!("{problem}"),
+    };
+    TieredOptions { slow, fast, figures: Arc::new(TierFigures::default()) }
 }
 
 fn put(store: &mut impl StateStore, key: &[u8], value: &[u8]) {
@@ -79,6 +94,9 @@ fn a_disk_without_room_refuses_writes_and_serves_reads() {
     without_room::<Sled>(options(), full);
     let full = LsmOptions { free_bytes_min: u64::MAX, ..lsm_options() };
     without_room::<Lsm>(lsm_options(), full);
+    let directory = tempfile::tempdir().unwrap();
+    let tiered = |slow| tiered_options(slow, directory.path());
+    without_room::<Tiered>(tiered(lsm_options()), tiered(full));
 }
 
 fn without_room<D: Database>(options: D::Options, full: D::Options) {
@@ -118,12 +136,17 @@ fn child_process_with_small_files() {
         }
         // Its journal has its full length from the beginning, so it is tables that cannot be written, by
         // fjall's own thread.
-        _ => with_small_files::<Lsm>(&path, lsm_options(), |_| 64 << 10),
+        Lsm::KIND => with_small_files::<Lsm>(&path, lsm_options(), |_| 64 << 10),
+        // Neither tier's file can grow.
+        _ => {
+            let options = tiered_options(lsm_options(), Path::new(&directory));
+            with_small_files::<Tiered>(&path, options, |_| 64 << 10);
+        }
     }
 }
 
 fn with_small_files<D: Database>(path: &Path, small: D::Options, limit_of: fn(&Path) -> u64) {
-    let engine = DiskEngine::<D>::open(path, small).unwrap();
+    let engine = DiskEngine::<D>::open(path, small.clone()).unwrap();
     let mut store = engine.partition(ID, EPOCH).unwrap();
     let mut other = engine.partition(ID, Epoch(3)).unwrap();
     let mut model = BTreeMap::new();
@@ -216,6 +239,11 @@ fn lsm_is_reopened_after_it_met_a_full_disk() {
     meet_a_full_disk(Lsm::KIND);
 }
 
+#[test]
+fn tiered_is_reopened_after_it_met_a_full_disk() {
+    meet_a_full_disk(Tiered::KIND);
+}
+
 fn meet_a_full_disk(kind: &str) {
     let directory = tempfile::tempdir().unwrap();
     // The shell's `trap` outlives `exec`: without it the signal for a file too large kills.
@@ -239,6 +267,8 @@ fn meet_a_full_disk(kind: &str) {
 fn an_interrupted_load_is_not_served() {
     interrupted_load::<Sled>(options());
     interrupted_load::<Lsm>(lsm_options());
+    let directory = tempfile::tempdir().unwrap();
+    interrupted_load::<Tiered>(tiered_options(lsm_options(), directory.path()));
 }
 
 fn interrupted_load<D: Database>(options: D::Options) {
@@ -285,12 +315,14 @@ fn interrupted_load<D: Database>(options: D::Options) {
 fn a_store_is_open_once_and_not_removed_while_it_is() {
     open_once::<Sled>(options());
     open_once::<Lsm>(lsm_options());
+    let directory = tempfile::tempdir().unwrap();
+    open_once::<Tiered>(tiered_options(lsm_options(), directory.path()));
 }
 
 fn open_once<D: Database>(options: D::Options) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(D::KIND);
-    let engine = DiskEngine::<D>::open(&path, options).unwrap();
+    let engine = DiskEngine::<D>::open(&path, options.clone()).unwrap();
     let mut store = engine.partition(ID, EPOCH).unwrap();
     assert!(matches!(engine.partition(ID, EPOCH), Err(StoreError::Io { .. })));
     assert!(matches!(engine.remove(ID, EPOCH), Err(StoreError::Io { .. })));
@@ -308,6 +340,8 @@ fn open_once<D: Database>(options: D::Options) {
 fn values_beyond_what_a_fetch_brings_are_withheld() {
     large_fetch::<Sled>(options());
     large_fetch::<Lsm>(lsm_options());
+    let directory = tempfile::tempdir().unwrap();
+    large_fetch::<Tiered>(tiered_options(lsm_options(), directory.path()));
 }
 
 fn large_fetch<D: Database>(options: D::Options) {

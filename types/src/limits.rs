@@ -144,6 +144,13 @@ pub const STORE_OVERLAY_BYTES_MAX: usize = 16 << 20;
 /// Bytes of records that one `fetch` from an on-disk store brings into memory; of further ones it
 /// tells the version only. Two answers' worth.
 pub const STORE_FETCH_BYTES_MAX: usize = 2 * RESPONSE_BYTES_MAX;
+/// Smallest capacity of the fast directory of `tiered` stores that may be configured, MiB.
+pub const TIERED_CAPACITY_MB_MIN: i64 = 16;
+/// What the fast directory of `tiered` stores leaves of its disk at least, bytes: the log's segments and the
+/// stores' own files may be on the same.
+pub const TIERED_FREE_BYTES_MIN: u64 = 256 << 20;
+/// How long the fast directory of `tiered` stores is left alone after a failure, milliseconds.
+pub const TIERED_RETRY_MS: u64 = 10_000;
 /// Bytes of records that a store on disk takes in before the next work, while it is loaded.
 pub const STORE_LOAD_BYTES_MAX: usize = 4 << 20;
 

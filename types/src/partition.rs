@@ -50,6 +50,8 @@ named!(
         Sled = "sled",
         /// A log-structured merge tree, on disk.
         Lsm = "lsm",
+        /// The same on a slow directory, behind a bounded cache on a fast one.
+        Tiered = "tiered",
         /// Integers in memory, without a log.
         Counters = "counters",
     }
@@ -61,7 +63,7 @@ impl StoreKind {
     pub const fn is_on_disk(self) -> bool {
         match self {
             Self::Memory | Self::MemoryOrdered | Self::Counters => false,
-            Self::Sled | Self::Lsm => true,
+            Self::Sled | Self::Lsm | Self::Tiered => true,
         }
     }
 

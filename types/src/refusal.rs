@@ -117,7 +117,7 @@ reasons! {
         "use one client for many requests, with rising numbers; or raise request_ids.clients_max";
     /// The partition's store does not keep its keys in order.
     StoreNotOrdered = "STORE_NOT_ORDERED", FailedPrecondition,
-        "scan partitions whose store orders its keys: memory-ordered, lsm, sled or counters";
+        "scan partitions whose store orders its keys: memory-ordered, lsm, tiered, sled or counters";
     /// The partition was written since the scan's first page, where the scan reads.
     ScanMoved = "SCAN_MOVED", Aborted,
         "scan again from the beginning, in one page if the records fit, or ask for SCAN_EACH_PAGE";

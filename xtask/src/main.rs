@@ -31,7 +31,7 @@ Commands:
                                 quick_start, damage, startup, full_disk, lifecycle, …
   kill-loops    kill -9 under load, restart, compare every record with what was acknowledged
                   --loops N     kills (default 100)
-                  --store S     memory, memory-ordered, sled, lsm or all (default all)
+                  --store S     memory, memory-ordered, sled, lsm, tiered or all (default all)
                   --seed N      repeat a run's choices (default: drawn and printed)
   compare       this build beside Redis, memcached, etcd, nghttpd and tonic; a table on stdout
                   --only ROW[,ROW]  these rows; --list names all

@@ -1,4 +1,4 @@
-//! `kill-loops [--loops N] [--store memory|memory-ordered|sled|lsm|all] [--seed N]`: see `stateside_e2e::kill_loops`.
+//! `kill-loops [--loops N] [--store memory|memory-ordered|sled|lsm|tiered|all] [--seed N]`: see `stateside_e2e::kill_loops`.
 
 use std::{process::ExitCode, time::Instant};
 
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(problem) => {
             eprintln!(
-                "kill-loops: {problem}; usage: kill-loops [--loops N] [--store memory|sled|lsm|all] [--seed N]"
+                "kill-loops: {problem}; usage: kill-loops [--loops N] [--store memory|memory-ordered|sled|lsm|tiered|all] [--seed N]"
             );
             return ExitCode::from(2);
         }

@@ -17,7 +17,7 @@ use crate::exit::Exit;
 /// Read records in the order of their keys.
 ///
 /// Scans the partition of a routing key, one partition by its id, or all partitions one after the
-/// other, each in its own order. Only stores that order their keys can: memory-ordered, lsm, sled. Records
+/// other, each in its own order. Only stores that order their keys can: memory-ordered, lsm, tiered, sled. Records
 /// of one partition are the state of one moment, unless --each-page: when the partition is
 /// written meanwhile where the scan reads, it ends with SCAN_MOVED. With -o json one record a line.
 #[derive(Args, Debug)]

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use stateside_types::check_ack;
 
 use super::{ConfigError, Settings, Surroundings, kafka_options, settings::PartitionSettings};
+use crate::tiered_dirs::TieredDirs;
 
 /// Longest path of a Unix socket on Linux, bytes (`sun_path` less its end).
 const UNIX_SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -65,6 +66,9 @@ pub(super) fn check(settings: &Settings, place_of: impl Fn(&str) -> String) -> V
         );
     }
     check_ports(settings, base, &mut fail);
+    if let Err(problem) = TieredDirs::new(settings).check() {
+        fail(problem.key, problem.message);
+    }
     errors
 }
 
@@ -171,6 +175,17 @@ mod tests {
             "metrics.listen: 127.0.0.1:7401 is the address of control.listen too",
         );
         assert_eq!(errors_after(|s| s.metrics.listen.set_port(0)), [""; 0]);
+        let tiered = |slow: &'static str, fast: &'static str| {
+            errors_after(move |s| {
+                (s.store.tiered.slow_dir, s.store.tiered.fast_dir) =
+                    (Some(slow.into()), Some(fast.into()));
+            })
+        };
+        assert_eq!(tiered("/slow", "/slow-not"), [""; 0]);
+        one(tiered("/disk", "/disk/"), "fast_dir: /disk/ is store.tiered.slow_dir too");
+        one(tiered("/disk/a", "/disk"), "fast_dir: /disk and store.tiered.slow_dir, /disk/a, lie");
+        one(tiered("stateside-data", "/fast"), "slow_dir: stateside-data is the data directory");
+        one(tiered("stateside-data/lsm/x", "/fast"), "slow_dir: stateside-data/lsm/x lies within");
     }
 
     #[test]

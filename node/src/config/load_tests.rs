@@ -91,7 +91,7 @@ fn every_wrong_line_is_reported_with_its_number_and_the_known_keys() {
             "s.toml:6: log.max_mb: expected a whole number from 8 to 1048576",
             "s.toml:8: unknown key `colour`; known: [node], [data], [control], [metrics], [partition], [log], [kafka], [request_ids], [memory], [store], [registry], [drain], [logging]",
             "s.toml:12: `store.sled` is a section: write [store.sled]",
-            "s.toml:13: unknown key `store.tape`; known in [store]: [sled], [lsm]",
+            "s.toml:13: unknown key `store.tape`; known in [store]: [sled], [lsm], [tiered]",
             "s.toml:16: metrics.listen: `localhost` is not IP:PORT, such as 127.0.0.1:7400, 0.0.0.0:7400 or [::1]:7400",
             "s.toml:18: partition.pipeline: in the pipeline log must come after clock",
             "s.toml:19: partition.ack: `fsync` is not an ack level: use `durable` or `memory`",

@@ -22,7 +22,7 @@ pub use render::{ShownKey, default_file, documentation};
 pub use settings::{
     DataSettings, DrainSettings, KafkaSettings, ListenSettings, LogSettings, LoggingFormat,
     LoggingLevel, LoggingSettings, LsmSettings, MemorySettings, NodeSettings, PartitionSettings,
-    RegistrySettings, Settings, SledSettings, StoreSettings,
+    RegistrySettings, Settings, SledSettings, StoreSettings, TieredSettings,
 };
 
 /// What the command line of `serve` and `config` sets. Everything as text, so that one parser

@@ -145,6 +145,8 @@ pub struct StoreSettings {
     pub sled: SledSettings,
     /// `[store.lsm]`
     pub lsm: LsmSettings,
+    /// `[store.tiered]`
+    pub tiered: TieredSettings,
 }
 
 /// `[store.sled]`
@@ -164,6 +166,25 @@ pub struct LsmSettings {
     /// Size that a partition's memtable is written out at, MiB.
     pub memtable_mb: u32,
     /// How often the journal is brought to disk.
+    pub flush_ms: u32,
+}
+
+/// `[store.tiered]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TieredSettings {
+    /// Where the records are. None: below the data directory.
+    pub slow_dir: Option<PathBuf>,
+    /// Where copies of them are. None: below the data directory.
+    pub fast_dir: Option<PathBuf>,
+    /// What the files in the fast directory may grow to, MiB.
+    pub fast_capacity_mb: u32,
+    /// Memory of the index of the fast directory, MiB.
+    pub index_mb: u32,
+    /// Blocks of the slow directory's tables kept in memory, MiB.
+    pub cache_mb: u32,
+    /// Size that a partition's memtable is written out at, MiB.
+    pub memtable_mb: u32,
+    /// How often the slow directory's journal is brought to disk.
     pub flush_ms: u32,
 }
 

@@ -68,7 +68,7 @@ impl PartitionFiles {
             StoreKind::Memory => Box::new(MemoryStore::new(self.hash_seed)),
             StoreKind::MemoryOrdered => Box::new(MemoryStore::ordered(self.hash_seed)),
             StoreKind::Counters => Box::new(CountersStore::default()),
-            StoreKind::Sled | StoreKind::Lsm => {
+            StoreKind::Sled | StoreKind::Lsm | StoreKind::Tiered => {
                 self.engines.open_store(spec.store, spec.id, spec.first_epoch)?
             }
         };

@@ -36,6 +36,7 @@ pub fn render(metrics: &NodeMetrics, scrape: &Scrape<'_>) -> String {
     requests(&mut page, metrics);
     cores(&mut page, metrics);
     core_reports(&mut page, scrape);
+    tiered(&mut page, metrics);
     partitions(&mut page, scrape);
     kafka(&mut page, scrape);
     node(&mut page, metrics, scrape);
@@ -133,6 +134,27 @@ fn core_reports(page: &mut Page, scrape: &Scrape<'_>) {
             page.sample(&[&core], pick(report));
         }
     }
+}
+
+fn tiered(page: &mut Page, metrics: &NodeMetrics) {
+    let stats = metrics.tiered.stats();
+    page.family(families::TIERED_LOOKUPS);
+    page.sample(&[&"read", &"fast"], stats.read_hits);
+    page.sample(&[&"read", &"slow"], stats.read_misses);
+    page.sample(&[&"other", &"fast"], stats.other_hits);
+    page.sample(&[&"other", &"slow"], stats.other_misses);
+    page.single(families::TIERED_ADMITTED, stats.admitted);
+    page.single(families::TIERED_ADMITTED_BYTES, stats.admitted_bytes);
+    page.single(families::TIERED_KEPT, stats.kept);
+    page.single(families::TIERED_EVICTED, stats.evicted);
+    page.single(families::TIERED_PASSED_OVER, stats.passed_over);
+    page.single(families::TIERED_DAMAGED, stats.damaged);
+    page.single(families::TIERED_FAILURES, stats.failures);
+    page.single(families::TIERED_DOWN, u64::from(stats.is_down));
+    page.single(families::TIERED_ENTRIES, stats.entries);
+    page.single(families::TIERED_BYTES, stats.file_bytes);
+    page.single(families::TIERED_CAPACITY, stats.capacity_bytes);
+    page.single(families::TIERED_MEMORY, stats.memory_bytes);
 }
 
 fn partitions(page: &mut Page, scrape: &Scrape<'_>) {
@@ -452,6 +474,8 @@ mod tests {
             "stateside_stage_changed_total{core=\"1\",partition=\"7\",stage=\"sizes\"} 9",
             "stateside_node_state{state=\"serving\"} 1",
             "stateside_cores_unreported 1",
+            "stateside_tiered_lookups_total{purpose=\"read\",tier=\"fast\"} 0",
+            "stateside_tiered_fast_capacity_bytes 0",
         ] {
             assert!(page.lines().any(|have| have == line), "{line}\n{page}");
         }

@@ -652,7 +652,7 @@ pub mod data_plane_client {
             self.inner.unary(req, path, codec).await
         }
         /// Reads the records of one partition in the order of their keys (bytewise), page by page. Only
-        /// partitions whose store orders its keys: memory-ordered, lsm, sled.
+        /// partitions whose store orders its keys: memory-ordered, lsm, tiered, sled.
         ///
         /// All pages show the state after one sequence, that of the first page, or the scan is refused with
         /// SCAN_MOVED: a record that it had still to show was written, or any record of the partition was
@@ -761,7 +761,7 @@ pub mod data_plane_server {
             request: tonic::Request<super::UpdateRequest>,
         ) -> std::result::Result<tonic::Response<super::UpdateResponse>, tonic::Status>;
         /// Reads the records of one partition in the order of their keys (bytewise), page by page. Only
-        /// partitions whose store orders its keys: memory-ordered, lsm, sled.
+        /// partitions whose store orders its keys: memory-ordered, lsm, tiered, sled.
         ///
         /// All pages show the state after one sequence, that of the first page, or the scan is refused with
         /// SCAN_MOVED: a record that it had still to show was written, or any record of the partition was
@@ -1204,7 +1204,7 @@ pub struct Partition {
     /// The core that owns it, counted from 0.
     #[prost(uint32, tag = "5")]
     pub core: u32,
-    /// State store: "memory", "memory-ordered", "sled" or "lsm".
+    /// State store: "memory", "memory-ordered", "sled", "lsm" or "tiered".
     #[prost(string, tag = "6")]
     pub store: ::prost::alloc::string::String,
     /// Default acknowledgement of writes.
@@ -1250,7 +1250,7 @@ pub struct AddPartitionRequest {
     /// Required; must not overlap the range of another partition.
     #[prost(message, optional, tag = "2")]
     pub range: ::core::option::Option<HashRange>,
-    /// "memory", "memory-ordered", "sled", "lsm", or empty for the node's default.
+    /// "memory", "memory-ordered", "sled", "lsm", "tiered", or empty for the node's default.
     #[prost(string, tag = "3")]
     pub store: ::prost::alloc::string::String,
     /// ACK_DEFAULT: the node's default.

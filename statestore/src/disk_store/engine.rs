@@ -42,7 +42,7 @@ const REOPEN_WAIT: Duration = Duration::from_secs(5);
 /// An engine: one database in one directory, with a tree of its own for each partition.
 pub trait Database: Sized + Send + Sync + 'static {
     /// How it is run.
-    type Options: Copy + Send + Sync;
+    type Options: Clone + Send + Sync;
     /// One partition's tree.
     type Tree: Tree;
     /// The name that configuration uses for stores on this engine.
@@ -98,6 +98,15 @@ pub trait Tree {
     /// # Errors
     /// [`EngineError`].
     fn get(&self, key: &[u8]) -> Result<Option<Self::Bytes>, EngineError>;
+
+    /// As [`Self::get`], of what nobody is likely to ask for again: it is changed next, or everything is
+    /// read in its order. An engine that keeps copies need not make one.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    fn get_once(&self, key: &[u8]) -> Result<Option<Self::Bytes>, EngineError> {
+        self.get(key)
+    }
 
     /// Entries between two keys, in the order of keys; what is written meanwhile may show or not.
     fn range(
@@ -217,8 +226,8 @@ impl<D: Database> DiskEngine<D> {
         let database = open_database::<D>(path, &options)?;
         let shared = Shared {
             path: path.to_owned(),
-            options,
             limits: D::limits(&options),
+            options,
             database: RwLock::new(Some(database)),
             failure: Mutex::new(None),
             flush: Mutex::new(Instant::now()),
@@ -533,6 +542,10 @@ pub(super) type Entry<D> = (Bytes<D>, Bytes<D>);
 impl<D: Database> TreeSession<'_, D> {
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Bytes<D>>, StoreError> {
         self.access.shared().call(|| self.tree.get(key))
+    }
+
+    pub(super) fn get_once(&self, key: &[u8]) -> Result<Option<Bytes<D>>, StoreError> {
+        self.access.shared().call(|| self.tree.get_once(key))
     }
 
     /// To be advanced with [`Self::next`] alone.

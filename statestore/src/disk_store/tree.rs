@@ -27,6 +27,12 @@ use super::{
 };
 use crate::StoreError;
 
+/// Whether a key of a tree is that of a record or of a piece of one: what readers ask for.
+#[cfg(feature = "lsm")]
+pub(crate) fn holds_record(key: &[u8]) -> bool {
+    matches!(key.first(), Some(&(RECORD_TAG | PIECE_TAG)))
+}
+
 const META_KEY: [u8; 1] = [0];
 const RECORD_TAG: u8 = 1;
 const PIECE_TAG: u8 = 2;
@@ -71,6 +77,17 @@ pub(super) struct StoredRecord {
 pub(super) type KeyedRecord = (Box<[u8]>, StoredRecord);
 /// A key and what was found under it.
 pub(super) type KeyedLookup = (Box<[u8]>, Option<StoredRecord>);
+
+/// How much of a record is read, and for whom.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// All but its value.
+    Header,
+    /// All, for a reader, who may come again.
+    Again,
+    /// All, on the way past it.
+    Once,
+}
 
 /// Which records a write must bring back before it overwrites them: a snapshot has not got to
 /// them yet.
@@ -123,10 +140,15 @@ impl<D: Database> TreeSession<'_, D> {
         }
     }
 
-    /// Reads one record; its value only while `budget` lasts.
-    fn record(&self, key: &[u8], with_value: bool) -> Result<Option<StoredRecord>, StoreError> {
-        let Some(stored) = self.get(&record_key(key))? else { return Ok(None) };
-        self.complete(key, stored.as_ref(), with_value).map(Some)
+    /// Reads one record that is replaced or removed next.
+    fn record_before_write(
+        &self,
+        key: &[u8],
+        with_value: bool,
+    ) -> Result<Option<StoredRecord>, StoreError> {
+        let Some(stored) = self.get_once(&record_key(key))? else { return Ok(None) };
+        let wanted = if with_value { Wanted::Once } else { Wanted::Header };
+        self.complete(key, stored.as_ref(), wanted).map(Some)
     }
 
     /// A record from what its record key holds.
@@ -134,11 +156,11 @@ impl<D: Database> TreeSession<'_, D> {
         &self,
         key: &[u8],
         stored: &[u8],
-        with_value: bool,
+        wanted: Wanted,
     ) -> Result<StoredRecord, StoreError> {
         let (mut record, inline) =
             decode_record(stored).ok_or_else(|| self.damaged("a record does not read"))?;
-        if !with_value {
+        if wanted == Wanted::Header {
             return Ok(record);
         }
         if record.value_len <= PIECE_BYTES {
@@ -147,7 +169,12 @@ impl<D: Database> TreeSession<'_, D> {
         }
         let mut value = Vec::with_capacity(record.value_len);
         for piece in 0..pieces(record.value_len) {
-            match self.get(&piece_key(key, piece))? {
+            let piece_key = piece_key(key, piece);
+            let found = match wanted {
+                Wanted::Again => self.get(&piece_key)?,
+                Wanted::Header | Wanted::Once => self.get_once(&piece_key)?,
+            };
+            match found {
                 Some(bytes) => value.extend_from_slice(bytes.as_ref()),
                 None => return Err(self.damaged("a piece of a value is missing")),
             }
@@ -179,7 +206,7 @@ impl<D: Database> TreeSession<'_, D> {
     /// The record that an entry of [`Self::records`] holds, with its key.
     pub(super) fn record_of(&self, key: &[u8], stored: &[u8]) -> Result<KeyedRecord, StoreError> {
         let key: Box<[u8]> = key[1..].into();
-        let record = self.complete(&key, stored, true)?;
+        let record = self.complete(&key, stored, Wanted::Once)?;
         Ok((key, record))
     }
 
@@ -191,14 +218,16 @@ impl<D: Database> TreeSession<'_, D> {
     ) -> Result<Vec<KeyedLookup>, StoreError> {
         let mut fetched = Vec::with_capacity(keys.len());
         for key in keys {
-            let mut record = self.record(key, false)?;
-            if let Some(found) = &record
-                && found.value_len <= budget_bytes
-            {
-                budget_bytes -= found.value_len;
-                record = self.record(key, true)?;
+            let Some(stored) = self.get(&record_key(key))? else {
+                fetched.push((key.clone(), None));
+                continue;
+            };
+            let mut record = self.complete(key, stored.as_ref(), Wanted::Header)?;
+            if record.value_len <= budget_bytes {
+                budget_bytes -= record.value_len;
+                record = self.complete(key, stored.as_ref(), Wanted::Again)?;
             }
-            fetched.push((key.clone(), record));
+            fetched.push((key.clone(), Some(record)));
         }
         Ok(fetched)
     }
@@ -231,7 +260,7 @@ impl<D: Database> TreeSession<'_, D> {
         let mut engine_batch = Vec::new();
         let mut kept = Vec::new();
         for (key, record) in changes {
-            let old = self.record(key, false)?;
+            let old = self.record_before_write(key, false)?;
             if let Some(old) = &old {
                 meta.records -= 1;
                 meta.payload_bytes -= (key.len() + old.value_len) as u64;
@@ -241,7 +270,7 @@ impl<D: Database> TreeSession<'_, D> {
                 let needed = keep.is_some_and(|keep| {
                     old.version <= keep.sequence && keep.after.as_deref().is_none_or(|a| key > a)
                 });
-                if needed && let Some(old) = self.record(key, true)? {
+                if needed && let Some(old) = self.record_before_write(key, true)? {
                     kept.push((key.into(), old));
                 }
             }
@@ -287,7 +316,8 @@ impl<D: Database> TreeSession<'_, D> {
                 meta.next_moment = Some(moment);
                 break;
             }
-            let record = self.record(key, false)?.filter(|r| r.expire_at == Some(moment));
+            let record =
+                self.record_before_write(key, false)?.filter(|r| r.expire_at == Some(moment));
             let record =
                 record.ok_or_else(|| self.damaged("a moment is not that of its record"))?;
             for piece in 0..pieces(record.value_len) {
@@ -324,10 +354,10 @@ impl<D: Database> TreeSession<'_, D> {
                 return Ok(Scanned { records, cursor: None });
             };
             let (key, stored) = (Box::<[u8]>::from(&key.as_ref()[1..]), stored.as_ref());
-            let record = self.complete(&key, stored, false)?;
+            let record = self.complete(&key, stored, Wanted::Header)?;
             bytes += key.len() + RECORD_HEADER_BYTES;
             if record.version <= sequence {
-                let record = self.complete(&key, stored, true)?;
+                let record = self.complete(&key, stored, Wanted::Once)?;
                 bytes += record.value_len;
                 records.push((key, record));
             } else if bytes >= budget_bytes {

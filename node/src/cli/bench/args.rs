@@ -35,7 +35,7 @@ const CALLS_OPEN: usize = 1_024;
 /// The workloads are YCSB's: a half reads, half updates; b 95 % reads, 5 % updates; c reads only;
 /// d 95 % reads of the latest records, 5 % inserts; e 95 % scans of 1 to 100 records, 5 % inserts; f half
 /// reads, half read-modify-writes (a read and a write of the same records, without a condition). Scans
-/// need a store that orders its keys: memory-ordered, lsm or sled.
+/// need a store that orders its keys: memory-ordered, lsm, tiered or sled.
 ///
 /// With --rate, calls begin by a schedule that waits for nobody, and a latency counts from when its
 /// call was due: a stall counts for every call that it delays. With --rate max, the default, as many

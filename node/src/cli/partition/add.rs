@@ -24,7 +24,7 @@ pub(in crate::cli) struct AddArgs {
     /// Its id; the lowest free one without this.
     #[arg(long)]
     id: Option<u32>,
-    /// Where its records live: memory, memory-ordered, sled, lsm, or counters (integers, with --ack
+    /// Where its records live: memory, memory-ordered, sled, lsm, tiered, or counters (integers, with --ack
     /// memory); the node's default without this.
     #[arg(long)]
     store: Option<StoreKind>,

@@ -42,7 +42,8 @@ fn cluster() -> Cluster {
 fn files(folder: &tempfile::TempDir, name: &str) -> Arc<PartitionFiles> {
     let data_dir = Arc::new(DataDir::open(&folder.path().join(name)).unwrap());
     let surroundings = Surroundings { available_cores: 1, environment: Box::new(|_| None) };
-    let engines = StoreEngines::new(&data_dir, &Settings::defaults(&surroundings).store);
+    let engines =
+        StoreEngines::new(&data_dir, &Settings::defaults(&surroundings).store, &Arc::default());
     Arc::new(PartitionFiles::new(data_dir, engines, 7, RequestLimits::default()))
 }
 
