@@ -37,6 +37,10 @@ const WATCH: Duration = Duration::from_secs(1);
 const PROGRESS: Duration = Duration::from_millis(250);
 /// Longest wait of the reading thread while it has partitions to read.
 const READ_PAUSE: Duration = Duration::from_millis(10);
+/// Partitions whose ends are asked for together, when as many wait; fewer after a pause, so that a few
+/// places that become free one by one are not each a question of its own.
+const ASKED_TOGETHER: usize = KAFKA_OPENINGS_MAX / 4;
+const ASK_PAUSE: Duration = Duration::from_millis(50);
 /// Messages read before orders are looked at again.
 const READS_AT_A_TIME: usize = 4_096;
 /// What is being read of a partition.
@@ -62,6 +66,8 @@ pub(super) struct Reader {
     unclaimed: Vec<PartitionId>,
     pace: Option<Pace>,
     retry_at: Instant,
+    /// When the ends of less than [`ASKED_TOGETHER`] partitions may be asked for.
+    ask_at: Instant,
     watch_at: Instant,
     tell_at: Instant,
     nonces: fastrand::Rng,
@@ -92,6 +98,7 @@ impl Reader {
             unclaimed: Vec::new(),
             pace: None,
             retry_at: now,
+            ask_at: now,
             watch_at: now,
             tell_at: now,
             nonces: fastrand::Rng::new(),
@@ -198,44 +205,69 @@ impl Reader {
 
     /// Begins with partitions that wait, as many as may be read at a time.
     fn open_waiting(&mut self) {
-        while self.tasks.len() < KAFKA_OPENINGS_MAX {
-            let Some(request) = self.waiting.pop_front() else { return };
-            let id = request.spec.id;
-            let found = self.look(id).and_then(|marks| {
-                let position = self.files.read_kafka_position(id).map_err(Trouble::Wrong)?;
-                Ok((marks, position))
-            });
-            match found {
-                Ok((marks, position)) => self.begin(request, position, marks),
+        let room = KAFKA_OPENINGS_MAX.saturating_sub(self.tasks.len()).min(self.waiting.len());
+        let is_little = room < self.waiting.len().min(ASKED_TOGETHER);
+        if room == 0 || is_little && Instant::now() < self.ask_at {
+            return;
+        }
+        self.ask_at = Instant::now() + ASK_PAUSE;
+        let mut left: VecDeque<OpenRequest> = self.waiting.drain(..room).collect();
+        let mut there = Vec::with_capacity(room);
+        let looked = loop {
+            let Some(request) = left.pop_front() else { break Ok(()) };
+            match self.look(request.spec.id) {
+                Ok(()) => there.push(request),
                 Err(Trouble::Wrong(refusal)) => self.refuse(request, refusal),
                 Err(Trouble::Away(error)) => {
-                    if !self.is_away {
-                        tracing::warn!(
-                            error,
-                            "the Kafka brokers cannot be reached; they are tried again every second"
-                        );
-                    }
-                    self.is_away = true;
-                    let detail = match self.shared.trouble().as_deref() {
-                        Some(trouble) => {
-                            format!("waits for the Kafka brokers: {error}; last: {trouble}")
-                        }
-                        None => format!("waits for the Kafka brokers: {error}"),
-                    };
-                    self.waiting.push_front(request);
-                    for request in &self.waiting {
-                        let (partition, detail) = (request.spec.id, detail.clone());
-                        let told = FromKafka::Progress { partition, offset: 0, lag: 0, detail };
-                        self.shared.post(request.core, told);
-                    }
-                    self.retry_at = Instant::now() + RETRY;
-                    return;
+                    left.push_front(request);
+                    break Err(error);
                 }
             }
-            if std::mem::take(&mut self.is_away) {
-                tracing::info!("the Kafka brokers can be reached again");
+        };
+        if looked.is_ok() && there.is_empty() {
+            return;
+        }
+        let ids: Vec<_> = there.iter().map(|request| request.spec.id).collect();
+        match looked.and_then(|()| self.ends(&ids)) {
+            Ok(ends) => {
+                if std::mem::take(&mut self.is_away) {
+                    tracing::info!("the Kafka brokers can be reached again");
+                }
+                for (request, marks) in there.into_iter().zip(ends) {
+                    match self.files.read_kafka_position(request.spec.id) {
+                        Ok(position) => self.begin(request, position, marks),
+                        Err(refusal) => self.refuse(request, refusal),
+                    }
+                }
+            }
+            Err(error) => {
+                for request in there.into_iter().chain(left).rev() {
+                    self.waiting.push_front(request);
+                }
+                self.wait_for_brokers(&error);
             }
         }
+    }
+
+    /// They could not be reached: whoever waits for them hears of it.
+    fn wait_for_brokers(&mut self, error: &str) {
+        if !self.is_away {
+            tracing::warn!(
+                error,
+                "the Kafka brokers cannot be reached; they are tried again every second"
+            );
+        }
+        self.is_away = true;
+        let detail = match self.shared.trouble().as_deref() {
+            Some(trouble) => format!("waits for the Kafka brokers: {error}; last: {trouble}"),
+            None => format!("waits for the Kafka brokers: {error}"),
+        };
+        for request in &self.waiting {
+            let (partition, detail) = (request.spec.id, detail.clone());
+            let told = FromKafka::Progress { partition, offset: 0, lag: 0, detail };
+            self.shared.post(request.core, told);
+        }
+        self.retry_at = Instant::now() + RETRY;
     }
 
     fn begin(&mut self, request: OpenRequest, position: Option<Position>, marks: (u64, u64)) {
@@ -378,7 +410,8 @@ impl Reader {
                 }
                 None => continue,
             };
-            let refusal = match self.look(id) {
+            let looked = self.look(id).and_then(|()| self.ends(&[id]).map_err(Trouble::Away));
+            let refusal = match looked.map(|ends| ends[0]) {
                 Ok((low, high)) if low > next || high < next => wrong(format!(
                     "topic `{}`, partition {id}: offset {next} was about to be read, and it holds {low} to {high} now: messages were deleted meanwhile",
                     self.config.topic

@@ -1,6 +1,7 @@
 //! What the brokers say of the topic, and making it when it is not there.
 
 use std::{
+    collections::HashMap,
     future::Future,
     pin::pin,
     sync::{Arc, atomic::Ordering},
@@ -10,6 +11,7 @@ use std::{
 };
 
 use rdkafka::{
+    Offset, TopicPartitionList,
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
     config::ClientConfig,
     consumer::{BaseConsumer, Consumer},
@@ -46,8 +48,8 @@ pub(super) enum Trouble {
 }
 
 impl Reader {
-    /// The first offset of a partition and the one after its last. Makes the topic when it is not there.
-    pub(super) fn look(&mut self, id: PartitionId) -> Result<(u64, u64), Trouble> {
+    /// Whether the topic has the partition. Makes the topic when it is not there.
+    pub(super) fn look(&mut self, id: PartitionId) -> Result<(), Trouble> {
         let known = match &self.known {
             Some(known) => known.clone(),
             None => {
@@ -73,17 +75,50 @@ impl Reader {
                 id.0 + 1
             )));
         }
-        let marks = self.consumer.fetch_watermarks(&self.config.topic, number(id), QUESTION);
-        match marks {
-            Ok((low, high)) => {
-                Ok((u64::try_from(low).unwrap_or(0), u64::try_from(high).unwrap_or(0)))
-            }
-            Err(error) => {
-                // Look at the topic anew next time.
-                self.known = None;
-                Err(Trouble::Away(error.to_string()))
-            }
+        Ok(())
+    }
+
+    /// Of each partition the first offset and the one after its last. In one question for all: an answer can take as
+    /// long as a fetch that is out on the same connection.
+    ///
+    /// # Errors
+    /// The brokers do not tell all of them, in words.
+    pub(super) fn ends(&mut self, ids: &[PartitionId]) -> Result<Vec<(u64, u64)>, String> {
+        // The first offsets first: a first one that is above the last is never seen.
+        let asked = self.offsets(ids, Offset::Beginning).and_then(|first| {
+            let last = self.offsets(ids, Offset::End)?;
+            Ok(first.into_iter().zip(last).collect())
+        });
+        if asked.is_err() {
+            // Look at the topic anew next time.
+            self.known = None;
         }
+        asked
+    }
+
+    fn offsets(&self, ids: &[PartitionId], which: Offset) -> Result<Vec<u64>, String> {
+        let topic = self.config.topic.as_str();
+        let ask = || {
+            let mut list = TopicPartitionList::with_capacity(ids.len());
+            for id in ids {
+                list.add_partition_offset(topic, number(*id), which)?;
+            }
+            let told = self.consumer.offsets_for_times(list, QUESTION)?;
+            let mut offsets = HashMap::with_capacity(ids.len());
+            for one in told.elements() {
+                one.error()?;
+                if let Offset::Offset(offset) = one.offset() {
+                    offsets.insert(one.partition(), u64::try_from(offset).unwrap_or(0));
+                }
+            }
+            Ok(offsets)
+        };
+        let told = ask().map_err(|error: ClientError| error.to_string())?;
+        let of = |id: &PartitionId| {
+            let offset = told.get(&number(*id)).copied();
+            offset.ok_or_else(|| format!("the offsets of partition {id} are not known"))
+        };
+        ids.iter().map(of).collect()
     }
 
     fn ensure_topic(&self) -> Result<Known, Trouble> {
