@@ -11,6 +11,8 @@
 //! - A killed process may leave `snap.*.generating` behind, half written; sled then takes it for
 //!   the newest snapshot of its page table and refuses to open. It is removed first: sled renames
 //!   the file when it is complete.
+//! - The lock of a directory is let go of by sled's own threads, some time after the database was dropped: opening
+//!   it again at once waits for that.
 //! - `conf` is not written atomically. A new directory is made under another name and renamed.
 //! - Pages over a quarter of a segment go to files of their own that sled never syncs, and whose
 //!   loss its recovery passes over in silence. Segments of 8 MiB and values cut to pieces of 16 KiB
@@ -22,12 +24,17 @@ use std::{
     fs::{self, File},
     ops::Bound,
     path::Path,
+    thread,
     time::Duration,
 };
 
 use crate::disk_store::{
     Database, DiskEngine, DiskLimits, DiskStore, EngineError, Tree, TreeChange,
 };
+
+/// How often, and after what pause, a directory is tried that is still locked.
+const LOCK_TRIES: u32 = 200;
+const LOCK_STEP: Duration = Duration::from_millis(10);
 
 /// One sled database, shared by all partitions whose stores are on its disk.
 pub type SledEngine = DiskEngine<Sled>;
@@ -64,6 +71,18 @@ pub struct Sled {
     data_file: File,
 }
 
+/// Tries to open a database until the threads of whoever had it open have ended.
+fn open_when_unlocked(mut open: impl FnMut() -> sled::Result<sled::Db>) -> sled::Result<sled::Db> {
+    let is_locked = |error: &sled::Error| error.to_string().contains("could not acquire lock");
+    for _ in 1..LOCK_TRIES {
+        match open() {
+            Err(error) if is_locked(&error) => thread::sleep(LOCK_STEP),
+            opened => return opened,
+        }
+    }
+    open()
+}
+
 impl Database for Sled {
     type Options = SledOptions;
     type Tree = sled::Tree;
@@ -85,7 +104,7 @@ impl Database for Sled {
             .path(path)
             .cache_capacity(options.cache_bytes)
             .segment_size(options.segment_bytes);
-        let database = config.open()?;
+        let database = open_when_unlocked(|| config.open())?;
         let data_file = File::open(path.join("db")).map_err(EngineError::Io)?;
         Ok(Self { database, data_file })
     }
@@ -154,5 +173,32 @@ impl From<sled::Error> for EngineError {
             }
             other => Self::Failed(other.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node's first start makes the database, closes it, moves it to its place and opens it there. Now and then
+    /// that failed with "could not acquire lock", and the node served nothing.
+    #[test]
+    fn a_database_that_was_open_a_moment_ago_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = SledOptions::default();
+        drop(Sled::open(directory.path(), &options).unwrap());
+        let config = sled::Config::new().path(directory.path()).segment_size(options.segment_bytes);
+        let lock = File::open(directory.path().join("db")).unwrap();
+        lock.lock().unwrap();
+        let mut tries = 0;
+        let opened = open_when_unlocked(|| {
+            tries += 1;
+            let opened = config.open();
+            if tries == 1 {
+                lock.unlock().unwrap();
+            }
+            opened
+        });
+        assert_eq!((opened.map(drop), tries), (Ok(()), 2));
     }
 }
