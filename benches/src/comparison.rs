@@ -100,9 +100,7 @@ impl Measured {
 
     /// The median of a time over the rounds; None when the load takes no times.
     pub fn time_us(&self, of: impl Fn(&Latency) -> f64) -> Option<f64> {
-        let times: Vec<f64> =
-            self.samples.iter().filter_map(|sample| sample.latency.as_ref().map(&of)).collect();
-        (!times.is_empty()).then(|| median(&times))
+        self.time(of).map(|time| time.value)
     }
 
     /// A time with its lowest and highest of the rounds.
