@@ -16,15 +16,17 @@ use std::{
 };
 
 use reactor_support::{Driver, Mode, drive, pattern, small};
-use stateside_node::reactor::Event;
+use stateside_node::reactor::{Event, Flush};
 use stateside_pipeline::log::{AlignedBuffer, BLOCK_BYTES};
 
-/// Opens a file for durable writes, direct where the file system can.
+const FLUSHES: [Flush; 2] = [Flush::InWrite, Flush::Apart];
+
+/// Opens a file, for direct writes where the file system can.
 fn open(path: &Path) -> Rc<OwnedFd> {
     let open = |flags| {
         OpenOptions::new().write(true).create(true).truncate(false).custom_flags(flags).open(path)
     };
-    let file = open(libc::O_DIRECT | libc::O_DSYNC).or_else(|_| open(libc::O_DSYNC)).unwrap();
+    let file = open(libc::O_DIRECT).or_else(|_| open(0)).unwrap();
     Rc::new(file.into())
 }
 
@@ -44,7 +46,8 @@ fn writes_land_where_they_belong_whatever_their_order() {
     let order = [5, 0, 3, 7, 1, 6, 2, 4];
     for &number in &order {
         let offset = (number * 4 * BLOCK_BYTES) as u64;
-        driver.ring.write_file(&file, offset, block(number, 4), number as u64);
+        let flush = FLUSHES[number % 2];
+        driver.ring.write_file(&file, offset, block(number, 4), flush, number as u64);
     }
     assert_eq!(driver.ring.file_writes(), 8);
     driver.until("all writes", |driver| driver.written.len() == 8);
@@ -69,7 +72,8 @@ fn a_write_keeps_its_file_and_buffer_alive() {
     let mut driver = Driver::new(small(), Mode::Echo);
     for round in 0..20u64 {
         let file = open(&path);
-        driver.ring.write_file(&file, round * BLOCK_BYTES as u64, block(round as usize, 1), round);
+        let (offset, flush) = (round * BLOCK_BYTES as u64, FLUSHES[round as usize % 2]);
+        driver.ring.write_file(&file, offset, block(round as usize, 1), flush, round);
         drop(file);
     }
     driver.until("all writes", |driver| driver.written.len() == 20);
@@ -79,20 +83,35 @@ fn a_write_keeps_its_file_and_buffer_alive() {
 
 #[test]
 fn a_failed_write_says_so() {
+    for flush in FLUSHES {
+        let mut driver = Driver::new(small(), Mode::Echo);
+        // A device that is always full, and a file that is open for reading only.
+        let full: OwnedFd = OpenOptions::new().write(true).open("/dev/full").unwrap().into();
+        let read_only: OwnedFd = File::open("/proc/self/exe").unwrap().into();
+        driver.ring.write_file(&Rc::new(full), 0, block(1, 2), flush, 1);
+        driver.ring.write_file(&Rc::new(read_only), 0, block(2, 2), flush, 2);
+        driver.until("both ends", |driver| driver.written.len() == 2);
+        driver.written.sort_by_key(|(token, _)| *token);
+        let errors: Vec<_> = driver
+            .written
+            .iter()
+            .map(|(_, result)| result.as_ref().unwrap_err().raw_os_error())
+            .collect();
+        assert_eq!(errors, [Some(libc::ENOSPC), Some(libc::EBADF)], "{flush:?}");
+    }
+}
+
+/// A pipe takes bytes and cannot be flushed: what is not known to be durable is not reported as such.
+#[test]
+fn a_failed_flush_fails_its_write() {
     let mut driver = Driver::new(small(), Mode::Echo);
-    // A device that is always full, and a file that is open for reading only.
-    let full: OwnedFd = OpenOptions::new().write(true).open("/dev/full").unwrap().into();
-    let read_only: OwnedFd = File::open("/proc/self/exe").unwrap().into();
-    driver.ring.write_file(&Rc::new(full), 0, block(1, 2), 1);
-    driver.ring.write_file(&Rc::new(read_only), 0, block(2, 2), 2);
-    driver.until("both ends", |driver| driver.written.len() == 2);
-    driver.written.sort_by_key(|(token, _)| *token);
-    let errors: Vec<_> = driver
-        .written
-        .iter()
-        .map(|(_, result)| result.as_ref().unwrap_err().raw_os_error())
-        .collect();
-    assert_eq!(errors, [Some(libc::ENOSPC), Some(libc::EBADF)]);
+    let (reader, writer) = std::io::pipe().unwrap();
+    driver.ring.write_file(&Rc::new(writer.into()), 0, block(1, 1), Flush::Apart, 1);
+    driver.until("the end", |driver| driver.written.len() == 1);
+    let error = driver.written[0].1.as_ref().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+    assert_eq!(driver.ring.file_writes(), 0);
+    drop(reader);
 }
 
 /// Memory that a disk still reads must not be freed: dropping the ring waits for its writes.
@@ -105,7 +124,8 @@ fn dropping_the_ring_finishes_or_cancels_its_writes() {
         let file = open(&path);
         for number in 0..8 {
             let offset = (number * 16 * BLOCK_BYTES) as u64;
-            driver.ring.write_file(&file, offset, block(number, 16), number as u64);
+            let flush = FLUSHES[number % 2];
+            driver.ring.write_file(&file, offset, block(number, 16), flush, number as u64);
         }
         if round % 2 == 0 {
             driver.turn();
@@ -150,7 +170,8 @@ fn durable_write_latency() {
         let start = Instant::now();
         for round in 0..ROUNDS {
             let bytes = Rc::clone(&buffer);
-            driver.ring.write_file(&file, offset(round), bytes, u64::from(round));
+            let flush = FLUSHES[round as usize % 2];
+            driver.ring.write_file(&file, offset(round), bytes, flush, u64::from(round));
             while driver.ring.file_writes() > 0 {
                 drive(driver.ring.wait(None)).unwrap();
                 driver.ring.turn(Instant::now(), &mut events).unwrap();

@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     net::TcpStream,
-    os::{fd::OwnedFd, unix::fs::OpenOptionsExt},
+    os::fd::OwnedFd,
     rc::Rc,
     time::Duration,
 };
@@ -19,7 +19,7 @@ use rustix::{
     net::{AddressFamily, SocketType, connect, socket},
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
-use stateside_node::reactor::Closing;
+use stateside_node::reactor::{Closing, Flush};
 use stateside_pipeline::log::{AlignedBuffer, BLOCK_BYTES};
 
 fn set_soft(resource: Resource, current: Option<u64>) {
@@ -98,20 +98,14 @@ fn short_writes() {
     let path = directory.path().join("segment");
     let mut driver = Driver::new(small(), Mode::Echo);
     let file: Rc<OwnedFd> = Rc::new(
-        std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .custom_flags(libc::O_DSYNC)
-            .open(&path)
-            .unwrap()
-            .into(),
+        std::fs::OpenOptions::new().write(true).create_new(true).open(&path).unwrap().into(),
     );
     let before = getrlimit(Resource::Fsize).current;
     set_soft(Resource::Fsize, Some(3 * BLOCK_BYTES as u64));
     let bytes = pattern(8 * BLOCK_BYTES, 1);
     let mut buffer = AlignedBuffer::zeroed(bytes.len());
     buffer.copy_from_slice(&bytes);
-    driver.ring.write_file(&file, 0, Rc::new(buffer), 9);
+    driver.ring.write_file(&file, 0, Rc::new(buffer), Flush::Apart, 9);
     driver.until("the end", |driver| driver.written.len() == 1);
     set_soft(Resource::Fsize, before);
     let error = driver.written[0].1.as_ref().unwrap_err();

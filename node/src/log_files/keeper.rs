@@ -33,6 +33,7 @@ use stateside_types::{CoreId, Epoch, PartitionId, Sequence, limits};
 use super::{
     LogCatalog, LogConfig, LogError, RecoveringCore, SegmentFile,
     directory::{self, FileKind},
+    disk_cache::needs_flush,
     segment_file::{self, FILL_BYTES},
 };
 use crate::reactor::run_in_background;
@@ -163,6 +164,7 @@ impl SegmentKeeper {
         }
         directory::sync(&path).map_err(LogError::io(&path))?;
 
+        let flushes_apart = needs_flush(&path);
         let (events, received) = flume::unbounded();
         let run = SegmentHeader {
             generation: first_generation,
@@ -190,6 +192,7 @@ impl SegmentKeeper {
             events: received,
             ordered: 0,
             open: VecDeque::new(),
+            flushes_apart,
         };
         files.order_segments(&writer);
         Ok((writer, files))
@@ -244,9 +247,15 @@ pub struct LogFiles {
     events: Receiver<KeeperEvent>,
     ordered: usize,
     open: VecDeque<SegmentFile>,
+    flushes_apart: bool,
 }
 
 impl LogFiles {
+    /// Whether a durable write on this disk is a write and a flush, one after the other.
+    pub fn flushes_apart(&self) -> bool {
+        self.flushes_apart
+    }
+
     /// Brings the writer what the keeper has ready, and orders what the writer wants. Cheap when
     /// there is nothing to do: call it every tick, or once [`Self::next_event`] has returned.
     pub fn poll(&mut self, writer: &mut LogWriter) {

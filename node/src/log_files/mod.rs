@@ -25,6 +25,7 @@
 
 mod catalog;
 mod directory;
+mod disk_cache;
 mod keeper;
 mod recovery;
 mod segment_file;

@@ -35,8 +35,8 @@ pub use error::ReactorError;
 pub use listen::{bind_shared, bind_tcp, bind_unix, check_unix, start_listening};
 pub use probe::{probe, raise_limits};
 pub use ring::{
-    Closing, ConnectionId, CoreRing, Event, ListenerId, ReceivedBuffer, RingConfig, RingCounters,
-    StableBytes, Turn,
+    Closing, ConnectionId, CoreRing, Event, Flush, ListenerId, ReceivedBuffer, RingConfig,
+    RingCounters, StableBytes, Turn,
 };
 pub use waker::Waker;
 pub use writeback::start_writeback;

@@ -21,6 +21,18 @@ use super::{
     uring::{Completion, Uring},
 };
 
+/// How what was written gets from the disk's cache to where it stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// With the write (`RWF_DSYNC`): nothing more to do where the disk writes through its cache. Where
+    /// it cannot, a worker of the kernel flushes, on the CPU that heard the disk; twice it waits there
+    /// for whoever has that CPU.
+    InWrite,
+    /// As an operation of its own after the write, by a thread of the ring, on the core's CPU: that is
+    /// two switches more, and nobody to wait for but the core.
+    Apart,
+}
+
 /// Bytes that the kernel may read while they are shared.
 ///
 /// # Safety
@@ -52,6 +64,7 @@ struct FileWrite {
     /// Bytes written so far.
     done: usize,
     bytes: Rc<dyn StableBytes>,
+    flush: Flush,
     token: u64,
 }
 
@@ -81,9 +94,10 @@ impl FileWrites {
         file: Rc<OwnedFd>,
         offset: u64,
         bytes: Rc<dyn StableBytes>,
+        flush: Flush,
         token: u64,
     ) {
-        let write = FileWrite { file, offset, done: 0, bytes, token };
+        let write = FileWrite { file, offset, done: 0, bytes, flush, token };
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() as u32 - 1
@@ -102,24 +116,22 @@ impl FileWrites {
         let index = completion.token.index;
         let slot = &mut self.slots[index as usize];
         let write = slot.as_mut().expect("a write's slot is kept until its completion");
+        let length = write.bytes.stable_bytes().len();
+        let is_flushed = completion.token.kind == Kind::FileFlush;
         let result = match completion.outcome() {
-            Ok(0) if write.done < write.bytes.stable_bytes().len() => {
-                Err(io::ErrorKind::WriteZero.into())
-            }
+            Ok(_) if is_flushed => Ok(()),
+            Ok(0) if write.done < length => Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => {
                 write.done += count as usize;
-                assert!(
-                    write.done <= write.bytes.stable_bytes().len(),
-                    "the kernel writes what it was given"
-                );
-                if write.done < write.bytes.stable_bytes().len() {
+                assert!(write.done <= length, "the kernel writes what it was given");
+                if write.done < length || write.flush == Flush::Apart {
                     submit(uring, index, write);
                     return None;
                 }
                 Ok(())
             }
             Err(error) => match completion.errno() {
-                // Nothing was written and nothing is wrong: once more.
+                // Nothing was done and nothing is wrong: once more.
                 Some(Errno::INTR | Errno::AGAIN) => {
                     submit(uring, index, write);
                     return None;
@@ -133,8 +145,13 @@ impl FileWrites {
     }
 }
 
+/// Submits what comes next: the rest of the bytes, then their flush.
 fn submit(uring: &mut Uring, index: u32, write: &FileWrite) {
     let rest = &write.bytes.stable_bytes()[write.done..];
+    if rest.is_empty() {
+        uring.flush_file(write.file.as_fd(), Token::new(Kind::FileFlush, index, 0));
+        return;
+    }
     // The kernel takes at most 2 GiB a write; the rest follows as after any short write.
     let len = rest.len().min(1 << 30) as u32;
     let token = Token::new(Kind::FileWrite, index, 0);
@@ -146,6 +163,7 @@ fn submit(uring: &mut Uring, index: u32, write: &FileWrite) {
             rest.as_ptr(),
             len,
             write.offset + write.done as u64,
+            write.flush == Flush::InWrite,
             token,
         );
     }

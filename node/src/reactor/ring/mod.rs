@@ -41,7 +41,7 @@ use stateside_types::limits;
 pub use accepting::ListenerId;
 pub use buffers::ReceivedBuffer;
 pub use connection::ConnectionId;
-pub use file_writes::StableBytes;
+pub use file_writes::{Flush, StableBytes};
 pub use sockets::Closing;
 pub(super) use uring::probe_ring;
 
@@ -152,7 +152,7 @@ pub enum Event {
     FileWritten {
         /// As given.
         token: u64,
-        /// Ok: every byte was written (and is durable, if the file was opened `O_DSYNC`).
+        /// Ok: every byte was written and is durable.
         result: io::Result<()>,
     },
 }
@@ -193,6 +193,8 @@ pub struct CoreRing {
     listeners: Vec<Listener>,
     connections: Connections,
     file_writes: FileWrites,
+    /// A file write goes on, with its rest or its flush: the disk need not wait for the turn's end.
+    has_continued: bool,
     waker: CoreWaker,
     sleep: Sleep,
     spin: SpinPolicy,
@@ -229,6 +231,7 @@ impl CoreRing {
             listeners: Vec::new(),
             connections: Connections::default(),
             file_writes: FileWrites::default(),
+            has_continued: false,
             waker,
             sleep,
             spin,
@@ -262,6 +265,9 @@ impl CoreRing {
             self.uring.enter()?;
             completions += self.collect(events);
         }
+        if std::mem::take(&mut self.has_continued) {
+            self.uring.submit()?;
+        }
         let woken = self.waker.take();
         if let Some((what, since)) = self.sleep.take_wait() {
             let waited = now.saturating_duration_since(since).as_nanos() as u64;
@@ -282,17 +288,20 @@ impl CoreRing {
         self.uring.give_back(buffer);
     }
 
-    /// Writes all of `bytes` at `offset` of `file`; the end comes as [`Event::FileWritten`] with
-    /// `token`. Submitted with the next turn or wait. For a file opened `O_DIRECT` the length and
-    /// offset are multiples of [`BLOCK_BYTES`](stateside_pipeline::log::BLOCK_BYTES). Writes may end in any order.
+    /// Writes all of `bytes` at `offset` of `file` and flushes them as `flush` says; the end comes as
+    /// [`Event::FileWritten`] with `token`. Submitted with the next turn or wait. For a file opened
+    /// `O_DIRECT` the length and offset are multiples of
+    /// [`BLOCK_BYTES`](stateside_pipeline::log::BLOCK_BYTES). Writes may end in any order.
     pub fn write_file(
         &mut self,
         file: &Rc<OwnedFd>,
         offset: u64,
         bytes: Rc<dyn StableBytes>,
+        flush: Flush,
         token: u64,
     ) {
-        self.file_writes.start(&mut self.uring, Rc::clone(file), offset, bytes, token);
+        let file = Rc::clone(file);
+        self.file_writes.start(&mut self.uring, file, offset, bytes, flush, token);
     }
 
     /// Submits queued writes now, for a caller that is busy for a while before its next
@@ -341,10 +350,12 @@ impl CoreRing {
                 Kind::Receive => self.on_received(completion, events),
                 Kind::Writable => self.on_writable(&completion, events),
                 Kind::Accept => self.on_accepted(completion, events),
-                Kind::FileWrite => {
-                    let ended = self.file_writes.complete(&mut self.uring, &completion);
-                    if let Some(EndedWrite { token, result }) = ended {
-                        events.push(Event::FileWritten { token, result });
+                Kind::FileWrite | Kind::FileFlush => {
+                    match self.file_writes.complete(&mut self.uring, &completion) {
+                        Some(EndedWrite { token, result }) => {
+                            events.push(Event::FileWritten { token, result });
+                        }
+                        None => self.has_continued = true,
                     }
                 }
                 Kind::Wake => self.on_wake(&completion),
@@ -361,7 +372,7 @@ impl CoreRing {
         let still_wanted = match target.kind {
             Kind::Receive | Kind::Writable => self.still_cancelling(target),
             Kind::Accept => self.still_stopping(target),
-            Kind::Wake | Kind::FileWrite => false,
+            Kind::Wake | Kind::FileWrite | Kind::FileFlush => false,
         };
         if still_wanted {
             self.uring.cancel(target);
@@ -398,7 +409,7 @@ impl Drop for CoreRing {
             while let Some(completion) = self.uring.next_completion() {
                 match completion.token.kind {
                     _ if completion.token.cancels => {}
-                    Kind::FileWrite => {
+                    Kind::FileWrite | Kind::FileFlush => {
                         let _ = self.file_writes.complete(&mut self.uring, &completion);
                     }
                     Kind::Accept => drop(completion.into_accepted()),

@@ -28,6 +28,8 @@ pub(super) enum Kind {
     Wake = 4,
     /// A write to a file; the slot is a file write's.
     FileWrite = 5,
+    /// The flush behind such a write; the same slot.
+    FileFlush = 6,
 }
 
 const CANCELS: u64 = 1 << 63;
@@ -72,6 +74,7 @@ impl Token {
             3 => Kind::Writable,
             4 => Kind::Wake,
             5 => Kind::FileWrite,
+            6 => Kind::FileFlush,
             other => unreachable!("the kernel returns user data as it was given, not kind {other}"),
         };
         Self {
@@ -90,7 +93,7 @@ mod tests {
     #[test]
     fn tokens_come_back_as_they_went() {
         use Kind::*;
-        for kind in [Accept, Receive, Writable, Wake, FileWrite] {
+        for kind in [Accept, Receive, Writable, Wake, FileWrite, FileFlush] {
             for index in [0, 1, 16_383, u32::MAX] {
                 for generation in [0, 1, GENERATION_MASK] {
                     let token = Token::new(kind, index, generation);

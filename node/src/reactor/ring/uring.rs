@@ -122,6 +122,7 @@ pub(crate) fn probe_ring() -> Result<(), ReactorError> {
         (opcode::PollAdd::CODE, "IORING_OP_POLL_ADD"),
         (opcode::AsyncCancel::CODE, "IORING_OP_ASYNC_CANCEL"),
         (opcode::Write::CODE, "IORING_OP_WRITE"),
+        (opcode::Fsync::CODE, "IORING_OP_FSYNC"),
     ] {
         needs(supported.is_supported(code), missing)?;
     }
@@ -202,7 +203,8 @@ impl Uring {
         );
     }
 
-    /// Writes `len` bytes at `start` to `offset` of `file`.
+    /// Writes `len` bytes at `start` to `offset` of `file`; `is_durable`: they are on disk when it
+    /// has completed.
     ///
     /// # Safety
     /// The bytes must stay valid and unchanged until the operation's completion has been taken,
@@ -213,11 +215,23 @@ impl Uring {
         start: *const u8,
         len: u32,
         offset: u64,
+        is_durable: bool,
         token: Token,
     ) {
         self.start(
             opcode::Write::new(types::Fd(file.as_raw_fd()), start, len)
                 .offset(offset)
+                .rw_flags(if is_durable { libc::RWF_DSYNC } else { 0 })
+                .build()
+                .user_data(token.encode()),
+        );
+    }
+
+    /// Brings to disk what completed writes have put into `file`.
+    pub(super) fn flush_file(&mut self, file: BorrowedFd<'_>, token: Token) {
+        self.start(
+            opcode::Fsync::new(types::Fd(file.as_raw_fd()))
+                .flags(types::FsyncFlags::DATASYNC)
                 .build()
                 .user_data(token.encode()),
         );
