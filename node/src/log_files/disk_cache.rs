@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 /// Where the system describes block devices, by number.
@@ -22,10 +22,10 @@ fn device_needs_flush(devices: &Path, device: u64) -> bool {
         devices.join(format!("{}:{}", rustix::fs::major(device), rustix::fs::minor(device)));
     // A partition of a disk has no queue; its disk is the directory above.
     let queues = [device.join("queue"), device.join("../queue")];
-    queues.iter().find_map(queue_needs_flush).unwrap_or(false)
+    queues.iter().find_map(|queue| queue_needs_flush(queue)).unwrap_or(false)
 }
 
-fn queue_needs_flush(queue: &PathBuf) -> Option<bool> {
+fn queue_needs_flush(queue: &Path) -> Option<bool> {
     let attribute = |name| fs::read_to_string(queue.join(name)).ok();
     let cache = attribute("write_cache")?;
     let writes_through = attribute("fua")?;
