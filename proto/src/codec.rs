@@ -169,14 +169,20 @@ pub fn decode_get<'a>(message: &'a [u8], keys: &mut Vec<&'a [u8]>) -> Result<Get
     keys.clear();
     let (mut routing_key, mut has_session): (&[u8], bool) = (&[], false);
     let mut reader = Reader(message);
-    while let Some((field, wire)) = reader.key()? {
+    let mut push = |key| {
+        check_key(key, keys.len())?;
+        check_entries(keys.len())?;
+        keys.push(key);
+        Ok(())
+    };
+    loop {
+        if let Some(key) = reader.short_bytes(1) {
+            push(key)?;
+            continue;
+        }
+        let Some((field, wire)) = reader.key()? else { break };
         match field {
-            1 => {
-                let key = reader.bytes(wire)?;
-                check_key(key, keys.len())?;
-                check_entries(keys.len())?;
-                keys.push(key);
-            }
+            1 => push(reader.bytes(wire)?)?,
             2 => routing_key = reader.bytes(wire)?,
             GET_SESSION => {
                 has_session = true;
@@ -219,15 +225,35 @@ pub fn encode_write_results(
     version: Sequence,
     timestamp: Timestamp,
 ) {
-    let mut one = [0_u8; 2 + 2 * 11];
-    let mut length = 2;
-    length += put_field(&mut one[length..], 1, version.0);
-    length += put_field(&mut one[length..], 2, timestamp.0);
-    one[0] = tag(1, WireType::LengthDelimited);
-    one[1] = (length - 2) as u8; // at most 22
-    out.reserve(count * length);
+    let one = WriteResultBytes::new(version, timestamp);
+    out.reserve(count * one.length + one.bytes.len());
     for _ in 0..count {
-        out.extend_from_slice(&one[..length]);
+        one.append_to(out);
+    }
+}
+
+/// A `WriteResult` of an `UpsertResponse` or `RemoveResponse`, encoded.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteResultBytes {
+    bytes: [u8; 2 + 2 * 11],
+    length: usize,
+}
+
+impl WriteResultBytes {
+    /// Encodes it once for all entries of a batch's part.
+    pub fn new(version: Sequence, timestamp: Timestamp) -> Self {
+        let mut bytes = [0_u8; 2 + 2 * 11];
+        let mut length = 2;
+        length += put_field(&mut bytes[length..], 1, version.0);
+        length += put_field(&mut bytes[length..], 2, timestamp.0);
+        bytes[0] = tag(1, WireType::LengthDelimited);
+        bytes[1] = (length - 2) as u8; // at most 22
+        Self { bytes, length }
+    }
+
+    /// Writes it.
+    pub fn append_to(&self, out: &mut Vec<u8>) {
+        put_front(out, &self.bytes, self.length);
     }
 }
 
@@ -288,19 +314,27 @@ pub fn encode_record(out: &mut Vec<u8>, key: &[u8], record: Option<Record<'_>>) 
         head[at + 1] = 1;
         at += 2;
     }
-    out.reserve(at + length);
+    out.reserve(at + length + tail.len());
     head[at] = tag(2, WireType::LengthDelimited);
     at += 1;
     at += put_varint(&mut head[at..], key.len() as u64);
-    out.extend_from_slice(&head[..at]);
+    put_front(out, &head, at);
     out.extend_from_slice(key);
     if !value.is_empty() {
         head[0] = tag(3, WireType::LengthDelimited);
         let at = 1 + put_varint(&mut head[1..], value.len() as u64);
-        out.extend_from_slice(&head[..at]);
+        put_front(out, &head, at);
         out.extend_from_slice(value);
     }
-    out.extend_from_slice(&tail[..tail_length]);
+    put_front(out, &tail, tail_length);
+}
+
+/// Appends the first bytes of an array: a copy of its whole length is a few instructions where one of
+/// `length` is a call.
+fn put_front<const N: usize>(out: &mut Vec<u8>, array: &[u8; N], length: usize) {
+    let end = out.len() + length;
+    out.extend_from_slice(array);
+    out.truncate(end);
 }
 
 /// Writes one `Record` that could not be read.
@@ -331,14 +365,21 @@ fn decode_batch<'a, E>(
     let mut routing_key: &[u8] = &[];
     let mut head = WriteHead::default();
     let mut reader = Reader(message);
-    while let Some((field, wire)) = reader.key()? {
+    let mut push = |bytes| {
+        check_entries(entries.len())?;
+        let (key, entry) = entry(bytes, entries.len())?;
+        check_key(key, entries.len())?;
+        entries.push(entry);
+        Ok(())
+    };
+    loop {
+        if let Some(bytes) = reader.short_bytes(1) {
+            push(bytes)?;
+            continue;
+        }
+        let Some((field, wire)) = reader.key()? else { break };
         match field {
-            1 => {
-                check_entries(entries.len())?;
-                let (key, entry) = entry(reader.bytes(wire)?, entries.len())?;
-                check_key(key, entries.len())?;
-                entries.push(entry);
-            }
+            1 => push(reader.bytes(wire)?)?,
             2 => routing_key = reader.bytes(wire)?,
             3 => head.atomic = reader.varint(wire)? != 0,
             4 => {
@@ -499,6 +540,18 @@ impl<'a> Reader<'a> {
     fn varint(&mut self, wire: WireType) -> Result<u64, Refusal> {
         expect_wire(wire, WireType::Varint)?;
         encoding::decode_varint(&mut self.0).map_err(malformed)
+    }
+
+    /// The next field if it is this one, of bytes, with a length of one byte: as nearly all are, and
+    /// without a result that has room for a refusal.
+    fn short_bytes(&mut self, field: u8) -> Option<&'a [u8]> {
+        let (&[found, length], rest) = self.0.split_first_chunk()?;
+        if found != tag(field, WireType::LengthDelimited) || length >= 0x80 {
+            return None;
+        }
+        let (bytes, rest) = rest.split_at_checked(usize::from(length))?;
+        self.0 = rest;
+        Some(bytes)
     }
 
     pub(crate) fn bytes(&mut self, wire: WireType) -> Result<&'a [u8], Refusal> {

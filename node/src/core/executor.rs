@@ -15,7 +15,10 @@ use std::{collections::HashMap, io, mem, sync::Arc};
 
 use stateside_partition::{Input, Partition, Ticket};
 use stateside_pipeline::log::LogFailed;
-use stateside_proto::{codec, scan::decode_scan};
+use stateside_proto::{
+    codec::{self, WriteResultBytes},
+    scan::decode_scan,
+};
 use stateside_router::{BatchPlan, Placement, RoutingTable, UNOWNED};
 use stateside_types::{
     CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
@@ -752,13 +755,20 @@ pub(crate) fn assemble_write(
     part_of_entry: &[u16],
     out: &mut Vec<u8>,
 ) {
-    for &at in part_of_entry {
-        match &parts[usize::from(at)].outcome {
+    let results: Vec<_> = parts
+        .iter()
+        .map(|part| match &part.outcome {
             Outcome::Written(token, timestamp) => {
-                codec::encode_write_results(out, 1, token.sequence, *timestamp);
+                Ok(WriteResultBytes::new(token.sequence, *timestamp))
             }
-            Outcome::Refused(refusal) => codec::encode_write_refused(out, refusal),
+            Outcome::Refused(refusal) => Err(refusal),
             Outcome::Read(_) | Outcome::Waiting => unreachable!("a write's part, and ready"),
+        })
+        .collect();
+    for &at in part_of_entry {
+        match &results[usize::from(at)] {
+            Ok(result) => result.append_to(out),
+            Err(refusal) => codec::encode_write_refused(out, refusal),
         }
     }
 }

@@ -1,10 +1,6 @@
 //! What the system says of the write cache of a directory's disk.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::Path,
-};
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 /// Where the system describes block devices, by number.
 const DEVICES: &str = "/sys/dev/block";
