@@ -761,14 +761,18 @@ pub(crate) fn assemble_write(
             Outcome::Written(token, timestamp) => {
                 Ok(WriteResultBytes::new(token.sequence, *timestamp))
             }
-            Outcome::Refused(refusal) => Err(refusal),
+            Outcome::Refused(refusal) => {
+                let mut refused = Vec::new();
+                codec::encode_write_refused(&mut refused, refusal);
+                Err(refused)
+            }
             Outcome::Read(_) | Outcome::Waiting => unreachable!("a write's part, and ready"),
         })
         .collect();
     for &at in part_of_entry {
         match &results[usize::from(at)] {
             Ok(result) => result.append_to(out),
-            Err(refusal) => codec::encode_write_refused(out, refusal),
+            Err(refused) => out.extend_from_slice(refused),
         }
     }
 }
