@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     loads::{Latency, Load},
     peers::Server,
-    process::{cpu_seconds, disk_bytes_written, memory},
+    process::{cpu_seconds, disk_bytes_written, ended_children_cpu_seconds, memory},
     statistics::{median, spread},
 };
 
@@ -65,6 +65,8 @@ pub struct Sample {
     pub cpu_us_per_operation: f64,
     /// The server's share of a core.
     pub busy: f64,
+    /// The load's.
+    pub load_busy: f64,
     /// Of calls, not of pairs.
     pub latency: Option<Latency>,
     /// Calls refused, also while times were taken.
@@ -166,6 +168,7 @@ impl Measured {
             "operations_per_s": self.rate(),
             "cpu_us_per_operation": self.median(|sample| sample.cpu_us_per_operation),
             "server_busy": self.median(|sample| sample.busy),
+            "load_busy": self.median(|sample| sample.load_busy),
             "p50_us": self.time_us(|latency| latency.p50_us),
             "p99_us": self.time_us(|latency| latency.p99_us),
             "p999_us": self.time_us(|latency| latency.p999_us),
@@ -183,6 +186,7 @@ impl Sample {
             "operations_per_s": self.operations_per_s,
             "cpu_us_per_operation": self.cpu_us_per_operation,
             "server_busy": self.busy,
+            "load_busy": self.load_busy,
             "p50_us": self.latency.map(|latency| latency.p50_us),
             "p99_us": self.latency.map(|latency| latency.p99_us),
             "p999_us": self.latency.map(|latency| latency.p999_us),
@@ -247,8 +251,10 @@ fn sample(effort: Effort, contender: &Contender<'_>) -> Result<Sample, String> {
     let cpu = || contender.server.map_or(Ok(0.0), |server| cpu_seconds(server.pid()));
     let disk = || contender.server.map_or(Ok(0), |server| disk_bytes_written(server.pid()));
     let (counted, cpu_before, disk_before) = (counters()?, cpu()?, disk()?);
+    let load_before = ended_children_cpu_seconds()?;
     let run = contender.load.run(effort.seconds)?;
     let (cpu, disk, after) = (cpu()? - cpu_before, disk()? - disk_before, counters()?);
+    let load_cpu = ended_children_cpu_seconds()? - load_before;
     let latency = match run.latency {
         Some(latency) => Some(latency),
         None => contender.load.latency((effort.seconds / 2).max(1))?,
@@ -268,6 +274,7 @@ fn sample(effort: Effort, contender: &Contender<'_>) -> Result<Sample, String> {
         operations_per_s: operations / run.seconds,
         cpu_us_per_operation: cpu * 1e6 / operations,
         busy: cpu / run.seconds,
+        load_busy: load_cpu / run.seconds,
         latency,
         refused: at_end.refused - counted.refused,
         refused_parts: at_end.refused_parts - counted.refused_parts,

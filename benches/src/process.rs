@@ -85,8 +85,19 @@ impl Drop for ServerProcess {
 /// The process is gone.
 pub fn cpu_seconds(pid: u32) -> Result<f64, String> {
     let stat = read(pid, "stat")?;
-    let ticks = ticks(&stat).ok_or_else(|| format!("/proc/{pid}/stat: not as in proc(5)"))?;
-    Ok(ticks as f64 / TICKS_PER_SECOND)
+    let [own, _] = ticks(&stat).ok_or_else(|| format!("/proc/{pid}/stat: not as in proc(5)"))?;
+    Ok(own as f64 / TICKS_PER_SECOND)
+}
+
+/// User and system time that this process's children had used when they ended, seconds: that of the
+/// loads. A server that ends counts too, from then on.
+///
+/// # Errors
+/// There is no `/proc`.
+pub fn ended_children_cpu_seconds() -> Result<f64, String> {
+    let stat = read(std::process::id(), "stat")?;
+    let [_, ended] = ticks(&stat).ok_or("/proc/self/stat: not as in proc(5)")?;
+    Ok(ended as f64 / TICKS_PER_SECOND)
 }
 
 /// Memory of a process as the kernel counts it, bytes.
@@ -144,12 +155,13 @@ fn read(pid: u32, file: &str) -> Result<String, String> {
 /// `USER_HZ`, which is 100 on every Linux that a program sees.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Fields 14 and 15; the second field is a name in parentheses that may hold blanks.
-fn ticks(stat: &str) -> Option<u64> {
+/// Fields 14 and 15, the process's own, and 16 and 17, those of children that have ended. The second
+/// field is a name in parentheses that may hold blanks.
+fn ticks(stat: &str) -> Option<[u64; 2]> {
     let after_name = stat.rsplit_once(')')?.1;
     let mut fields = after_name.split_whitespace().skip(11);
     let mut next = || fields.next()?.parse::<u64>().ok();
-    Some(next()? + next()?)
+    Some([next()? + next()?, next()? + next()?])
 }
 
 fn status_kib(status: &str, name: &str) -> Option<u64> {
@@ -163,8 +175,8 @@ mod tests {
 
     #[test]
     fn the_name_may_hold_blanks_and_parentheses() {
-        let stat = "7 (a ) b) S 1 2 3 4 5 6 7 8 9 10 40 2 0 0";
-        assert_eq!(ticks(stat), Some(42));
+        let stat = "7 (a ) b) S 1 2 3 4 5 6 7 8 9 10 40 2 5 1 0";
+        assert_eq!(ticks(stat), Some([42, 6]));
     }
 
     #[test]
@@ -183,5 +195,13 @@ mod tests {
         let used = memory(own).unwrap();
         assert!(used.resident > 0 && used.peak >= used.resident);
         assert!(cpu_seconds(own).is_ok() && disk_bytes_written(own).is_ok());
+    }
+
+    #[test]
+    fn a_child_that_has_ended_is_counted() {
+        let before = ended_children_cpu_seconds().unwrap();
+        let loops = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done";
+        assert!(Command::new("sh").args(["-c", loops]).status().unwrap().success());
+        assert!(ended_children_cpu_seconds().unwrap() > before);
     }
 }

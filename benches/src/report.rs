@@ -9,7 +9,7 @@ use crate::{
     process::{LOAD_CPU, SERVER_CPU},
 };
 
-const COLUMNS: [&str; 10] = [
+const COLUMNS: [&str; 11] = [
     "server",
     "load",
     "/s",
@@ -20,6 +20,7 @@ const COLUMNS: [&str; 10] = [
     "p99.9 us",
     "CPU us",
     "busy",
+    "load",
 ];
 const MEMORY_COLUMN: &str = "peak MB";
 
@@ -40,8 +41,8 @@ pub fn heading(machine: &Machine, effort: Effort) -> String {
     text += &format!(
         "\nServers on core {SERVER_CPU}, loads on core {LOAD_CPU}, {seconds} s a measurement, {rounds} rounds in turn; medians.\n\
         Rates and CPU are per pair written or read. \"Stateside is\" divides its rate by the other's (lowest and\n\
-        highest of the rounds). \"busy\" is the server's share of its core: well below 100 %, the load or the disk was the limit,\n\
-        and CPU says more than the rate. Times are of calls; those of loads of many calls come from a run of their own.\n"
+        highest of the rounds). \"busy\" and \"load\" are the shares of their cores that server and load took: well below 100 %, the\n\
+        server was not the limit but the load or the disk, and CPU says more than the rate. Times are of calls; those of loads of many calls come from a run of their own.\n"
     );
     text
 }
@@ -160,6 +161,7 @@ fn cells(measured: &Measured, ours: &Measured) -> Vec<String> {
         time(measured.time_us(|latency| latency.p999_us)),
         of_server(number(measured.median(|sample| sample.cpu_us_per_operation))),
         of_server(format!("{:.0} %", 100.0 * measured.median(|sample| sample.busy))),
+        format!("{:.0} %", 100.0 * measured.median(|sample| sample.load_busy)),
         measured.peak_memory.map_or("-".to_owned(), |bytes| number(bytes as f64 / 1e6)),
     ]
 }
@@ -173,6 +175,7 @@ mod tests {
             operations_per_s: 1_000.0,
             cpu_us_per_operation: 1.0,
             busy: 1.0,
+            load_busy: 1.0,
             latency: None,
             refused: 7,
             refused_parts: 0,

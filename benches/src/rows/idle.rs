@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::Context;
 use crate::{
-    outcome::Outcome,
+    comparison::Ratio,
+    outcome::{Bar, Outcome},
     peers::{Server, stateside::site},
     process::{cpu_seconds, memory},
     statistics::{median, spread},
@@ -14,6 +15,8 @@ use crate::{
 const SETTLING: Duration = Duration::from_secs(2);
 /// Long enough that a tick of the kernel's clock is little.
 const SECONDS_MIN: u32 = 10;
+const CPU_PERCENT: f64 = 1.0;
+const MIB: f64 = 40.0;
 
 pub(super) fn idle(context: &Context<'_>) -> Result<Outcome, String> {
     let site = site();
@@ -29,13 +32,13 @@ pub(super) fn idle(context: &Context<'_>) -> Result<Outcome, String> {
         shares.push(100.0 * used / length.as_secs_f64());
     }
     let (lowest, highest) = spread(&shares);
-    let memory = memory(Server::pid(&node))?;
+    let share = Ratio { value: median(&shares), lowest, highest };
+    let resident = memory(Server::pid(&node))?.resident as f64 / f64::from(1 << 20);
     let mut outcome = Outcome::default();
-    outcome.figure("CPU", median(&shares), "% of a core");
-    outcome.figure("resident memory", memory.resident as f64 / 1e6, "MB");
-    outcome.notes.push(format!(
-        "CPU from {lowest:.2} to {highest:.2} %, over {} s each; one core, 8 partitions, no records; no bar is set",
-        length.as_secs()
-    ));
+    outcome.bars.push(Bar::at_most("CPU", Some(share), CPU_PERCENT, "% of a core"));
+    outcome.bars.push(Bar::at_most("resident memory", Some(resident.into()), MIB, "MiB"));
+    outcome
+        .notes
+        .push(format!("CPU over {} s each; one core, 8 partitions, no records", length.as_secs()));
     Ok(outcome)
 }

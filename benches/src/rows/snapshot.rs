@@ -4,7 +4,8 @@
 use std::{
     fs,
     sync::atomic::{AtomicBool, Ordering},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use stateside_e2e::{node_process::Node, rpc};
@@ -19,15 +20,20 @@ use crate::{
         h2load::{Call, H2load, Shape},
     },
     outcome::{Bar, Outcome},
-    peers::stateside::site,
+    peers::{metric, stateside::site},
     process::{forget_peak, memory},
     statistics::{median, spread},
 };
 
-const RECORDS: usize = 1_000_000;
+const RECORDS: usize = 10_000_000;
 const SHAPE: Shape = Shape { connections: 8, streams: 32 };
 const LOAD_SHARE: f64 = 0.5;
 const P99_TIMES: f64 = 2.0;
+const EXTRA_MEMORY_PERCENT: f64 = 10.0;
+/// The log of the filling is longer than the node keeps: the snapshots that shorten it are over
+/// when none has ended for this long.
+const SETTLED: Duration = Duration::from_secs(2);
+const SETTLED_LIMIT: Duration = Duration::from_secs(120);
 
 /// Snapshots taken while a load ran.
 #[derive(Clone, Copy, Default)]
@@ -49,6 +55,7 @@ pub(super) fn under_load(context: &Context<'_>) -> Result<Outcome, String> {
     let site = site();
     let node = site.start();
     fill(context.runtime, &site.data_address(), RECORDS)?;
+    settle(&node)?;
     let mut outcome = Outcome::default();
     let key = numbered_key(7);
     let calls = [
@@ -66,13 +73,32 @@ pub(super) fn under_load(context: &Context<'_>) -> Result<Outcome, String> {
         let before = memory(node.pid())?.resident;
         let times = in_rounds(context, &node, &load)?;
         report(name, &load, &times, &mut outcome);
-        let extra = memory(node.pid())?.peak.saturating_sub(before) as f64 / 1e6;
-        outcome.figure(format!("{name}: memory added at most, meanwhile"), extra, "MB");
+        let extra = memory(node.pid())?.peak.saturating_sub(before) as f64;
+        let share = 100.0 * extra / before as f64;
+        let what = format!("{name}: memory added meanwhile");
+        outcome.bars.push(Bar::at_most(what, Some(share.into()), EXTRA_MEMORY_PERCENT, "%"));
     }
     outcome.notes.push(format!(
         "{RECORDS} records of 16 B + 100 B in 8 partitions; one partition after another is snapshot, without a pause; calls go to one record"
     ));
     Ok(outcome)
+}
+
+fn settle(node: &Node<'_>) -> Result<(), String> {
+    let taken = || metric(&node.metrics(), "stateside_snapshots_total", |_| true);
+    let begun = Instant::now();
+    let (mut last, mut since) = (taken(), Instant::now());
+    while since.elapsed() < SETTLED {
+        if begun.elapsed() > SETTLED_LIMIT {
+            return Err("the node does not stop taking snapshots by itself".to_owned());
+        }
+        thread::sleep(SETTLED / 10);
+        let now = taken();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    Ok(())
 }
 
 fn in_rounds(context: &Context<'_>, node: &Node<'_>, load: &H2load) -> Result<Times, String> {
@@ -84,7 +110,7 @@ fn in_rounds(context: &Context<'_>, node: &Node<'_>, load: &H2load) -> Result<Ti
     for _ in 0..context.effort.rounds {
         times.quiet.push(measure()?);
         let stop = AtomicBool::new(false);
-        let (during, taken) = std::thread::scope(|scope| {
+        let (during, taken) = thread::scope(|scope| {
             let taking = scope.spawn(|| take_snapshots(context, node, &stop));
             let during = measure();
             stop.store(true, Ordering::SeqCst);
