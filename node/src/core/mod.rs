@@ -24,6 +24,7 @@ mod pool;
 mod recovery;
 #[doc(hidden)]
 pub mod ringless;
+mod sequential_file;
 mod service;
 mod snapshots;
 mod store_change;

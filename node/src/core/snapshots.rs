@@ -13,8 +13,8 @@
 //! which fails when that exists: a snapshot never overwrites anything.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write},
+    fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -31,8 +31,8 @@ use super::{
     executor::Executor,
     partition_files::remove_older,
     pool::PoolDone,
+    sequential_file::SequentialFile,
 };
-use crate::reactor::start_writeback;
 
 /// Records gathered for one write of the file, bytes.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -41,9 +41,8 @@ const STEP_BYTES: usize = 32 << 10;
 
 /// A snapshot's file while it is being written.
 pub(crate) struct SnapshotFile {
-    file: File,
+    file: SequentialFile,
     partial: PathBuf,
-    written: u64,
     chunk: Vec<u8>,
 }
 
@@ -291,26 +290,23 @@ impl SnapshotFile {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let file = OpenOptions::new().write(true).create_new(true).open(&partial)?;
-        Ok(Self { file, partial, written: 0, chunk })
+        let file = SequentialFile::create_new(&partial)?;
+        Ok(Self { file, partial, chunk })
     }
 
     fn write(mut self) -> io::Result<Self> {
-        if let Err(error) = self.file.write_all(&self.chunk) {
+        if let Err(error) = self.file.append(&self.chunk) {
             self.discard();
             return Err(error);
         }
-        let length = self.chunk.len();
-        start_writeback(&self.file, self.written, length);
-        self.written += length as u64;
         self.chunk.clear();
         Ok(self)
     }
 
     /// Makes the file durable, then gives it its name. A background snapshot supersedes the
     /// partition's older ones.
-    fn publish(self, path: &Path, supersedes: bool) -> io::Result<Self> {
-        let published = self.file.sync_all().and_then(|()| {
+    fn publish(mut self, path: &Path, supersedes: bool) -> io::Result<Self> {
+        let published = self.file.finish().and_then(|()| {
             // Fails when the name exists, where a plain rename would overwrite.
             match renameat_with(CWD, &self.partial, CWD, path, RenameFlags::NOREPLACE) {
                 // Some file systems cannot; a link refuses to overwrite too.

@@ -206,7 +206,10 @@ impl Index {
     }
 
     /// The handles of the segment that `hash` falls into, and the last hash it can hold.
-    pub(super) fn segment(&self, hash: SlotHash) -> (impl Iterator<Item = Handle> + Clone, SlotHash) {
+    pub(super) fn segment(
+        &self,
+        hash: SlotHash,
+    ) -> (impl Iterator<Item = Handle> + Clone, SlotHash) {
         let segment = &self.segments[self.segment_number(hash)];
         // In two shifts, because a shift by 64 is none.
         let first = u64::from(segment.prefix) << 1 << (63 - segment.depth);
