@@ -28,6 +28,8 @@ use crate::metrics::CoreMetrics;
 
 /// Snapshots that a core makes at a time: each walks a little in every turn.
 const SNAPSHOTS_AT_A_TIME: usize = 4;
+/// Turns that bring requests, of which one has a step of the snapshots: they go on under any load.
+const TURNS_PER_STEP: u32 = 4;
 
 /// Something that waits for the pool.
 enum Pending {
@@ -68,6 +70,8 @@ pub(crate) struct Operations {
     background: VecDeque<PartitionId>,
     /// Something can go on in the next turn without anything happening.
     pub(super) busy: bool,
+    /// Turns since the snapshots' last step.
+    passed_over: u32,
 }
 
 impl Operations {
@@ -87,6 +91,7 @@ impl Operations {
             newest,
             background: VecDeque::new(),
             busy: false,
+            passed_over: 0,
         }
     }
 
@@ -388,11 +393,23 @@ impl Operations {
 
     /// A little of what goes on in the background.
     pub(crate) fn step(&mut self, executor: &mut Executor) {
-        self.busy = false;
+        let was_busy = std::mem::take(&mut self.busy);
         if !self.retiring.is_empty() {
             self.retire(executor);
         }
         self.next_background(executor);
+        // Requests come in bursts, which a step after each piece would make longer.
+        self.passed_over += 1;
+        if executor.world.requests > 0 && self.passed_over < TURNS_PER_STEP {
+            self.busy = was_busy;
+        } else {
+            self.passed_over = 0;
+            self.step_snapshots(executor);
+        }
+        self.step_store_changes(executor);
+    }
+
+    fn step_snapshots(&mut self, executor: &mut Executor) {
         let mut at = 0;
         while at < self.snapshots.len() {
             let progress = self.snapshots[at].step(executor);
@@ -400,7 +417,6 @@ impl Operations {
                 at += 1;
             }
         }
-        self.step_store_changes(executor);
     }
 
     /// Up to where a partition survives without the log: newest snapshot, or its own store.
