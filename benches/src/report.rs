@@ -20,7 +20,7 @@ const COLUMNS: [&str; 11] = [
     "p99.9 us",
     "CPU us",
     "busy",
-    "load",
+    "load busy",
 ];
 const MEMORY_COLUMN: &str = "peak MB";
 
@@ -41,8 +41,9 @@ pub fn heading(machine: &Machine, effort: Effort) -> String {
     text += &format!(
         "\nServers on core {SERVER_CPU}, loads on core {LOAD_CPU}, {seconds} s a measurement, {rounds} rounds in turn; medians.\n\
         Rates and CPU are per pair written or read. \"Stateside is\" divides its rate by the other's (lowest and\n\
-        highest of the rounds). \"busy\" and \"load\" are the shares of their cores that server and load took: well below 100 %, the\n\
-        server was not the limit but the load or the disk, and CPU says more than the rate. Times are of calls; those of loads of many calls come from a run of their own.\n"
+        highest of the rounds). \"busy\" and \"load busy\" are the shares of their cores that server and load took: well\n\
+        below 100 %, the server was not the limit but the load or the disk, and CPU says more than the rate. Times are of\n\
+        calls; those of loads of many calls come from a run of their own.\n"
     );
     text
 }

@@ -182,9 +182,8 @@ pub fn decode_get<'a>(message: &'a [u8], keys: &mut Vec<&'a [u8]>) -> Result<Get
         Ok(())
     };
     loop {
-        if let Some(key) = reader.short_bytes(1) {
+        while let Some(key) = reader.short_bytes(1) {
             push(key)?;
-            continue;
         }
         let Some((field, wire)) = reader.key()? else { break };
         match field {
@@ -252,9 +251,8 @@ fn decode_batch<'a, E>(
         Ok(())
     };
     loop {
-        if let Some(bytes) = reader.short_bytes(1) {
+        while let Some(bytes) = reader.short_bytes(1) {
             push(bytes)?;
-            continue;
         }
         let Some((field, wire)) = reader.key()? else { break };
         match field {

@@ -401,7 +401,7 @@ impl Operations {
         // Requests come in bursts, which a step after each piece would make longer.
         self.passed_over += 1;
         if executor.world.requests > 0 && self.passed_over < TURNS_PER_STEP {
-            self.busy = was_busy;
+            self.busy |= was_busy;
         } else {
             self.passed_over = 0;
             self.step_snapshots(executor);

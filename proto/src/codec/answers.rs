@@ -131,6 +131,7 @@ pub fn encode_record_refused(out: &mut Vec<u8>, key: &[u8], refusal: &Refusal) {
         crate::v1::Record { key: key.to_vec(), error: Some(refusal.into()), ..Default::default() };
     encoding::message::encode(1, &record, out);
 }
+
 /// Writes a varint to the front of `out`, returns its length.
 fn put_varint(out: &mut [u8], mut value: u64) -> usize {
     let mut at = 0;
