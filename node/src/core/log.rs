@@ -134,7 +134,8 @@ impl CoreLog {
         let offset = write.offset();
         // A lone caller is answered sooner by the one operation; where calls overlap, the kernel's
         // worker would wait for a CPU several times as long as the flush takes.
-        let is_apart = self.is_busy && self.is_direct && self.files.flushes_apart();
+        let has_overlap = self.is_busy || write.records() > 1;
+        let is_apart = has_overlap && self.is_direct && self.files.flushes_apart();
         let flush = if is_apart { Flush::Apart } else { Flush::InWrite };
         ring.write_file(&file, offset, write as Rc<dyn StableBytes>, flush, LOG_WRITE);
         true

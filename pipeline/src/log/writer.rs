@@ -159,6 +159,11 @@ impl PendingWrite {
     pub fn bytes(&self) -> &[u8] {
         &self.group.bytes()[self.done_bytes..self.end_bytes]
     }
+
+    /// Records of its group.
+    pub fn records(&self) -> u32 {
+        self.group.records
+    }
 }
 
 /// The log failed, and stays failed.
