@@ -1,6 +1,6 @@
 //! Where the entries of one batch go, and whether a key stands in it twice.
 
-use hashbrown::HashTable;
+use hashbrown::{HashTable, hash_table::Entry};
 use stateside_types::Refusal;
 use stateside_types::{KeyHash, Reason};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -78,13 +78,14 @@ impl BatchPlan {
             self.seen.clear();
             self.seen.reserve(count, |&at| hash(at as usize));
             (0..count).find_map(|at| {
-                let hash_here = hash(at);
-                let found = self.seen.find(hash_here, |&other| key(other as usize) == key(at));
-                if let Some(&first) = found {
-                    return Some((first as usize, at));
+                let is_same = |&other: &u32| key(other as usize) == key(at);
+                match self.seen.entry(hash(at), is_same, |&at| hash(at as usize)) {
+                    Entry::Occupied(first) => Some((*first.get() as usize, at)),
+                    Entry::Vacant(place) => {
+                        place.insert(at as u32);
+                        None
+                    }
                 }
-                self.seen.insert_unique(hash_here, at as u32, |&at| hash(at as usize));
-                None
             })
         };
         let Some((first, second)) = duplicate else { return Ok(()) };

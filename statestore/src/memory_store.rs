@@ -46,7 +46,23 @@ const UPKEEP_PER_ENTRY: usize = 40;
 const UPKEEP_MAX: usize = 16 << 10;
 
 /// Keys whose misses are waited for together.
-const TOUCH_CHUNK: usize = 32;
+const GUESSES_MAX: usize = 32;
+
+/// A key's hash, and where its record probably is.
+#[derive(Clone, Copy)]
+struct Guess {
+    hash: SlotHash,
+    /// Of a record with a like hash, or none.
+    handle: Handle,
+}
+
+impl Guess {
+    const NONE: Self = Self::blind(SlotHash(0));
+
+    const fn blind(hash: SlotHash) -> Self {
+        Self { hash, handle: Handle::NONE }
+    }
+}
 
 /// Records in memory. Owned by one partition, used on its core's thread.
 pub struct MemoryStore {
@@ -103,31 +119,45 @@ impl MemoryStore {
         self.index.find(hash_key(self.seed, key), |handle| arena.key(handle) == key)
     }
 
-    /// Loads what the next operations on these keys will miss, every key's share independent of the
-    /// others', so that the processor waits for many at a time. Three misses in a row, one key
-    /// after the other, are most of an operation's time.
-    fn touch<'a>(&self, keys: impl Iterator<Item = &'a [u8]>) {
-        let mut candidates = [Handle::NONE; TOUCH_CHUNK];
-        let mut keys = keys.peekable();
-        while keys.peek().is_some() {
-            let mut count = 0;
-            for (candidate, key) in candidates.iter_mut().zip(&mut keys) {
-                // The first entry whose control byte fits is nearly always the right one.
-                let hash = hash_key(self.seed, key);
-                *candidate = self.index.find(hash, |_| true).unwrap_or(Handle::NONE);
-                count += 1;
-            }
-            for candidate in &candidates[..count] {
-                if *candidate != Handle::NONE {
-                    std::hint::black_box(self.arena.touch(*candidate));
-                }
+    /// Looks up a few keys, as [`Self::guess`] does each, and loads their records: every key's share
+    /// is independent of the others', so that the processor waits for many at a time. Three misses
+    /// in a row, one key after the other, are most of an operation's time.
+    fn guess_all<'a>(
+        &self,
+        keys: impl Iterator<Item = &'a [u8]>,
+        guesses: &mut [Guess; GUESSES_MAX],
+    ) {
+        let mut count = 0;
+        for (guess, key) in guesses.iter_mut().zip(keys) {
+            *guess = self.guess(key);
+            count += 1;
+        }
+        for guess in &guesses[..count] {
+            if guess.handle != Handle::NONE {
+                std::hint::black_box(self.arena.touch(guess.handle));
             }
         }
     }
 
-    fn put(&mut self, key: &[u8], record: Record<'_>) {
+    /// The first entry of the index whose control byte fits is nearly always the right one.
+    #[inline]
+    fn guess(&self, key: &[u8]) -> Guess {
+        let hash = hash_key(self.seed, key);
+        Guess { hash, handle: self.index.find(hash, |_| true).unwrap_or(Handle::NONE) }
+    }
+
+    /// `guess`: of this key, no further back than entries that were applied since.
+    fn put(&mut self, key: &[u8], guess: Guess, record: Record<'_>) {
         let Self { arena, index, expirations, seed, .. } = self;
-        let hash = hash_key(*seed, key);
+        let Guess { hash, handle } = guess;
+        // Beside a snapshot, blocks of earlier records of the key may be live as well.
+        if self.walk.is_none()
+            && handle != Handle::NONE
+            && let Some(old_len) = arena.renew(handle, key, record)
+        {
+            self.payload_bytes = self.payload_bytes - old_len as u64 + record.value.len() as u64;
+            return;
+        }
         let Some(place) = index.find_mut(hash, |handle| arena.key(handle) == key) else {
             let handle = arena.insert(key, record);
             index.insert(hash, handle, |handle| hash_key(*seed, arena.key(handle)));
@@ -155,8 +185,35 @@ impl MemoryStore {
         self.let_go(hash, old, needed);
     }
 
-    fn remove(&mut self, key: &[u8]) {
-        let hash = hash_key(self.seed, key);
+    fn apply_all(&mut self, sequence: Sequence, timestamp: Timestamp, entries: &[WriteEntry<'_>]) {
+        let mut guesses = [Guess::NONE; GUESSES_MAX];
+        for entries in entries.chunks(GUESSES_MAX) {
+            self.guess_all(entries.iter().map(|entry| entry.key), &mut guesses);
+            for (entry, guess) in entries.iter().zip(&guesses) {
+                self.apply_one(sequence, timestamp, entry, *guess);
+            }
+        }
+    }
+
+    #[inline]
+    fn apply_one(
+        &mut self,
+        sequence: Sequence,
+        timestamp: Timestamp,
+        entry: &WriteEntry<'_>,
+        guess: Guess,
+    ) {
+        match entry.change {
+            Change::Put(value) => {
+                let expire_at = entry.expiry.fixed_by(timestamp);
+                let record = Record { value, version: sequence, timestamp, expire_at };
+                self.put(entry.key, guess, record);
+            }
+            Change::Remove => self.remove(entry.key, guess.hash),
+        }
+    }
+
+    fn remove(&mut self, key: &[u8], hash: SlotHash) {
         self.take_out(hash, |arena, handle| arena.key(handle) == key);
     }
 
@@ -248,23 +305,21 @@ impl StateStore for MemoryStore {
     }
 
     fn prefetch(&self, keys: &[&[u8]]) {
-        self.touch(keys.iter().copied());
+        let mut guesses = [Guess::NONE; GUESSES_MAX];
+        for keys in keys.chunks(GUESSES_MAX) {
+            self.guess_all(keys.iter().copied(), &mut guesses);
+        }
     }
 
     fn apply(&mut self, sequence: Sequence, timestamp: Timestamp, entries: &[WriteEntry<'_>]) {
         assert_eq!(sequence, self.applied.next(), "a batch was left out or applied twice");
-        if entries.len() > 1 {
-            self.touch(entries.iter().map(|entry| entry.key));
-        }
-        for entry in entries {
-            match entry.change {
-                Change::Put(value) => {
-                    let expire_at = entry.expiry.fixed_by(timestamp);
-                    let record = Record { value, version: sequence, timestamp, expire_at };
-                    self.put(entry.key, record);
-                }
-                Change::Remove => self.remove(entry.key),
+        match entries {
+            // There are no misses to wait for together.
+            [entry] => {
+                let guess = Guess::blind(hash_key(self.seed, entry.key));
+                self.apply_one(sequence, timestamp, entry, guess);
             }
+            _ => self.apply_all(sequence, timestamp, entries),
         }
         self.applied = sequence;
         self.applied_timestamp = timestamp;
@@ -403,7 +458,7 @@ impl StateStore for MemoryStore {
 
     fn load(&mut self, records: &[SnapshotRecord<'_>]) -> bool {
         for SnapshotRecord { key, record } in records {
-            self.put(key, *record);
+            self.put(key, Guess::blind(hash_key(self.seed, key)), *record);
         }
         true
     }

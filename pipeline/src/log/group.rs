@@ -9,7 +9,7 @@ use stateside_types::{RequestMark, WriteEntry};
 
 use super::{
     AlignedBuffer, BLOCK_BYTES, Durable, Generation, GroupNumber, RecordHead, RollCallEntry,
-    block::{self, BODY_BYTES, BlockHeader, blocks_for, stream_to_block},
+    block::{self, BLOCK_HEADER_BYTES, BODY_BYTES, BlockHeader, blocks_for, stream_to_block},
     record::{
         RECORD_HEADER_BYTES, RecordHeader, RecordKind, checksum, encode_entries,
         encode_roll_call_entry, roll_call_bytes,
@@ -97,11 +97,11 @@ impl Group {
     ) {
         let count = u16::try_from(entries.len()).expect("at most BATCH_ENTRIES_MAX");
         let kind = if request.is_some() { RecordKind::MarkedWrite } else { RecordKind::Write };
-        self.append(head, kind, count, record_bytes, |put| {
+        self.append(head, kind, count, record_bytes, |stream| {
             if let Some(mark) = request {
-                mark.encode(put);
+                mark.encode(&mut |piece| stream.put(piece));
             }
-            encode_entries(head.timestamp, entries, put);
+            encode_entries(head.timestamp, entries, |piece| stream.put(piece));
         });
         self.records += 1;
     }
@@ -119,8 +119,8 @@ impl Group {
             timestamp: Default::default(),
         };
         let record_bytes = roll_call_bytes(usize::from(count));
-        self.append(nobody, RecordKind::RollCall, count, record_bytes, |put| {
-            lines.for_each(|line| put(&encode_roll_call_entry(&line)));
+        self.append(nobody, RecordKind::RollCall, count, record_bytes, |stream| {
+            lines.for_each(|line| stream.put(&encode_roll_call_entry(&line)));
         });
     }
 
@@ -130,7 +130,7 @@ impl Group {
         kind: RecordKind,
         entries: u16,
         record_bytes: usize,
-        encode: impl FnOnce(&mut dyn FnMut(&[u8])),
+        encode: impl FnOnce(&mut Stream<'_>),
     ) {
         assert!(self.fits(record_bytes), "the caller opens a new group first");
         let generation = self.place.generation;
@@ -143,26 +143,12 @@ impl Group {
             payload_crc: 0,
         };
         let start = self.stream_bytes;
-        if start % BODY_BYTES + record_bytes <= BODY_BYTES {
-            // In one block, as most records are: no piece needs splitting.
-            let at = stream_to_block(start);
-            let record = &mut self.buffer[at..at + record_bytes];
-            let mut filled = RECORD_HEADER_BYTES;
-            encode(&mut |piece| {
-                record[filled..filled + piece.len()].copy_from_slice(piece);
-                filled += piece.len();
-            });
-            assert_eq!(filled, record_bytes, "the size given is the size encoded");
-            header.payload_crc = checksum(generation.0, &record[RECORD_HEADER_BYTES..]);
-            record[..RECORD_HEADER_BYTES].copy_from_slice(&header.encode(generation));
-        } else {
-            let mut offset = start + RECORD_HEADER_BYTES;
-            encode(&mut |piece| offset = put(&mut self.buffer, offset, piece));
-            assert_eq!(offset, start + record_bytes, "the size given is the size encoded");
-            header.payload_crc =
-                stream_checksum(&self.buffer, start + RECORD_HEADER_BYTES..offset, generation.0);
-            put(&mut self.buffer, start, &header.encode(generation));
-        }
+        let payload = start + RECORD_HEADER_BYTES..start + record_bytes;
+        let mut stream = Stream::at(&mut self.buffer, payload.start);
+        encode(&mut stream);
+        assert_eq!(stream.offset(), payload.end, "the size given is the size encoded");
+        header.payload_crc = stream_checksum(&self.buffer, payload, generation.0);
+        Stream::at(&mut self.buffer, start).put(&header.encode(generation));
         self.stream_bytes += record_bytes;
     }
 
@@ -208,15 +194,88 @@ fn stream_checksum(buffer: &[u8], part: Range<usize>, seed: u32) -> u32 {
     crc
 }
 
-/// Copies `piece` to a place in the stream, around the stamps. Returns the place after it.
-fn put(buffer: &mut [u8], mut offset: usize, mut piece: &[u8]) -> usize {
-    while !piece.is_empty() {
-        let at = stream_to_block(offset);
-        let room = BODY_BYTES - offset % BODY_BYTES;
-        let (now, later) = piece.split_at(room.min(piece.len()));
-        buffer[at..at + now.len()].copy_from_slice(now);
-        offset += now.len();
-        piece = later;
+/// Writes to the stream, around the stamps.
+struct Stream<'a> {
+    buffer: &'a mut [u8],
+    /// The next byte's place in the buffer.
+    at: usize,
+    /// Bytes up to the end of its block.
+    room: usize,
+}
+
+impl<'a> Stream<'a> {
+    fn at(buffer: &'a mut [u8], offset: usize) -> Self {
+        Self { at: stream_to_block(offset), room: BODY_BYTES - offset % BODY_BYTES, buffer }
     }
-    offset
+
+    /// How far the stream has come.
+    fn offset(&self) -> usize {
+        let full_blocks = (self.at + self.room) / BLOCK_BYTES;
+        full_blocks * BODY_BYTES - self.room
+    }
+
+    #[inline]
+    fn put(&mut self, piece: &[u8]) {
+        if piece.len() <= self.room {
+            copy(&mut self.buffer[self.at..self.at + piece.len()], piece);
+            self.at += piece.len();
+            self.room -= piece.len();
+        } else {
+            self.put_split(piece);
+        }
+    }
+
+    #[cold]
+    fn put_split(&mut self, mut piece: &[u8]) {
+        while piece.len() > self.room {
+            let (now, later) = piece.split_at(self.room);
+            self.buffer[self.at..self.at + now.len()].copy_from_slice(now);
+            self.at += self.room + BLOCK_HEADER_BYTES;
+            self.room = BODY_BYTES;
+            piece = later;
+        }
+        self.buffer[self.at..self.at + piece.len()].copy_from_slice(piece);
+        self.at += piece.len();
+        self.room -= piece.len();
+    }
+}
+
+/// Keys are short, and a call to copy one costs more than the copy.
+#[inline]
+fn copy(to: &mut [u8], from: &[u8]) {
+    const SHORT: usize = 16;
+    if let (SHORT..=32, Some(first), Some(last)) =
+        (from.len(), from.first_chunk::<SHORT>(), from.last_chunk::<SHORT>())
+    {
+        // Two that overlap.
+        to[..SHORT].copy_from_slice(first);
+        to[from.len() - SHORT..].copy_from_slice(last);
+    } else {
+        to.copy_from_slice(from);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_every_length_land_in_the_stream_around_the_stamps() {
+        const BLOCKS: usize = 3;
+        let whole: Vec<u8> = (0..BLOCKS * BODY_BYTES).map(|at| (at % 251) as u8 + 1).collect();
+        for length in (0..70).chain([BODY_BYTES - 1, BODY_BYTES, BODY_BYTES + 1, whole.len()]) {
+            let mut buffer = vec![0; BLOCKS * BLOCK_BYTES];
+            let mut stream = Stream::at(&mut buffer, 0);
+            for piece in whole.chunks(length.max(1)) {
+                stream.put(&piece[..0]);
+                stream.put(piece);
+            }
+            assert_eq!(stream.offset(), whole.len(), "pieces of {length}");
+            for (block, body) in buffer.chunks(BLOCK_BYTES).zip(whole.chunks(BODY_BYTES)) {
+                let (stamps, found) = block.split_at(BLOCK_HEADER_BYTES);
+                assert!(stamps.iter().all(|byte| *byte == 0), "pieces of {length}");
+                assert_eq!(found, body, "pieces of {length}");
+            }
+        }
+    }
 }

@@ -295,6 +295,37 @@ impl Arena {
         true
     }
 
+    /// Writes a new value over the record in this block if it is this key's, fits exactly, and
+    /// expires neither now nor then; the length of the value that was there. The handle may be one
+    /// whose block was freed since: then it is no record, or another's.
+    #[inline]
+    pub(super) fn renew(
+        &mut self,
+        handle: Handle,
+        key: &[u8],
+        record: Record<'_>,
+    ) -> Option<usize> {
+        let block = &mut self.pages[handle.page()].bytes[handle.offset()..];
+        let (header, stored) = block.split_first_chunk_mut::<HEADER_BYTES>()?;
+        let is_live = field(header, 18) == (BlockState::Live as u16).to_ne_bytes();
+        let is_keys = is_live
+            && usize::from(u16::from_ne_bytes(field(header, 16))) == key.len()
+            && stored[..key.len()] == *key;
+        if !is_keys || record.expire_at.is_some() {
+            return None;
+        }
+        let old_len = u32::from_ne_bytes(field(header, 20)) as usize;
+        let value = record.value;
+        if block_bytes(key.len(), value.len()) != block_bytes(key.len(), old_len) {
+            return None;
+        }
+        header[0..8].copy_from_slice(&record.version.0.to_ne_bytes());
+        header[8..16].copy_from_slice(&record.timestamp.0.to_ne_bytes());
+        header[20..24].copy_from_slice(&(value.len() as u32).to_ne_bytes());
+        stored[key.len()..][..value.len()].copy_from_slice(value);
+        Some(old_len)
+    }
+
     /// Frees a record's block and its large value.
     pub(super) fn free(&mut self, handle: Handle) {
         let header = self.header(handle);
