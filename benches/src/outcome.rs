@@ -30,6 +30,14 @@ impl Outcome {
         self.bars.push(Bar::at_least(format!("rate over that of {contender}"), ratio, limit, "x"));
     }
 
+    /// As [`Self::bar_times`], for one of several contenders of this build.
+    pub fn bar_times_of(&mut self, ours: &str, contender: &str, limit: f64) {
+        let ratio = self.named(contender).zip(self.named(ours));
+        let ratio = ratio.map(|(theirs, ours)| ours.times(theirs));
+        let name = format!("rate of {ours} over that of {contender}");
+        self.bars.push(Bar::at_least(name, ratio, limit, "x"));
+    }
+
     /// Adds a figure.
     pub fn figure(&mut self, name: impl Into<String>, value: f64, unit: &'static str) {
         self.figures.push(Figure { name: name.into(), value, unit });

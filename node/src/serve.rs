@@ -179,6 +179,7 @@ fn run(loaded: &Loaded) -> Result<(), ServeError> {
 
     let log = LogConfig {
         segment_bytes: u64::from(settings.log.segment_mb) << 20,
+        free_segments_max: (settings.log.max_mb / settings.log.segment_mb) as usize,
         ..LogConfig::new(data_dir.log())
     };
     let catalog = Arc::new(LogCatalog::scan(&log)?);

@@ -137,8 +137,10 @@ pub const LOG_SEGMENT_BYTES_MAX: u64 = 4 << 30;
 /// Room that making a log segment leaves on the disk, bytes: manifests, registries, and what engines of
 /// stores have accepted and not written yet must not meet a full disk because of the log.
 pub const LOG_DISK_RESERVE_BYTES: u64 = 16 << 20;
-/// Empty segments kept ready for one core's log at most.
-pub const LOG_SPARE_SEGMENTS_MAX: usize = 4;
+/// Empty segments that one core's log keeps for good.
+pub const LOG_SPARE_SEGMENTS: usize = 4;
+/// Of those that it keeps beyond, because it has lately been in need of so many, one goes this often.
+pub const LOG_TRIM_INTERVAL_MS: u64 = 60_000;
 /// Bytes of records that an on-disk store holds in memory until it has written them, per partition.
 pub const STORE_OVERLAY_BYTES_MAX: usize = 16 << 20;
 /// Bytes of records that one `fetch` from an on-disk store brings into memory; of further ones it

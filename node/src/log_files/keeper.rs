@@ -7,7 +7,9 @@
 //! ```
 //! Making a segment takes as long as writing 64 MiB; a core that had to do it would stand still. So
 //! the core orders the next one when it begins to write one, and finds it ready when it gets there.
-//! While nobody waits the zeros trickle, so that they do not delay the log's own writes.
+//! While nobody waits the zeros trickle, so that they do not delay the log's own writes. Segments that
+//! are let go of stay as free ones, so a log that goes round fills nothing with zeros any more; when it
+//! goes round no more, they are deleted one by one.
 //!
 //! When the disk is full the keeper says so and tries again; the core refuses writes with
 //! `DISK_FULL` as soon as it runs out of prepared room, and goes on when a segment comes.
@@ -114,6 +116,7 @@ impl SegmentKeeper {
             logs: BTreeMap::new(),
             pending: VecDeque::new(),
             retry_at: None,
+            trim_at: None,
         };
         let thread = thread::Builder::new().name("log-keeper".to_owned()).spawn(|| {
             run_in_background();
@@ -149,7 +152,7 @@ impl SegmentKeeper {
                 FileKind::Segment => retention.generations().any(|kept| kept == file.generation),
                 FileKind::Free => {
                     file.bytes == self.config.segment_bytes
-                        && free.len() < limits::LOG_SPARE_SEGMENTS_MAX
+                        && free.len() < self.config.free_segments_max
                 }
                 FileKind::New => false,
             };
@@ -397,6 +400,8 @@ struct Worker {
     /// Segments to make, and whether a core waits.
     pending: VecDeque<(CoreId, bool)>,
     retry_at: Option<Instant>,
+    /// When a log that keeps many free segments gives one back; none does when this is none.
+    trim_at: Option<Instant>,
 }
 
 impl Worker {
@@ -404,7 +409,10 @@ impl Worker {
         loop {
             let is_due = self.retry_at.is_none_or(|retry_at| retry_at <= Instant::now());
             let order = if self.pending.is_empty() {
-                self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
+                match self.trim_at {
+                    Some(trim_at) => self.orders.recv_deadline(trim_at),
+                    None => self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                }
             } else if is_due {
                 // Orders first: a retired file is the fastest way to a new segment.
                 self.orders.try_recv().map_err(|error| match error {
@@ -424,6 +432,24 @@ impl Worker {
                 }
                 Err(RecvTimeoutError::Timeout) => self.prepare_next(),
             }
+            self.trim();
+        }
+    }
+
+    /// Gives back free segments that logs have not needed for a while, one by one.
+    fn trim(&mut self) {
+        if self.trim_at.is_some_and(|trim_at| trim_at <= Instant::now()) {
+            self.trim_at = None;
+            for log in self.logs.values_mut() {
+                if let Err(error) = log.trim_to(log.free.len().saturating_sub(1)) {
+                    tracing::warn!(%error, "cannot delete a free log segment");
+                }
+            }
+        }
+        if self.logs.values().all(|log| log.free.len() <= limits::LOG_SPARE_SEGMENTS) {
+            self.trim_at = None;
+        } else if self.trim_at.is_none() {
+            self.trim_at = Some(Instant::now() + self.config.trim_interval);
         }
     }
 
@@ -440,7 +466,9 @@ impl Worker {
             Order::Retire { core, generation, may_recycle } => {
                 // Perhaps there is space now.
                 self.retry_at = None;
-                self.logs.get_mut(&core).map_or(Ok(()), |log| log.retire(generation, may_recycle))
+                let Self { logs, config, .. } = self;
+                let log = logs.get_mut(&core);
+                log.map_or(Ok(()), |log| log.retire(generation, may_recycle, config))
             }
             Order::Delete { directory, generations, is_last } => {
                 self.retry_at = None;
@@ -542,14 +570,12 @@ impl LogDirectory {
             let message = "the log has reached its configured size";
             return Err(io::Error::new(io::ErrorKind::QuotaExceeded, message));
         }
-        let disk = rustix::fs::statvfs(&self.path)?;
-        let wanted = config.segment_bytes + limits::LOG_DISK_RESERVE_BYTES;
-        if disk.f_bavail * disk.f_frsize < wanted {
+        if !self.has_room(config)? {
             return Err(io::Error::new(
                 io::ErrorKind::StorageFull,
                 format!(
                     "a segment needs {} MiB of room on the disk, the log's reserve included",
-                    wanted >> 20
+                    room_for_segment(config) >> 20
                 ),
             ));
         }
@@ -566,9 +592,16 @@ impl LogDirectory {
         segment_file::fill(new, config.segment_bytes, config.direct_io, between)
     }
 
-    fn retire(&mut self, generation: Generation, may_recycle: bool) -> io::Result<()> {
+    /// What snapshots free at once is written again, and not only what is spare: a log that goes round
+    /// fast would else delete half of its segments and fill as many with zeros.
+    fn retire(
+        &mut self,
+        generation: Generation,
+        may_recycle: bool,
+        config: &LogConfig,
+    ) -> io::Result<()> {
         let segment = directory::segment_path(&self.path, generation);
-        if may_recycle && self.free.len() < limits::LOG_SPARE_SEGMENTS_MAX {
+        if may_recycle && self.free.len() < config.free_segments_max {
             fs::rename(&segment, directory::path(&self.path, generation, FileKind::Free))?;
             self.free.push_back(generation);
         } else {
@@ -577,8 +610,30 @@ impl LogDirectory {
         self.segments -= 1;
         // One by one, oldest first: were a younger one gone and an older one back after a crash, the
         // log would seem to have a hole.
-        directory::sync(&self.path)
+        directory::sync(&self.path)?;
+        if self.has_room(config)? { Ok(()) } else { self.trim_to(limits::LOG_SPARE_SEGMENTS) }
     }
+
+    /// Deletes free segments down to so many, but not below what is spare.
+    fn trim_to(&mut self, count: usize) -> io::Result<()> {
+        while self.free.len() > count.max(limits::LOG_SPARE_SEGMENTS)
+            && let Some(generation) = self.free.pop_front()
+        {
+            fs::remove_file(directory::path(&self.path, generation, FileKind::Free))?;
+        }
+        Ok(())
+    }
+
+    /// Whether a segment more would leave the disk its reserve.
+    fn has_room(&self, config: &LogConfig) -> io::Result<bool> {
+        let disk = rustix::fs::statvfs(&self.path)?;
+        Ok(disk.f_bavail * disk.f_frsize >= room_for_segment(config))
+    }
+}
+
+/// Bytes that are free on a disk before a segment is made there.
+fn room_for_segment(config: &LogConfig) -> u64 {
+    config.segment_bytes + limits::LOG_DISK_RESERVE_BYTES
 }
 
 /// The time that `FILL_BYTES` may take.

@@ -35,6 +35,7 @@ mod tests;
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use stateside_pipeline::log::{ContradictingSegments, FORMAT_VERSION, Generation, Placement};
@@ -57,6 +58,11 @@ pub struct LogConfig {
     pub direct_io: bool,
     /// How fast files are filled with zeros while nobody waits for one, bytes per second.
     pub zero_fill_bytes_per_second: u64,
+    /// Emptied segments that are kept to be written again, at most: what snapshots free at once. Those
+    /// beyond [`limits::LOG_SPARE_SEGMENTS`] go one by one when they are not needed.
+    pub free_segments_max: usize,
+    /// How often one of these goes.
+    pub trim_interval: Duration,
     /// Most bytes that the files of one core's log may take. Reached, it counts as a full disk.
     pub log_bytes_max: Option<u64>,
 }
@@ -69,6 +75,8 @@ impl LogConfig {
             segment_bytes: limits::LOG_SEGMENT_BYTES,
             direct_io: true,
             zero_fill_bytes_per_second: 256 << 20,
+            free_segments_max: limits::LOG_SPARE_SEGMENTS,
+            trim_interval: Duration::from_millis(limits::LOG_TRIM_INTERVAL_MS),
             log_bytes_max: None,
         }
     }

@@ -13,6 +13,7 @@ use stateside_pipeline::log::{
 };
 use stateside_types::{
     Ack, Change, CoreId, Epoch, PartitionId, RequestMark, Sequence, Timestamp, WriteEntry,
+    limits::LOG_SPARE_SEGMENTS,
 };
 
 use super::*;
@@ -277,10 +278,40 @@ fn segments_are_recycled_and_old_records_never_come_back() {
     let covered: Contents = node.last.iter().map(|(&id, &sequence)| (id, sequence - 3)).collect();
     let last = node.stop();
     let segments = names(&config, 0).len();
-    assert!(segments <= 2 * stateside_types::limits::LOG_SPARE_SEGMENTS_MAX, "{segments} files");
+    assert!(segments <= 2 * LOG_SPARE_SEGMENTS, "{segments} files");
     let node = Node::start(&config, 1, 1, &covered).unwrap();
     node.assert_undamaged();
     assert_eq!(node.last, last);
+}
+
+#[test]
+fn what_was_freed_at_once_is_written_again_and_given_back_when_it_is_not() {
+    let root = tempfile::tempdir().unwrap();
+    let keeping = LogConfig { free_segments_max: 8, ..config(root.path()) };
+    let free = || names(&keeping, 0).iter().filter(|name| name.ends_with(".free")).count();
+    let mut node = Node::start(&keeping, 1, 1, &none(2)).unwrap();
+    while node.cores[0].0.retention().segments() < 20 {
+        node.fill(100);
+    }
+    let covered = node.last.clone();
+    node.release(&covered);
+    wait_until("eight of many freed segments are kept", || free() == 8);
+    let before = node.cores[0].0.retention().generations().last().unwrap();
+    while node.cores[0].0.retention().generations().last().unwrap().0 < before.0 + 6 {
+        node.fill(10);
+    }
+    assert!(free() <= 2, "new segments are made of free ones");
+    let covered = node.last.clone();
+    node.release(&covered);
+    node.stop();
+
+    let trimming = LogConfig { trim_interval: Duration::from_millis(1), ..keeping.clone() };
+    let kept = free();
+    assert!(kept > LOG_SPARE_SEGMENTS, "{kept} are kept through a restart");
+    let node = Node::start(&trimming, 1, 1, &covered).unwrap();
+    wait_until("all but the spare ones go", || free() <= LOG_SPARE_SEGMENTS);
+    node.stop();
+    assert!(free() >= LOG_SPARE_SEGMENTS - 1, "{} spare segments", free());
 }
 
 #[test]

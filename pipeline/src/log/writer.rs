@@ -330,7 +330,7 @@ impl LogWriter {
                 return Err(Refused::DiskFull);
             }
             // The keeper did not keep up: have it work further ahead.
-            self.spares_target = (self.spares.len() + 2).min(limits::LOG_SPARE_SEGMENTS_MAX);
+            self.spares_target = (self.spares.len() + 2).min(limits::LOG_SPARE_SEGMENTS);
             return Err(Refused::Overloaded);
         }
         self.reserved_bytes += bytes;
