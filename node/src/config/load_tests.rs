@@ -204,12 +204,14 @@ fn the_default_file_sets_nothing_and_each_of_its_lines_can_be_uncommented() {
     assert_eq!(default_file().lines().filter(is_key).count(), KEYS.len());
     let active: String = default_file()
         .lines()
+        // Refused by a binary without the client, whatever its value.
+        .filter(|line| cfg!(feature = "kafka") || !line.starts_with("#brokers"))
         .map(|line| if is_key(&line) { &line[1..] } else { line })
         .flat_map(|line| [line, "\n"])
         .collect();
     fs::write(world.path(), active).unwrap();
     let loaded = world.load().unwrap_or_else(|errors| panic!("{errors}"));
-    for key in KEYS {
+    for key in KEYS.iter().filter(|key| cfg!(feature = "kafka") || key.path != "kafka.brokers") {
         assert!(matches!(loaded.origin(key.path), Origin::File { .. }), "{}", key.path);
         if let crate::config::keys::Default::Is(value) = key.default {
             let shown = (key.get)(&loaded.settings).unwrap().to_string();
