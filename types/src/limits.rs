@@ -191,6 +191,9 @@ pub const TICK_BUSY_MS: u64 = 5;
 pub const TICK_IDLE_MS: u64 = 100;
 /// Expired records that one core reclaims from its partitions' stores at one tick.
 pub const EXPIRED_PER_TICK_MAX: usize = 1 << 10;
+/// Partitions of a core that housekeeping looks at in a tick: all thousand each time would take a
+/// twentieth of a busy core.
+pub const PARTITIONS_PER_TICK: usize = 128;
 /// Calls into stores that may block, waiting for a thread of the blocking pool.
 pub const BLOCKING_JOBS_MAX: usize = 4 << 10;
 /// Threads of the blocking pool.

@@ -23,7 +23,7 @@ use stateside_router::{BatchPlan, Placement, RoutingTable, UNOWNED};
 use stateside_types::{
     CoreId, Epoch, PartitionId, PartitionSpec, PartitionState, Reason, Refusal, Sequence,
     UpdateEntry, WriteEntry,
-    limits::{EXPIRED_PER_TICK_MAX, HOPS_PER_CORE_PAIR_MAX},
+    limits::{EXPIRED_PER_TICK_MAX, HOPS_PER_CORE_PAIR_MAX, PARTITIONS_PER_TICK},
 };
 use stateside_wire::Millis;
 
@@ -244,12 +244,14 @@ impl Executor {
         }
     }
 
-    /// Has the partitions take out expired records, [`EXPIRED_PER_TICK_MAX`] in all; the next tick
+    /// Has some partitions take out expired records, [`EXPIRED_PER_TICK_MAX`] in all; the next tick
     /// goes on with the partition where this one ended.
     pub(crate) fn reclaim_expired(&mut self) {
         let mut left = EXPIRED_PER_TICK_MAX;
         let slots = self.slots.len();
-        for at in (self.reclaim_from..slots).chain(0..self.reclaim_from.min(slots)) {
+        let all = (self.reclaim_from..slots).chain(0..self.reclaim_from.min(slots));
+        for at in all.take(PARTITIONS_PER_TICK) {
+            self.reclaim_from = at + 1;
             let Some(Hosted::Here(partition)) = &mut self.slots[at] else { continue };
             let mut effects = PartitionEffects::new(&mut self.world, partition);
             left -= partition.reclaim(left, &mut effects);

@@ -16,7 +16,7 @@ use stateside_pipeline::log::{LogFailed, Placement, Retention, WriterLimits};
 use stateside_router::RoutingTable;
 use stateside_types::{
     CoreId, PartitionSpec, Reason, Refusal, WallClock,
-    limits::{CORE_COMMANDS_MAX, HOPS_PER_CORE_PAIR_MAX},
+    limits::{CORE_COMMANDS_MAX, HOPS_PER_CORE_PAIR_MAX, PARTITIONS_PER_TICK},
 };
 use stateside_wire::{Endpoint, Millis, SessionConfig};
 
@@ -212,6 +212,8 @@ struct Core {
     start: Instant,
     /// When the last tick was.
     ticked_at: Millis,
+    /// Ticks until what partitions hold is counted again.
+    ticks_to_count: usize,
     next_retention: Instant,
     unlogged_snapshot_interval: Duration,
     next_unlogged_snapshots: Instant,
@@ -313,6 +315,7 @@ pub async fn run(setup: CoreSetup) -> Result<(), CoreError> {
         life: Life::Serving,
         start,
         ticked_at: Millis(0),
+        ticks_to_count: 0,
         next_retention: start,
         unlogged_snapshot_interval: setup.unlogged_snapshot_interval,
         next_unlogged_snapshots: start + setup.unlogged_snapshot_interval,
@@ -557,24 +560,17 @@ impl Core {
 
     /// Brings the levels up to date that nothing on the way of a request keeps.
     fn count_levels(&mut self) {
-        let mut memory_bytes = self.operations.copies_memory_bytes();
-        let (mut window_writes, mut held_reads) = (0, 0);
-        let (mut queued_reads, mut queued_writes) = (0, 0);
-        let (mut session_reads, mut replaced_bytes) = (0, 0);
-        for hosted in self.executor.all() {
-            if let Hosted::Here(partition) = hosted {
-                memory_bytes += partition.stats().memory_bytes;
-                window_writes += partition.window_writes();
-                held_reads += partition.held_reads() as u64;
-                let (reads, writes) = partition.queued();
-                queued_reads += reads as u64;
-                queued_writes += writes as u64;
-                session_reads += partition.session_reads() as u64;
-                replaced_bytes += partition.replaced_bytes();
+        let own_bytes = match self.ticks_to_count.checked_sub(1) {
+            Some(left) => {
+                self.ticks_to_count = left;
+                let counted =
+                    self.peers[usize::from(self.id.0)].memory_bytes.load(Ordering::Relaxed);
+                counted.saturating_add_signed(self.executor.world.memory.grown_bytes())
             }
-        }
+            None => self.count_partitions(),
+        };
         let peers = &self.peers;
-        peers[usize::from(self.id.0)].memory_bytes.store(memory_bytes, Ordering::Relaxed);
+        peers[usize::from(self.id.0)].memory_bytes.store(own_bytes, Ordering::Relaxed);
         let used = peers.iter().map(|peer| peer.memory_bytes.load(Ordering::Relaxed)).sum();
         self.executor.world.memory.counted(used);
 
@@ -590,14 +586,39 @@ impl Core {
         metrics.calls.set(world.calls.len() as u64);
         metrics.hops_sent.set(world.hops);
         metrics.hops_pending.set(self.executor.hops_pending() as u64);
+        let in_kafka = world.kafka.as_ref().map_or(0, CoreKafka::pending_bytes);
+        metrics.log_pending_bytes.set((world.log.staged_bytes() + in_kafka) as u64);
+    }
+
+    /// Counts what the partitions hold; bytes of memory of their stores.
+    fn count_partitions(&mut self) -> u64 {
+        let mut memory_bytes = self.operations.copies_memory_bytes();
+        let (mut window_writes, mut held_reads) = (0, 0);
+        let (mut queued_reads, mut queued_writes) = (0, 0);
+        let (mut session_reads, mut replaced_bytes) = (0, 0);
+        let mut count = 0;
+        for hosted in self.executor.all() {
+            if let Hosted::Here(partition) = hosted {
+                count += 1;
+                memory_bytes += partition.stats().memory_bytes;
+                window_writes += partition.window_writes();
+                held_reads += partition.held_reads() as u64;
+                let (reads, writes) = partition.queued();
+                queued_reads += reads as u64;
+                queued_writes += writes as u64;
+                session_reads += partition.session_reads() as u64;
+                replaced_bytes += partition.replaced_bytes();
+            }
+        }
+        self.ticks_to_count = count / PARTITIONS_PER_TICK;
+        let metrics = &self.metrics;
         metrics.window_writes.set(window_writes);
         metrics.held_reads.set(held_reads);
         metrics.queued_reads.set(queued_reads);
         metrics.queued_writes.set(queued_writes);
         metrics.session_reads.set(session_reads);
         metrics.replaced_bytes.set(replaced_bytes);
-        let in_kafka = world.kafka.as_ref().map_or(0, CoreKafka::pending_bytes);
-        metrics.log_pending_bytes.set((world.log.staged_bytes() + in_kafka) as u64);
+        memory_bytes
     }
 
     /// Segments that nothing needs any more go; when the log has grown long, the partitions that

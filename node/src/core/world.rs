@@ -52,6 +52,11 @@ impl MemoryBudget {
         self.grown_bytes += after.cast_signed() - before.cast_signed();
     }
 
+    /// What this core's writes took since the last tick, where memory is limited.
+    pub(crate) fn grown_bytes(&self) -> i64 {
+        self.grown_bytes
+    }
+
     /// A tick: `used_bytes` has been counted anew.
     pub(crate) fn counted(&mut self, used_bytes: u64) {
         self.used_bytes = used_bytes;
