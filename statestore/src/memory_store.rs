@@ -146,7 +146,8 @@ impl MemoryStore {
         Guess { hash, handle: self.index.find(hash, |_| true).unwrap_or(Handle::NONE) }
     }
 
-    /// `guess`: of this key, no further back than entries that were applied since.
+    /// `guess` is of this key and as of the last upkeep or later: blocks may have been freed and taken
+    /// again since, but none has moved.
     fn put(&mut self, key: &[u8], guess: Guess, record: Record<'_>) {
         let Self { arena, index, expirations, seed, .. } = self;
         let Guess { hash, handle } = guess;

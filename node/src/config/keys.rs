@@ -276,7 +276,7 @@ pub(super) const KEYS: &[Key] = &[
         unit: "MiB per core",
         default: Default::Is("1024"),
         flag: None,
-        doc: "When the segments in use on a core exceed this, background snapshots of the partitions in the oldest make room. Bounds disk use and the time a restart replays. Of emptied segments as many are kept at most, to be written again; one a minute of those that are not needed is deleted.",
+        doc: "When the segments in use on a core exceed this, background snapshots of the partitions in the oldest make room. Bounds disk use and the time a restart replays. Emptied segments, at most as much again, are kept to be written again; those that are not needed are deleted, one a minute.",
         set: |s, v| number(v).map(|mb| s.log.max_mb = mb),
         get: |s| Some(of_number(s.log.max_mb)),
     },

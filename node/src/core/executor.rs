@@ -244,8 +244,8 @@ impl Executor {
         }
     }
 
-    /// Has some partitions take out expired records, [`EXPIRED_PER_TICK_MAX`] in all; the next tick
-    /// goes on with the partition where this one ended.
+    /// Has up to [`PARTITIONS_PER_TICK`] partitions take out expired records, [`EXPIRED_PER_TICK_MAX`]
+    /// in all; the next tick goes on where this one ended.
     pub(crate) fn reclaim_expired(&mut self) {
         let mut left = EXPIRED_PER_TICK_MAX;
         let slots = self.slots.len();

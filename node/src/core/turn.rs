@@ -596,7 +596,7 @@ impl Core {
         let (mut window_writes, mut held_reads) = (0, 0);
         let (mut queued_reads, mut queued_writes) = (0, 0);
         let (mut session_reads, mut replaced_bytes) = (0, 0);
-        let mut count = 0;
+        let mut count = 0_usize;
         for hosted in self.executor.all() {
             if let Hosted::Here(partition) = hosted {
                 count += 1;
@@ -610,7 +610,7 @@ impl Core {
                 replaced_bytes += partition.replaced_bytes();
             }
         }
-        self.ticks_to_count = count / PARTITIONS_PER_TICK;
+        self.ticks_to_count = count.saturating_sub(1) / PARTITIONS_PER_TICK;
         let metrics = &self.metrics;
         metrics.window_writes.set(window_writes);
         metrics.held_reads.set(held_reads);
