@@ -206,14 +206,14 @@ fn docs(log: &mut Log) -> StepResult {
 }
 
 fn unit(log: &mut Log) -> StepResult {
-    log.run(
+    run_tests(
+        log,
         process::cargo()
             .args(["test", "--workspace", "--locked", "--no-fail-fast"])
             .args(TEST_FEATURES)
             .args(["--exclude", "stateside-e2e"])
             .args(["--exclude", "stateside-example-stream-join", "--", "--show-output"]),
-    )?;
-    counted(log)
+    )
 }
 
 /// Builds the release binary, and what drives it: that in the profile of the unit tests, whose
@@ -234,7 +234,8 @@ fn e2e(log: &mut Log) -> StepResult {
 
 /// The end-to-end tests whose names contain one of `filters`, or all.
 pub(crate) fn e2e_filtered(log: &mut Log, filters: &[String]) -> StepResult {
-    log.run(
+    run_tests(
+        log,
         process::cargo()
             .args(["test", "--locked"])
             .args(DRIVERS)
@@ -242,8 +243,7 @@ pub(crate) fn e2e_filtered(log: &mut Log, filters: &[String]) -> StepResult {
             .env("STATESIDE_BIN", workspace::release_binary())
             .args(["--", "--show-output"])
             .args(filters),
-    )?;
-    counted(log)
+    )
 }
 
 /// Counts instructions of the release code. Linking is all that is built for it: dependencies
@@ -278,6 +278,42 @@ fn missing(tool: Tool, what: &str) -> StepResult {
     Ok(Passed { skipped: vec![sentence], ..Passed::default() })
 }
 
+/// Runs tests and counts them. Failed ones are repeated at the end of the log, where they are
+/// seen, and named in the error.
+fn run_tests(log: &mut Log, command: &mut Command) -> StepResult {
+    let Err(problem) = log.run(command) else { return counted(log) };
+    let Failures { names, messages } = failures(&log.text());
+    if names.is_empty() {
+        return Err(problem);
+    }
+    log.line("\nWhat failed:");
+    for line in &messages {
+        log.line(line);
+    }
+    Err(format!("{} of the tests: {}", names.len(), names.join(", ")))
+}
+
+/// Failed tests, as libtest tells them.
+#[derive(Debug, Default, PartialEq)]
+struct Failures {
+    names: Vec<String>,
+    /// What each of them printed.
+    messages: Vec<String>,
+}
+
+/// libtest prints `failures:` twice for a crate with failed tests: before what each of them
+/// printed, and before their names, which end with an empty line.
+fn failures(output: &str) -> Failures {
+    let mut found = Failures::default();
+    let mut lines = output.lines();
+    while lines.any(|line| line == "failures:") {
+        found.messages.extend(lines.by_ref().take_while(|l| *l != "failures:").map(str::to_owned));
+        let names = lines.by_ref().map_while(|line| line.strip_prefix("    "));
+        found.names.extend(names.map(str::to_owned));
+    }
+    found
+}
+
 /// Adds up what libtest and the tests themselves report.
 fn counted(log: &Log) -> StepResult {
     let text = log.text();
@@ -309,6 +345,22 @@ mod tests {
         let output = "test result: ok. 3 passed; 0 failed; 0 ignored\nrunning 2 tests\n\
                       test result: ok. 2 passed; 0 failed; 1 ignored\n";
         assert_eq!(tests_passed(output), 5);
+    }
+
+    #[test]
+    fn failed_tests_are_named_with_what_they_printed() {
+        let output = "\
+test a::passes ... ok\ntest a::fails ... FAILED\n\nsuccesses:\n\nsuccesses:\n    a::passes\n\n\
+failures:\n\n---- a::fails stdout ----\nleft: 1\n\n\nfailures:\n    a::fails\n\n\
+test result: FAILED. 1 passed; 1 failed\n\
+failures:\n\n---- b::too stdout ----\nright: 2\n\nfailures:\n    b::too\n    b::three\n\n\
+successes:\n    a::last\n";
+        let Failures { names, messages } = failures(output);
+        assert_eq!(names, ["a::fails", "b::too", "b::three"]);
+        let messages = messages.join("\n");
+        assert!(messages.contains("left: 1") && messages.contains("right: 2"), "{messages}");
+        assert!(!messages.contains("passes") && !messages.contains("last"), "{messages}");
+        assert_eq!(failures("test result: ok. 2 passed\n"), Failures::default());
     }
 
     #[test]
