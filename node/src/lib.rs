@@ -7,6 +7,7 @@ pub mod control;
 pub mod core;
 pub mod data_dir;
 pub mod exit;
+mod habit;
 pub mod log_files;
 pub mod metrics;
 pub mod reactor;

@@ -128,6 +128,11 @@ pub const LOG_GROUP_BYTES_MAX: usize = 2 << 20;
 pub const LOG_LAZY_BYTES: usize = 256 << 10;
 /// How long records that no reply waits for stay in memory at most, milliseconds.
 pub const LOG_LAZY_MS: u64 = 4;
+/// Records that share a log write and may be waited for; with more its fixed cost is well shared.
+pub const LOG_COMPANY_MAX: u32 = 64;
+/// Longest that a log write waits for records to share it, however slow the disk: callers that are
+/// back at once are back within less.
+pub const LOG_COMPANY_WAIT_MAX_US: u64 = 1_000;
 /// Size of a log segment's file unless configured, bytes.
 pub const LOG_SEGMENT_BYTES: u64 = 64 << 20;
 /// Smallest log segment that may be configured, bytes.

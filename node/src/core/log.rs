@@ -17,6 +17,7 @@ use stateside_pipeline::{
 };
 use stateside_types::{Epoch, PartitionId, Refusal, Sequence};
 
+use super::commit_delay::CommitDelay;
 use crate::{
     log_files::LogFiles,
     metrics::CoreMetrics,
@@ -51,6 +52,9 @@ pub(crate) struct CoreLog {
     is_direct: bool,
     /// Records came while the last write was out: the core has more to do than to wait for the disk.
     is_busy: bool,
+    delay: CommitDelay,
+    /// The next write waits for more records, until then.
+    waits_until: Option<Instant>,
     /// A write whose file could not be opened.
     open_failed: Option<(PendingWrite, io::Error)>,
     durable: Vec<Durable>,
@@ -76,6 +80,8 @@ impl CoreLog {
             reservation: None,
             under_way: None,
             is_busy: false,
+            delay: CommitDelay::default(),
+            waits_until: None,
             file: None,
             open_failed: None,
             durable: Vec::new(),
@@ -128,8 +134,16 @@ impl CoreLog {
         self.writer.hurry();
     }
 
-    /// Starts the next write if one is due and none is under way; true when it did.
+    /// Starts the next write if one is due, none is under way and it does not wait for more
+    /// records; true when it did.
     pub(crate) fn pump(&mut self, ring: &mut CoreRing) -> bool {
+        self.waits_until = match (&self.under_way, self.writer.collecting()) {
+            (None, Some(records)) => self.delay.waits(self.now, records),
+            _ => None,
+        };
+        if self.waits_until.is_some() {
+            return false;
+        }
         let Some((file, write)) = self.next_write() else { return false };
         let offset = write.offset();
         // A lone caller is answered sooner by the one operation; where calls overlap, the kernel's
@@ -188,7 +202,9 @@ impl CoreLog {
         let (write, since) = self.under_way.take().expect("one write is under way");
         let write = Rc::try_unwrap(write).expect("the ring has let go of an ended write");
         let length = write.bytes().len();
-        metrics.log_write.observe(self.now.saturating_duration_since(since));
+        let took = self.now.saturating_duration_since(since);
+        metrics.log_write.observe(took);
+        self.delay.ended(self.now, took, write.records(), self.writer.collecting().unwrap_or(0));
         let mut durable = std::mem::take(&mut self.durable);
         durable.clear();
         durable.extend_from_slice(self.writer.written(write, result.map(|()| length))?);
@@ -208,7 +224,10 @@ impl CoreLog {
 
     /// When a write becomes due although nothing more happens.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        if self.under_way.is_some() { None } else { self.writer.next_deadline() }
+        if self.under_way.is_some() {
+            return None;
+        }
+        self.waits_until.or_else(|| self.writer.next_deadline())
     }
 
     /// Whether everything appended is durable.

@@ -11,6 +11,7 @@
 
 pub mod calls;
 pub mod command;
+mod commit_delay;
 mod connections;
 mod coverage;
 mod executor;

@@ -482,6 +482,14 @@ impl LogWriter {
         }
     }
 
+    /// Records of the next group while it still takes more; none while nothing waits for it, and
+    /// when the next write would not be a better one for waiting.
+    pub fn collecting(&self) -> Option<u32> {
+        let is_next = self.sealed.is_empty() && self.resumed.is_none();
+        let group = self.open.as_ref().filter(|group| is_next && group.is_urgent)?;
+        Some(group.records)
+    }
+
     /// The next write, if one is due. One at a time: none until [`Self::written`] was told of the
     /// last one.
     pub fn next_write(&mut self, now: Instant) -> Option<PendingWrite> {

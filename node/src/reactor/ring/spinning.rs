@@ -9,13 +9,13 @@
 //!   several calls in one turn are cheaper than a turn for each.
 //!
 //! So a core spins while waits are short, requests are [`APART_NS`] apart or more, and most spins
-//! succeed; when they do not, one wait in [`PROBE_EVERY`] tries whether that has changed.
+//! succeed ([`Habit`]).
 //! Waits for a disk are told apart from waits for clients, for they have a length of their own.
 
 use std::time::{Duration, Instant};
 
-/// Waits without a spin between two tries.
-const PROBE_EVERY: u32 = 64;
+use crate::habit::Habit;
+
 /// Requests that are closer than this on average make a sleep pay by what it gathers: it takes
 /// 20 to 30 us. One client that calls again as soon as it has its answer takes longer for that.
 const APART_NS: u64 = 16_000;
@@ -23,8 +23,6 @@ const APART_NS: u64 = 16_000;
 const APART_CAP_NS: u64 = 200_000;
 /// Averages move by this share, a power of two: the last dozens count.
 const SHIFT: u32 = 3;
-/// Fixed point of shares.
-const ONE: u32 = 256;
 
 /// What a wait is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +36,7 @@ pub(super) enum WaitFor {
 #[derive(Clone, Copy, Debug)]
 struct Seen {
     wait_ns: u64,
-    /// Share of spins that found something, in [`ONE`]s.
-    successes: u32,
-    until_probe: u32,
+    spins: Habit,
 }
 
 /// Decides for one core. Pure: told what happened, asked before each wait.
@@ -57,7 +53,7 @@ impl SpinPolicy {
     /// Spins last at most `limit`; zero: never.
     pub(super) fn new(limit: Duration, now: Instant) -> Self {
         let limit_ns = limit.as_nanos() as u64;
-        let seen = Seen { wait_ns: limit_ns * 4, successes: 0, until_probe: 0 };
+        let seen = Seen { wait_ns: limit_ns * 4, spins: Habit::default() };
         Self { limit_ns, seen: [seen; 2], apart_ns: APART_CAP_NS, last: now }
     }
 
@@ -68,25 +64,12 @@ impl SpinPolicy {
         if seen.wait_ns >= self.limit_ns * 2 || self.apart_ns < APART_NS {
             return false;
         }
-        if seen.successes >= ONE / 2 {
-            return true;
-        }
-        let probes = seen.until_probe == 0;
-        seen.until_probe = if probes { PROBE_EVERY } else { seen.until_probe - 1 };
-        probes
+        seen.spins.wants()
     }
 
     /// How a spin ended.
     pub(super) fn spun(&mut self, what: WaitFor, found: bool) {
-        let seen = &mut self.seen[what as usize];
-        seen.successes -= seen.successes >> SHIFT;
-        if found {
-            seen.successes += ONE >> SHIFT;
-            if seen.successes < ONE / 2 {
-                // Worth another try at once.
-                seen.until_probe = 0;
-            }
-        }
+        self.seen[what as usize].spins.done(found);
     }
 
     /// How long a wait took.
