@@ -79,12 +79,19 @@ pub(super) struct EndedWrite {
 pub(super) struct FileWrites {
     slots: Vec<Option<FileWrite>>,
     free: Vec<u32>,
+    /// Flushes under way, each in the hands of a thread of the ring.
+    flushing: usize,
 }
 
 impl FileWrites {
     /// Writes under way.
     pub(super) fn count(&self) -> usize {
         self.slots.len() - self.free.len()
+    }
+
+    /// Whether a thread of the ring is flushing, for which it needs the core's CPU.
+    pub(super) fn is_flushing(&self) -> bool {
+        self.flushing > 0
     }
 
     /// Starts to write all of `bytes`.
@@ -118,6 +125,7 @@ impl FileWrites {
         let write = slot.as_mut().expect("a write's slot is kept until its completion");
         let length = write.bytes.stable_bytes().len();
         let is_flushed = completion.token.kind == Kind::FileFlush;
+        self.flushing -= usize::from(is_flushed);
         let result = match completion.outcome() {
             Ok(_) if is_flushed => Ok(()),
             Ok(0) if write.done < length => Err(io::ErrorKind::WriteZero.into()),
@@ -125,6 +133,7 @@ impl FileWrites {
                 write.done += count as usize;
                 assert!(write.done <= length, "the kernel writes what it was given");
                 if write.done < length || write.flush == Flush::Apart {
+                    self.flushing += usize::from(write.done == length);
                     submit(uring, index, write);
                     return None;
                 }
@@ -133,6 +142,7 @@ impl FileWrites {
             Err(error) => match completion.errno() {
                 // Nothing was done and nothing is wrong: once more.
                 Some(Errno::INTR | Errno::AGAIN) => {
+                    self.flushing += usize::from(is_flushed);
                     submit(uring, index, write);
                     return None;
                 }

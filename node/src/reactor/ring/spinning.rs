@@ -10,7 +10,8 @@
 //!
 //! So a core spins while waits are short, requests are [`APART_NS`] apart or more, and most spins
 //! succeed ([`Habit`]).
-//! Waits for a disk are told apart from waits for clients, for they have a length of their own.
+//! Waits for a disk are told apart from waits for clients, for they have a length of their own; a
+//! flush is always slept for ([`WaitFor::Flush`]).
 
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,9 @@ pub(super) enum WaitFor {
     Calls,
     /// Those, and a file write that is under way.
     Disk,
+    /// Those, and a flush: a thread of the ring does it, on the core's CPU. It would wait for the end
+    /// of a spin, so there is none.
+    Flush,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +47,7 @@ struct Seen {
 #[derive(Debug)]
 pub(super) struct SpinPolicy {
     limit_ns: u64,
-    seen: [Seen; 2],
+    seen: [Seen; 3],
     /// Time from one request, or end of a write, to the next.
     apart_ns: u64,
     last: Instant,
@@ -54,14 +58,15 @@ impl SpinPolicy {
     pub(super) fn new(limit: Duration, now: Instant) -> Self {
         let limit_ns = limit.as_nanos() as u64;
         let seen = Seen { wait_ns: limit_ns * 4, spins: Habit::default() };
-        Self { limit_ns, seen: [seen; 2], apart_ns: APART_CAP_NS, last: now }
+        Self { limit_ns, seen: [seen; 3], apart_ns: APART_CAP_NS, last: now }
     }
 
     /// Whether the next wait begins with a spin.
     pub(super) fn wants(&mut self, what: WaitFor) -> bool {
         // A sleep's wait is measured with its wake-up, so it may be longer than what it waits for.
         let seen = &mut self.seen[what as usize];
-        if seen.wait_ns >= self.limit_ns * 2 || self.apart_ns < APART_NS {
+        let pays = seen.wait_ns < self.limit_ns * 2 && self.apart_ns >= APART_NS;
+        if what == WaitFor::Flush || !pays {
             return false;
         }
         seen.spins.wants()
@@ -182,6 +187,18 @@ mod tests {
         }
         assert!(clients > 400, "{clients}");
         assert!(disk < 10, "{disk}");
+    }
+
+    #[test]
+    fn a_flush_is_never_spun_for_and_its_length_is_not_the_writes() {
+        let mut core = Played::new(LIMIT);
+        let mut writes = 0;
+        for _ in 0..500 {
+            writes += core.play(WaitFor::Disk, 1, 25, 1);
+            assert_eq!(core.play(WaitFor::Flush, 1, 25, 1), 0);
+            assert_eq!(core.play(WaitFor::Flush, 1, 500, 1), 0);
+        }
+        assert!(writes > 400, "{writes}");
     }
 
     #[test]

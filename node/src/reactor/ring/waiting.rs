@@ -143,7 +143,11 @@ impl CoreRing {
         if patience.is_zero() || self.has_work() {
             return Ok(());
         }
-        let what = if self.file_writes.count() > 0 { WaitFor::Disk } else { WaitFor::Calls };
+        let what = match self.file_writes.count() {
+            0 => WaitFor::Calls,
+            _ if self.file_writes.is_flushing() => WaitFor::Flush,
+            _ => WaitFor::Disk,
+        };
         self.sleep.wait = Some((what, now));
         if self.sleep.active && self.spin.wants(what) {
             let found = self.look(now, patience)?;
