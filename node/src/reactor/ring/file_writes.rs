@@ -68,6 +68,13 @@ struct FileWrite {
     token: u64,
 }
 
+impl FileWrite {
+    /// All bytes are written, so what is under way is their flush.
+    fn is_flushing(&self) -> bool {
+        self.done == self.bytes.stable_bytes().len()
+    }
+}
+
 /// A write that has ended.
 pub(super) struct EndedWrite {
     pub(super) token: u64,
@@ -79,8 +86,6 @@ pub(super) struct EndedWrite {
 pub(super) struct FileWrites {
     slots: Vec<Option<FileWrite>>,
     free: Vec<u32>,
-    /// Flushes under way, each in the hands of a thread of the ring.
-    flushing: usize,
 }
 
 impl FileWrites {
@@ -91,7 +96,7 @@ impl FileWrites {
 
     /// Whether a thread of the ring is flushing, for which it needs the core's CPU.
     pub(super) fn is_flushing(&self) -> bool {
-        self.flushing > 0
+        self.slots.iter().flatten().any(FileWrite::is_flushing)
     }
 
     /// Starts to write all of `bytes`.
@@ -125,7 +130,6 @@ impl FileWrites {
         let write = slot.as_mut().expect("a write's slot is kept until its completion");
         let length = write.bytes.stable_bytes().len();
         let is_flushed = completion.token.kind == Kind::FileFlush;
-        self.flushing -= usize::from(is_flushed);
         let result = match completion.outcome() {
             Ok(_) if is_flushed => Ok(()),
             Ok(0) if write.done < length => Err(io::ErrorKind::WriteZero.into()),
@@ -133,7 +137,6 @@ impl FileWrites {
                 write.done += count as usize;
                 assert!(write.done <= length, "the kernel writes what it was given");
                 if write.done < length || write.flush == Flush::Apart {
-                    self.flushing += usize::from(write.done == length);
                     submit(uring, index, write);
                     return None;
                 }
@@ -142,7 +145,6 @@ impl FileWrites {
             Err(error) => match completion.errno() {
                 // Nothing was done and nothing is wrong: once more.
                 Some(Errno::INTR | Errno::AGAIN) => {
-                    self.flushing += usize::from(is_flushed);
                     submit(uring, index, write);
                     return None;
                 }
@@ -158,7 +160,7 @@ impl FileWrites {
 /// Submits what comes next: the rest of the bytes, then their flush.
 fn submit(uring: &mut Uring, index: u32, write: &FileWrite) {
     let rest = &write.bytes.stable_bytes()[write.done..];
-    if rest.is_empty() {
+    if write.is_flushing() {
         uring.flush_file(write.file.as_fd(), Token::new(Kind::FileFlush, index, 0));
         return;
     }
