@@ -3,19 +3,22 @@
 //! Cheap and likely to fail comes first. The unit tests run unoptimised, with every assertion
 //! and overflow check on; the end-to-end tests drive the release binary, the one that people run.
 
-use std::process::Command;
+use std::{num::NonZero, process::Command};
 
 use crate::{
     dependency_direction,
     process::{self, Log},
     report::{Passed, StepResult},
     tidy,
-    tools::Tool,
+    tools::{self, Tool},
     workspace,
 };
 
 /// How long fetching the advisory database may take, seconds.
 const ADVISORIES_SECONDS_MAX: &str = "60";
+
+/// Tests at a time, also with fewer cores: they wait for disks, brokers and kills more than they compute.
+const TEST_THREADS_MIN: usize = 4;
 
 /// What checks and unit tests are built with beyond the default.
 const TEST_FEATURES: [&str; 2] = ["--features", "stateside-node/kafka"];
@@ -87,25 +90,47 @@ pub(crate) fn install_peers(log: &mut Log) -> StepResult {
     install(&Tool::FOR_COMPARISON, log)
 }
 
-/// Says what will be installed, installs it, and tells what could not be.
+/// Says what will be installed, installs it, and tells what could not be. All at once, Debian's
+/// packages one after the other: they mostly wait for their registries.
 fn install(tools: &[Tool], log: &mut Log) -> StepResult {
     let missing: Vec<Tool> = tools.iter().copied().filter(|tool| !tool.installed()).collect();
     if missing.is_empty() {
         return Ok(Passed { note: "all there".into(), ..Passed::default() });
     }
-    let mut failed = Vec::new();
-    for tool in &missing {
-        eprintln!("     installing {}", tool.describe());
-        if let Err(problem) = tool.install(log) {
-            eprintln!("     NOT INSTALLED: {problem}");
-            failed.push(format!("tests that need {}: {problem}", tool.describe()));
-        }
-    }
+    let (debian, others): (Vec<Tool>, Vec<Tool>) =
+        missing.iter().partition(|tool| tool.is_debian());
+    let lanes = others.into_iter().map(|tool| vec![tool]).chain([debian]);
+    let failed: Vec<String> = std::thread::scope(|scope| {
+        let lanes: Vec<_> = lanes.map(|lane| scope.spawn(move || install_in_turn(&lane))).collect();
+        lanes.into_iter().flat_map(|lane| lane.join().expect("a lane does not panic")).collect()
+    });
+    failed.iter().for_each(|problem| log.line(problem));
     if workspace::in_ci() && !failed.is_empty() {
         return Err(format!("with CI set every tool is needed; {}", failed.join("; ")));
     }
     let note = format!("{} installed", missing.len() - failed.len());
     Ok(Passed { note, tests: 0, skipped: failed })
+}
+
+/// Installs these, each with a log of its own; what could not be, in sentences.
+fn install_in_turn(tools: &[Tool]) -> Vec<String> {
+    let mut failed = Vec::new();
+    for (index, tool) in tools.iter().enumerate() {
+        eprintln!("     installing {}", tool.describe());
+        let installed = Log::create(&format!("tools-{}", tool.name()))
+            .map_err(|error| format!("cannot write its log: {error}"))
+            .and_then(|mut log| {
+                let is_update_due = index == 0 && tool.is_debian();
+                let updated = if is_update_due { tools::update_debian(&mut log) } else { Ok(()) };
+                let result = updated.and_then(|()| tool.install(&mut log));
+                result.map_err(|problem| format!("{problem} (log: {})", log.path().display()))
+            });
+        if let Err(problem) = installed {
+            eprintln!("     NOT INSTALLED: {problem}");
+            failed.push(format!("tests that need {}: {problem}", tool.describe()));
+        }
+    }
+    failed
 }
 
 /// What the suite needs and does, before it does anything.
@@ -211,8 +236,8 @@ fn unit(log: &mut Log) -> StepResult {
         process::cargo()
             .args(["test", "--workspace", "--locked", "--no-fail-fast"])
             .args(TEST_FEATURES)
-            .args(["--exclude", "stateside-e2e"])
-            .args(["--exclude", "stateside-example-stream-join", "--", "--show-output"]),
+            .args(["--exclude", "stateside-e2e", "--exclude", "stateside-example-stream-join"]),
+        &[],
     )
 }
 
@@ -240,9 +265,8 @@ pub(crate) fn e2e_filtered(log: &mut Log, filters: &[String]) -> StepResult {
             .args(["test", "--locked"])
             .args(DRIVERS)
             .env("STATESIDE_E2E_TOOLS", workspace::tools())
-            .env("STATESIDE_BIN", workspace::release_binary())
-            .args(["--", "--show-output"])
-            .args(filters),
+            .env("STATESIDE_BIN", workspace::release_binary()),
+        filters,
     )
 }
 
@@ -278,9 +302,12 @@ fn missing(tool: Tool, what: &str) -> StepResult {
     Ok(Passed { skipped: vec![sentence], ..Passed::default() })
 }
 
-/// Runs tests and counts them. Failed ones are repeated at the end of the log, where they are
-/// seen, and named in the error.
-fn run_tests(log: &mut Log, command: &mut Command) -> StepResult {
+/// Runs tests, all or those whose names contain one of `filters`, and counts them. Failed ones are
+/// repeated at the end of the log, where they are seen, and named in the error.
+fn run_tests(log: &mut Log, command: &mut Command, filters: &[String]) -> StepResult {
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = format!("--test-threads={}", cores.max(TEST_THREADS_MIN));
+    command.args(["--", "--show-output", &threads]).args(filters);
     let Err(problem) = log.run(command) else { return counted(log) };
     let Failures { names, messages } = failures(&log.text());
     if names.is_empty() {

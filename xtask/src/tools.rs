@@ -113,7 +113,7 @@ impl Tool {
         fs::read_to_string(self.stamp()).is_ok_and(|text| text == self.version())
     }
 
-    /// Installs it.
+    /// Installs it. What comes from Debian is looked up in the list that [`update_debian`] fetches.
     ///
     /// # Errors
     /// Why not: what it needs is not on this machine, or an installation failed.
@@ -182,13 +182,18 @@ impl Tool {
     }
 
     /// Installed on the system, not under `target/tools`.
-    fn is_debian(self) -> bool {
+    pub(crate) fn is_debian(self) -> bool {
         matches!(self, Self::H2load | Self::Valgrind | Self::OpenSsl | Self::Peers)
     }
 
     /// The folder it lives in.
     pub(crate) fn folder(self) -> PathBuf {
-        workspace::tools().join(match self {
+        workspace::tools().join(self.name())
+    }
+
+    /// For files about it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             Self::H2load => "h2load",
             Self::Valgrind => "valgrind",
             Self::Python => "python",
@@ -198,7 +203,7 @@ impl Tool {
             Self::Kafka => "kafka",
             Self::CargoDeny => "cargo-deny",
             Self::Peers => "peers",
-        })
+        }
     }
 
     fn stamp(self) -> PathBuf {
@@ -246,17 +251,26 @@ impl Tool {
 
 const PYTHON_IS_NEW_ENOUGH: &str = "import sys, venv; assert sys.version_info >= (3, 11); print(1)";
 
+fn apt() -> Command {
+    let mut command = process::command("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").arg("-qq");
+    command
+}
+
+fn is_root() -> bool {
+    process::first_line_of("id", &["-u"]).as_deref() == Some("0")
+}
+
+/// Fetches the list of Debian's packages.
+pub(crate) fn update_debian(log: &mut Log) -> Result<(), String> {
+    // Who may not install is told so then.
+    if is_root() { log.run(apt().arg("update")) } else { Ok(()) }
+}
+
 fn install_debian(packages: &[&str], log: &mut Log) -> Result<(), String> {
-    let is_root = process::first_line_of("id", &["-u"]).as_deref() == Some("0");
-    if !is_root {
+    if !is_root() {
         return Err(format!("needs root: run `apt-get install {}` as root", packages.join(" ")));
     }
-    let apt = || -> Command {
-        let mut command = process::command("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive").arg("-qq");
-        command
-    };
-    log.run(apt().arg("update"))?;
     log.run(apt().args(["install", "--yes", "--no-install-recommends"]).args(packages))
 }
 
