@@ -37,6 +37,7 @@ const KEYS_PER_WRITER: usize = 2_000;
 const READ_LIMIT: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(60);
 const SPLIT: &str = "partition.pipeline = [\"clock\", { stage = \"dispatcher\", mode = \"split\" }, \"log\", \"line-monitor\"]\n";
+const UNLOGGED: &str = "partition.pipeline = [\"clock\", \"dispatcher\", \"line-monitor\"]\n";
 /// So often a writer sends its last request again.
 const REPEATED: u64 = 5;
 
@@ -201,10 +202,15 @@ fn stop_load(runtime: &Runtime, tasks: Vec<JoinHandle<()>>, told: &Told) {
 fn check(runtime: &Runtime, site: &Site, told: &Told, first: u64) {
     runtime.block_on(async {
         let mut data = rpc::data(&site.data_address()).await.unwrap();
-        let records = told.records.lock().unwrap().clone();
-        for (key, (version, value)) in records {
-            let record = rpc::get(&mut data, &key).await.unwrap();
-            assert_eq!((record.version, record.value), (version, value.into_bytes()), "{key}");
+        let acknowledged: Vec<_> = told.records.lock().unwrap().clone().into_iter().collect();
+        for batch in acknowledged.chunks(500) {
+            let keys = batch.iter().map(|(key, _)| key.clone().into_bytes()).collect();
+            let request = GetRequest { keys, ..GetRequest::default() };
+            let records = data.get(request).await.unwrap().into_inner().records;
+            assert_eq!(records.len(), batch.len());
+            for (record, (key, (version, value))) in records.iter().zip(batch) {
+                assert_eq!((record.version, &*record.value), (*version, value.as_bytes()), "{key}");
+            }
         }
         let lasts = std::mem::take(&mut *told.last.lock().unwrap());
         for last in lasts.values() {
@@ -220,18 +226,37 @@ fn check(runtime: &Runtime, site: &Site, told: &Told, first: u64) {
 
 #[test]
 fn reads_and_writes_go_on_while_the_store_changes_and_nothing_is_lost() {
-    changes_under_load("");
+    changes_under_load(Log::Kept, "", &EVERY_STORE);
 }
 
 #[test]
 fn in_split_mode_too_the_store_changes_under_readers_writers_and_their_sessions() {
-    changes_under_load(SPLIT);
+    changes_under_load(Log::Kept, SPLIT, &EVERY_STORE);
 }
 
-fn changes_under_load(more: &str) {
+#[test]
+fn without_a_log_the_store_changes_as_well_and_an_orderly_end_keeps_everything() {
+    changes_under_load(Log::None, UNLOGGED, &[Store::Lsm, Store::Tiered, Store::Memory]);
+}
+
+/// Back to where it began.
+const EVERY_STORE: [Store; 5] =
+    [Store::Lsm, Store::MemoryOrdered, Store::Tiered, Store::Sled, Store::Memory];
+
+/// What the partition's pipeline has.
+#[derive(Clone, Copy, PartialEq)]
+enum Log {
+    /// What was acknowledged survives kill -9.
+    Kept,
+    /// It survives an orderly end.
+    None,
+}
+
+fn changes_under_load(log: Log, more: &str, stores: &[Store]) {
     let more = more.to_owned();
     let site = Site::new(Config {
         cores: 2,
+        ack: if log == Log::Kept { "durable" } else { "memory" },
         log_segment_mb: 8,
         log_max_mb: 24,
         more,
@@ -258,7 +283,7 @@ fn changes_under_load(more: &str) {
     let (keys, session) = (&keys[1..], &keys[0]);
     told.records.lock().unwrap().remove(session);
     let first = partition(&site)["sequence"].as_u64().unwrap() + 1;
-    for store in [Store::Lsm, Store::MemoryOrdered, Store::Tiered, Store::Sled, Store::Memory] {
+    for &store in stores {
         let tasks = start_load(&runtime, &site, keys, &told);
         let changed = json(&site, &["partition", "change-store", PARTITION, store.as_str()]);
         assert_eq!(changed["partition"]["store"], store.as_str(), "{changed}");
@@ -283,10 +308,13 @@ fn changes_under_load(more: &str) {
         let record = &json(&site, &["get", session])["records"][0];
         assert_eq!(record["expire_at_unix_ms"], moment, "the moment has moved along");
         no_leftovers(&site, store);
-        node.kill();
+        match log {
+            Log::Kept => drop(node.kill()),
+            Log::None => assert!(node.terminate().success()),
+        }
         drop(node);
         node = site.start();
-        assert_eq!(partition(&site)["store"], store.as_str(), "after kill -9");
+        assert_eq!(partition(&site)["store"], store.as_str(), "after a restart");
         check(&runtime, &site, &told, first);
     }
 }
