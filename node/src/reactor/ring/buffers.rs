@@ -25,12 +25,12 @@ use std::{
 };
 
 use io_uring::types::BufRingEntry;
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 use crate::reactor::error::ReactorError;
 
-/// Where huge pages begin and end.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+/// What the ring of entries is aligned to.
+const PAGE_BYTES: usize = 4 << 10;
 /// Buffers start this much apart beyond their size: with a power of two between them, the first
 /// lines of all would fall into the same few sets of the processor's caches.
 const COLOUR_BYTES: usize = 192;
@@ -57,10 +57,9 @@ impl ReceivedBuffer {
 
 /// The buffers and the ring that tells the kernel which are free.
 pub(super) struct ProvidedBuffers {
-    /// The mapping: slack up to a huge page, the buffers, the ring of entries.
+    /// The mapping: the buffers, the ring of entries.
     mapping: NonNull<u8>,
     mapping_bytes: usize,
-    buffers: NonNull<u8>,
     entries: NonNull<BufRingEntry>,
     /// Which buffers are lent.
     lent: Vec<bool>,
@@ -75,10 +74,10 @@ impl ProvidedBuffers {
         assert!(count.is_power_of_two() && count <= 1 << 15, "the kernel takes such counts only");
         assert!(buffer_bytes > 0, "a receive needs room");
         let stride = buffer_bytes as usize + COLOUR_BYTES;
-        let data_bytes = (stride * usize::from(count)).next_multiple_of(HUGE_PAGE_BYTES);
+        let data_bytes = (stride * usize::from(count)).next_multiple_of(PAGE_BYTES);
         let entries_bytes =
-            (size_of::<BufRingEntry>() * usize::from(count)).next_multiple_of(4 << 10);
-        let mapping_bytes = HUGE_PAGE_BYTES + data_bytes + entries_bytes;
+            (size_of::<BufRingEntry>() * usize::from(count)).next_multiple_of(PAGE_BYTES);
+        let mapping_bytes = data_bytes + entries_bytes;
         // SAFETY: a fresh private mapping at an address of the kernel's choice replaces nothing.
         let mapping = unsafe {
             mmap_anonymous(
@@ -90,18 +89,11 @@ impl ProvidedBuffers {
         }
         .map_err(|errno| ReactorError::io("mapping receive buffers", errno))?;
         let mapping = NonNull::new(mapping.cast::<u8>()).expect("a mapping is never at zero");
-        let slack = mapping.as_ptr().align_offset(HUGE_PAGE_BYTES);
-        assert!(slack < HUGE_PAGE_BYTES, "bytes can be aligned to anything");
-        // SAFETY: slack + data_bytes + entries_bytes <= mapping_bytes, so both stay inside.
-        let (buffers, entries) =
-            unsafe { (mapping.add(slack), mapping.add(slack + data_bytes).cast()) };
-        // SAFETY: the range lies in our mapping; the advice changes no contents. Without huge
-        // pages it works as well, only with more misses in the TLB: the result does not matter.
-        let _ = unsafe { madvise(buffers.as_ptr().cast(), data_bytes, Advice::LinuxHugepage) };
+        // SAFETY: data_bytes + entries_bytes == mapping_bytes, so both stay inside.
+        let entries = unsafe { mapping.add(data_bytes).cast() };
         Ok(Self {
             mapping,
             mapping_bytes,
-            buffers,
             entries,
             lent: vec![true; usize::from(count)],
             buffer_bytes,
@@ -188,7 +180,7 @@ impl ProvidedBuffers {
         assert!(usize::from(id) < self.lent.len(), "buffer ids come from this ring");
         let stride = self.buffer_bytes as usize + COLOUR_BYTES;
         // SAFETY: id < count, and the mapping holds count * stride bytes of buffers.
-        unsafe { self.buffers.add(usize::from(id) * stride) }
+        unsafe { self.mapping.add(usize::from(id) * stride) }
     }
 }
 
