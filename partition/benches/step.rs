@@ -94,7 +94,7 @@ impl Outlet for World {
 }
 
 impl Effects for World {
-    fn record(&mut self, _: Ticket, _: &[u8], record: Option<Record<'_>>) {
+    fn record(&mut self, _: Ticket, _: &[u8], record: Option<&Record<'_>>) {
         let record = record.expect("every key has a record");
         self.value_bytes += black_box(record.value).len() as u64;
     }

@@ -96,7 +96,7 @@ pub enum Input<'a> {
 /// What a partition does to the world. The node implements it.
 pub trait Effects: Outlet {
     /// One record of a read's answer.
-    fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>);
+    fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<&Record<'_>>);
 
     /// The end of a scan's page; its answer leaves with `read_done`.
     fn page_end(&mut self, ticket: Ticket, end: PageEnd<'_>);
@@ -422,14 +422,11 @@ impl Partition {
         keys: &[&[u8]],
         effects: &mut impl Effects,
     ) -> Option<Sequence> {
-        if keys.len() > 1 {
-            self.store.prefetch(keys);
-        }
         let now = self.tell_time(effects);
         let mut depends_on = Sequence::ZERO;
         let mut withheld = false;
-        for key in keys {
-            match self.visible(key) {
+        self.store.get_all(keys, &mut |key, stored| {
+            match self.replaced(key).as_ref().unwrap_or(stored) {
                 Lookup::Found(record) => {
                     // That a record has expired is told on the strength of the record, too.
                     depends_on = depends_on.max(record.version);
@@ -442,13 +439,13 @@ impl Partition {
                 Lookup::Withheld { version, expire_at: Some(moment), .. }
                     if moment.has_come(now) =>
                 {
-                    depends_on = depends_on.max(version);
+                    depends_on = depends_on.max(*version);
                     effects.record(ticket, key, None);
                 }
                 Lookup::Withheld { .. } => withheld = true,
                 Lookup::Unknown => unreachable!("only stores that block answer Unknown"),
             }
-        }
+        });
         if withheld {
             let refusal = Refusal::new(Reason::ResponseTooLarge, "the records are too large");
             effects.read_done(ticket, Err(refusal));
@@ -476,7 +473,7 @@ impl Partition {
         let step = self.store.page(&scan.page, &mut |SnapshotRecord { key, record }| {
             depends_on = depends_on.max(record.version);
             if !record.is_expired(now) {
-                effects.record(ticket, key, Some(record));
+                effects.record(ticket, key, Some(&record));
             }
         });
         let after = match &step {

@@ -63,14 +63,18 @@ impl Partition {
     }
 
     /// What reads see of a key.
-    #[inline]
     pub(crate) fn visible(&self, key: &[u8]) -> Lookup<'_> {
-        match self.replaced.as_ref().and_then(|replaced| replaced.get(key)) {
-            None => self.store.get(key),
-            Some(Before::Record(record)) => Lookup::Found(record),
-            Some(Before::Absent) => Lookup::Absent,
-            Some(Before::OnDisk) => self.store.get_fetched(key),
-        }
+        self.replaced(key).unwrap_or_else(|| self.store.get(key))
+    }
+
+    /// What reads see of a key instead of what the store has.
+    #[inline]
+    pub(crate) fn replaced(&self, key: &[u8]) -> Option<Lookup<'_>> {
+        Some(match self.replaced.as_ref()?.get(key)? {
+            Before::Record(record) => Lookup::Found(record),
+            Before::Absent => Lookup::Absent,
+            Before::OnDisk => self.store.get_fetched(key),
+        })
     }
 
     /// What the write is about to replace, where that has to be kept.

@@ -48,7 +48,7 @@ impl Outlet for World {
 }
 
 impl Effects for World {
-    fn record(&mut self, ticket: Ticket, _: &[u8], record: Option<Record<'_>>) {
+    fn record(&mut self, ticket: Ticket, _: &[u8], record: Option<&Record<'_>>) {
         let record = record.map(|record| (record.value.to_vec(), record.version.0));
         self.records.entry(ticket.0).or_default().push(record);
     }

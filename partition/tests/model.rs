@@ -99,7 +99,7 @@ impl Outlet for World {
 }
 
 impl Effects for World {
-    fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>) {
+    fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<&Record<'_>>) {
         let record = record.map(|record| (record.value.to_vec(), record.version));
         let (time, records) = self.records.entry(ticket.0).or_default();
         *time = WallClock(self.told.get());

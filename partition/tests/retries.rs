@@ -66,7 +66,7 @@ impl Outlet for World {
 }
 
 impl Effects for World {
-    fn record(&mut self, _: Ticket, _: &[u8], _: Option<Record<'_>>) {}
+    fn record(&mut self, _: Ticket, _: &[u8], _: Option<&Record<'_>>) {}
 
     fn page_end(&mut self, _: Ticket, _: PageEnd<'_>) {}
 

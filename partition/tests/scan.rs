@@ -33,7 +33,7 @@ impl Outlet for World {
 }
 
 impl Effects for World {
-    fn record(&mut self, _: Ticket, key: &[u8], record: Option<Record<'_>>) {
+    fn record(&mut self, _: Ticket, key: &[u8], record: Option<&Record<'_>>) {
         assert!(record.is_some(), "a scan finds what it shows");
         self.keys.push(key.to_vec());
     }

@@ -44,7 +44,7 @@ impl Outlet for World {
 }
 
 impl Effects for World {
-    fn record(&mut self, _: Ticket, _: &[u8], record: Option<Record<'_>>) {
+    fn record(&mut self, _: Ticket, _: &[u8], record: Option<&Record<'_>>) {
         self.value = record.map(|record| String::from_utf8_lossy(record.value).into_owned());
     }
 

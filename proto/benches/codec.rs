@@ -73,7 +73,7 @@ fn encode(criterion: &mut Criterion) {
             bencher.iter(|| {
                 out.clear();
                 for key in black_box(&keys) {
-                    codec::encode_record(&mut out, key, Some(record));
+                    codec::encode_record(&mut out, key, Some(&record));
                 }
                 black_box(&out);
             });

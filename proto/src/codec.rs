@@ -462,10 +462,6 @@ const fn tag(field: u8, wire: WireType) -> u8 {
     (field << 3) | wire as u8
 }
 
-fn varint_length(value: u64) -> usize {
-    encoding::encoded_len_varint(value)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -624,7 +620,7 @@ mod tests {
             let mut ours = Vec::new();
             let expire_at = ExpireAt::from_millis(expire_at_ms);
             let record = Record { value: &value, version: Sequence(version), timestamp: Timestamp(timestamp), expire_at };
-            encode_record(&mut ours, &key, found.then_some(record));
+            encode_record(&mut ours, &key, found.then_some(&record));
             prop_assert!(ours.len() <= key.len() + value.len() + RECORD_OVERHEAD_MAX);
             let theirs = v1::GetResponse { session: None, records: vec![if found {
                 v1::Record { found, key, value, version, timestamp, error: None, expire_at_ms }

@@ -131,11 +131,9 @@ fn main() {
             key((start >> 33) % most)
         });
         let keys: [&[u8]; 32] = keys.each_ref().map(|key| key.as_slice());
-        store.prefetch(&keys);
-        for key in keys {
-            hits +=
-                u64::from(matches!(store.get(key), Lookup::Found(record) if record.value[0] == 7));
-        }
+        store.get_all(&keys, &mut |_, found| {
+            hits += u64::from(matches!(found, Lookup::Found(record) if record.value[0] == 7));
+        });
     });
     let put_batch = timed(most, calls / 32, |_| {
         let keys: [[u8; 16]; 32] = std::array::from_fn(|_| {

@@ -146,6 +146,17 @@ impl MemoryStore {
         Guess { hash, handle: self.index.find(hash, |_| true).unwrap_or(Handle::NONE) }
     }
 
+    /// What `guess`, which is of this key and as of now, comes to.
+    #[inline]
+    fn guessed(&self, key: &[u8], Guess { hash, handle }: Guess) -> Option<Handle> {
+        let is_key = |handle| self.arena.key(handle) == key;
+        match handle {
+            Handle::NONE => None,
+            handle if is_key(handle) => Some(handle),
+            _ => self.index.find(hash, is_key),
+        }
+    }
+
     /// `guess` is of this key and as of the last upkeep or later: blocks may have been freed and taken
     /// again since, but none has moved.
     fn put(&mut self, key: &[u8], guess: Guess, record: Record<'_>) {
@@ -305,10 +316,20 @@ impl StateStore for MemoryStore {
         PageStep::End
     }
 
-    fn prefetch(&self, keys: &[&[u8]]) {
+    fn get_all(&self, keys: &[&[u8]], each: &mut dyn FnMut(&[u8], &Lookup<'_>)) {
+        if let [key] = keys {
+            // There are no misses to wait for together.
+            return each(key, &self.get(key));
+        }
         let mut guesses = [Guess::NONE; GUESSES_MAX];
         for keys in keys.chunks(GUESSES_MAX) {
             self.guess_all(keys.iter().copied(), &mut guesses);
+            for (key, guess) in keys.iter().zip(guesses) {
+                match self.guessed(key, guess) {
+                    Some(handle) => each(key, &Lookup::Found(self.arena.record(handle))),
+                    None => each(key, &Lookup::Absent),
+                }
+            }
         }
     }
 

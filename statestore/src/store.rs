@@ -162,10 +162,12 @@ pub trait StateStore: Send {
     /// How many requests to remember, from the next one on.
     fn limit_requests(&mut self, limits: RequestLimits);
 
-    /// Tells that these keys are about to be read or written: stores in memory bring them
-    /// closer, all at once instead of one miss after the other. Changes nothing else.
-    fn prefetch(&self, keys: &[&[u8]]) {
-        let _ = keys;
+    /// Looks up each key, as [`Self::get`] does: stores in memory wait for many of them at once instead
+    /// of for one after the other.
+    fn get_all(&self, keys: &[&[u8]], each: &mut dyn FnMut(&[u8], &Lookup<'_>)) {
+        for key in keys {
+            each(key, &self.get(key));
+        }
     }
 
     /// Sequence of the last batch applied (or loaded).

@@ -269,7 +269,7 @@ impl<S: Copy> Calls<S> {
     }
 
     /// A record of a read's part.
-    pub fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>) {
+    pub fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<&Record<'_>>) {
         let Some((call, part)) = find(&mut self.slots, ticket) else { return };
         let value_bytes = record.map_or(0, |record| record.value.len());
         call.body_bytes += key.len() + value_bytes + codec::RECORD_OVERHEAD_MAX;
@@ -448,7 +448,7 @@ mod tests {
         let (version, timestamp) = (Sequence(1), Timestamp(1));
         let record = Record { value: &value, version, timestamp, expire_at: None };
         for _ in 0..20 {
-            calls.record(ticket, b"key", Some(record));
+            calls.record(ticket, b"key", Some(&record));
         }
         calls.finish(ticket, Outcome::Read(TOKEN));
         let call = calls.get_mut(slot);

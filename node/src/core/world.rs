@@ -143,7 +143,7 @@ impl Outlet for PartitionEffects<'_> {
 }
 
 impl Effects for PartitionEffects<'_> {
-    fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<Record<'_>>) {
+    fn record(&mut self, ticket: Ticket, key: &[u8], record: Option<&Record<'_>>) {
         self.world.calls.record(ticket, key, record);
     }
 

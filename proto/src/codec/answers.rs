@@ -3,7 +3,7 @@
 use prost::encoding::{self, WireType};
 use stateside_types::{Record, Refusal, Sequence, Timestamp};
 
-use super::{tag, varint_length};
+use super::tag;
 
 /// Writes `count` equal `WriteResult`s of an `UpsertResponse` or `RemoveResponse`: all entries of
 /// one partition's batch share version and timestamp.
@@ -23,25 +23,31 @@ pub fn encode_write_results(
 /// A `WriteResult` of an `UpsertResponse` or `RemoveResponse`, encoded.
 #[derive(Clone, Copy, Debug)]
 pub struct WriteResultBytes {
-    bytes: [u8; 2 + 2 * 11],
+    bytes: [u8; 2 + 2 * Short::FIELD_BYTES],
     length: usize,
 }
 
 impl WriteResultBytes {
     /// Encodes it once for all entries of a batch's part.
     pub fn new(version: Sequence, timestamp: Timestamp) -> Self {
-        let mut bytes = [0_u8; 2 + 2 * 11];
-        let mut length = 2;
-        length += put_field(&mut bytes[length..], 1, version.0);
-        length += put_field(&mut bytes[length..], 2, timestamp.0);
-        bytes[0] = tag(1, WireType::LengthDelimited);
-        bytes[1] = (length - 2) as u8; // at most 22
+        let (version, timestamp) = (Short::field(1, version.0), Short::field(2, timestamp.0));
+        let inside = version.length + timestamp.length;
+        let mut bytes = [0; 2 + 2 * Short::FIELD_BYTES];
+        let mut length = 0;
+        for part in [Short::prefix(1, inside), version, timestamp] {
+            let part_bytes = &part.bytes.to_le_bytes()[..part.length];
+            bytes[length..length + part.length].copy_from_slice(part_bytes);
+            length += part.length;
+        }
         Self { bytes, length }
     }
 
-    /// Writes it.
+    /// Writes it. A copy of all bytes there could be is a few instructions where one of `length` is
+    /// a call.
     pub fn append_to(&self, out: &mut Vec<u8>) {
-        put_front(out, &self.bytes, self.length);
+        let end = out.len() + self.length;
+        out.extend_from_slice(&self.bytes);
+        out.truncate(end);
     }
 }
 
@@ -52,17 +58,14 @@ pub fn encode_update_result(
     timestamp: Timestamp,
     value: Option<&[u8]>,
 ) {
-    let mut head = [0_u8; 2 * 11];
-    let mut head_length = put_field(&mut head, 1, version.0);
-    head_length += put_field(&mut head[head_length..], 2, timestamp.0);
-    let value_length = value.map_or(0, |value| 1 + varint_length(value.len() as u64) + value.len());
-    out.reserve(head_length + value_length + 6);
-    out.push(tag(1, WireType::LengthDelimited));
-    encoding::encode_varint((head_length + value_length) as u64, out);
-    out.extend_from_slice(&head[..head_length]);
-    if let Some(value) = value {
-        out.push(tag(4, WireType::LengthDelimited));
-        encoding::encode_varint(value.len() as u64, out);
+    let (version, timestamp) = (Short::field(1, version.0), Short::field(2, timestamp.0));
+    let value_head = value.map(|value| Short::prefix(4, value.len()));
+    let value_length = value_head.map_or(0, |head| head.length) + value.map_or(0, <[u8]>::len);
+    Short::prefix(1, version.length + timestamp.length + value_length).append_to(out);
+    version.append_to(out);
+    timestamp.append_to(out);
+    if let (Some(head), Some(value)) = (value_head, value) {
+        head.append_to(out);
         out.extend_from_slice(value);
     }
 }
@@ -76,53 +79,54 @@ pub fn encode_write_refused(out: &mut Vec<u8>, refusal: &Refusal) {
 /// Bytes that [`encode_record`] adds at most beyond key and value.
 pub const RECORD_OVERHEAD_MAX: usize = 60;
 
-/// Writes one `Record` of a `GetResponse`.
-pub fn encode_record(out: &mut Vec<u8>, key: &[u8], record: Option<Record<'_>>) {
-    let mut head = [0_u8; 16];
-    let mut tail = [0_u8; 36];
-    let mut tail_length = 0;
-    let value: &[u8] = record.map_or(&[], |record| record.value);
-    if let Some(record) = record {
-        tail_length += put_field(&mut tail, 4, record.version.0);
-        tail_length += put_field(&mut tail[tail_length..], 5, record.timestamp.0);
-        if let Some(moment) = record.expire_at {
-            tail_length += put_field(&mut tail[tail_length..], 7, moment.millis());
-        }
-    }
-    let found_length = if record.is_some() { 2 } else { 0 };
-    let value_length =
-        if value.is_empty() { 0 } else { 1 + varint_length(value.len() as u64) + value.len() };
-    let length =
-        found_length + 1 + varint_length(key.len() as u64) + key.len() + value_length + tail_length;
+/// `found` of a record that was.
+const FOUND: Short = Short { bytes: 0x0108, length: 2 };
 
-    head[0] = tag(1, WireType::LengthDelimited);
-    let mut at = 1 + put_varint(&mut head[1..], length as u64);
-    if record.is_some() {
-        head[at] = tag(1, WireType::Varint);
-        head[at + 1] = 1;
-        at += 2;
-    }
-    out.reserve(at + length + tail.len());
-    head[at] = tag(2, WireType::LengthDelimited);
-    at += 1;
-    at += put_varint(&mut head[at..], key.len() as u64);
-    put_front(out, &head, at);
-    out.extend_from_slice(key);
-    if !value.is_empty() {
-        head[0] = tag(3, WireType::LengthDelimited);
-        let at = 1 + put_varint(&mut head[1..], value.len() as u64);
-        put_front(out, &head, at);
-        out.extend_from_slice(value);
-    }
-    put_front(out, &tail, tail_length);
+/// Writes one `Record` of a `GetResponse`.
+pub fn encode_record(out: &mut Vec<u8>, key: &[u8], record: Option<&Record<'_>>) {
+    let key_head = Short::prefix(2, key.len());
+    let Some(record) = record else {
+        Short::prefix(1, key_head.length + key.len()).append_to(out);
+        key_head.append_to(out);
+        out.extend_from_slice(key);
+        return;
+    };
+    let value_head = match record.value.len() {
+        0 => Short::NONE,
+        length => Short::prefix(3, length),
+    };
+    let (version, timestamp) =
+        (Short::field(4, record.version.0), Short::field(5, record.timestamp.0));
+    let moment = record.expire_at.map_or(Short::NONE, |moment| Short::field(7, moment.millis()));
+    let inside = FOUND.length
+        + (key_head.length + key.len())
+        + (value_head.length + record.value.len())
+        + (version.length + timestamp.length + moment.length);
+    out.reserve(inside + RECORD_OVERHEAD_MAX);
+    Short::prefix(1, inside).append_to(out);
+    FOUND.then(key_head).append_to(out);
+    append_key(out, key);
+    value_head.append_to(out);
+    out.extend_from_slice(record.value);
+    version.append_to(out);
+    timestamp.append_to(out);
+    moment.append_to(out);
 }
 
-/// Appends the first bytes of an array: a copy of its whole length is a few instructions where one of
-/// `length` is a call.
-fn put_front<const N: usize>(out: &mut Vec<u8>, array: &[u8; N], length: usize) {
-    let end = out.len() + length;
-    out.extend_from_slice(array);
-    out.truncate(end);
+/// Most keys are short, and a call to copy one costs more than the copy.
+fn append_key(out: &mut Vec<u8>, key: &[u8]) {
+    const SHORT: usize = 16;
+    if let (SHORT..=32, Some(first), Some(last)) =
+        (key.len(), key.first_chunk::<SHORT>(), key.last_chunk::<SHORT>())
+    {
+        // Two that overlap.
+        let end = out.len() + key.len() - SHORT;
+        out.extend_from_slice(first);
+        out.truncate(end);
+        out.extend_from_slice(last);
+    } else {
+        out.extend_from_slice(key);
+    }
 }
 
 /// Writes one `Record` that could not be read.
@@ -132,23 +136,89 @@ pub fn encode_record_refused(out: &mut Vec<u8>, key: &[u8], refusal: &Refusal) {
     encoding::message::encode(1, &record, out);
 }
 
-/// Writes a varint to the front of `out`, returns its length.
-fn put_varint(out: &mut [u8], mut value: u64) -> usize {
-    let mut at = 0;
-    while value >= 0x80 {
-        out[at] = value as u8 | 0x80;
-        value >>= 7;
-        at += 1;
-    }
-    out[at] = value as u8;
-    at + 1
+/// A few encoded bytes, in a register: what is stored byte by byte and then copied at once waits in
+/// the processor until the bytes have arrived, longer than all the rest takes.
+#[derive(Clone, Copy, Debug)]
+struct Short {
+    bytes: u128,
+    length: usize,
 }
 
-/// Writes a varint field as proto3 does: not at all when it is 0.
-fn put_field(out: &mut [u8], field: u8, value: u64) -> usize {
-    if value == 0 {
-        return 0;
+impl Short {
+    /// As much as a varint field has: its tag and ten bytes.
+    const FIELD_BYTES: usize = 11;
+    /// No field.
+    const NONE: Self = Self { bytes: 0, length: 0 };
+
+    /// A varint field as proto3 has it: none when it is 0.
+    fn field(field: u8, value: u64) -> Self {
+        if value == 0 { Self::NONE } else { Self::tagged(field, WireType::Varint, value) }
     }
-    out[0] = tag(field, WireType::Varint);
-    1 + put_varint(&mut out[1..], value)
+
+    /// What stands before a field of so many bytes.
+    fn prefix(field: u8, bytes: usize) -> Self {
+        Self::tagged(field, WireType::LengthDelimited, bytes as u64)
+    }
+
+    fn tagged(field: u8, wire: WireType, value: u64) -> Self {
+        let (varint, length) = varint(value);
+        Self { bytes: (varint << 8) | u128::from(tag(field, wire)), length: 1 + length }
+    }
+
+    /// This one and another behind it, when both are short enough.
+    fn then(self, next: Self) -> Self {
+        Self {
+            bytes: self.bytes | (next.bytes << (8 * self.length)),
+            length: self.length + next.length,
+        }
+    }
+
+    /// Copies all bytes there could be, see [`WriteResultBytes::append_to`].
+    fn append_to(self, out: &mut Vec<u8>) {
+        let end = out.len() + self.length;
+        out.extend_from_slice(&self.bytes.to_le_bytes());
+        out.truncate(end);
+    }
+}
+
+/// A number as varint, its first byte lowest, and how many bytes it has: 1 to 10.
+#[inline]
+fn varint(value: u64) -> (u128, usize) {
+    const MORE: u64 = 0x8080_8080_8080_8080;
+    if value < 0x80 {
+        return (u128::from(value), 1);
+    }
+    // Groups of seven bits move apart, pairs of groups at a time.
+    let low = value & ((1 << 56) - 1);
+    let low = (low & 0x0fff_ffff) | ((low & 0x00ff_ffff_f000_0000) << 4);
+    let low = (low & 0x0000_3fff_0000_3fff) | ((low & 0x0fff_c000_0fff_c000) << 2);
+    let low = (low & 0x007f_007f_007f_007f) | ((low & 0x3f80_3f80_3f80_3f80) << 1);
+    match value >> 56 {
+        0 => {
+            let last = (63 - low.leading_zeros() as usize) & !7;
+            (u128::from(low | (MORE & ((1 << last) - 1))), last / 8 + 1)
+        }
+        high if high < 0x80 => (u128::from(low | MORE) | (u128::from(high) << 64), 9),
+        high => (u128::from(low | MORE) | (u128::from(high | 0x100) << 64), 10),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_varint_is_prosts(value in any::<u64>(), bits in 0_u32..64) {
+            for value in [value >> bits, 1 << bits, (1 << bits) - 1, u64::MAX >> bits] {
+                let mut theirs = Vec::new();
+                encoding::encode_varint(value, &mut theirs);
+                let (bytes, length) = varint(value);
+                prop_assert_eq!(&bytes.to_le_bytes()[..length], &theirs[..]);
+                prop_assert_eq!(bytes >> (8 * length), 0, "nothing behind it");
+            }
+        }
+    }
 }

@@ -245,6 +245,16 @@ impl<S: StateStore> Harness<S> {
         self.fetches[2].iter().for_each(|key| self.check_get(key));
     }
 
+    /// Many keys at once are found as each alone.
+    fn check_get_all(&self, keys: &[&[u8]]) {
+        let mut left = keys.iter();
+        self.store.get_all(keys, &mut |key, found| {
+            assert_eq!(Some(&key), left.next(), "in their order");
+            assert_eq!(found, &self.store.get(key));
+        });
+        assert_eq!(left.next(), None, "none is left out");
+    }
+
     /// The store is told of a request of this client, with the batch that comes next.
     fn remember(&mut self, client: u8, is_refused: bool) {
         let refusal =
@@ -310,8 +320,9 @@ impl<S: StateStore> Harness<S> {
         if client.is_some() {
             most += RequestWindow::GROWTH_MAX;
         }
-        self.store.prefetch(&keys);
+        self.check_get_all(&keys);
         self.store.apply(sequence, timestamp, &borrowed);
+        self.check_get_all(&keys);
         let grown = self.store.stats().memory_bytes as i64 - before;
         assert!(grown <= most as i64, "memory grew by {grown}, the bound was {most}");
 
