@@ -10,7 +10,7 @@ use crate::{
     process::{self, Log},
     report::{Passed, StepResult},
     tidy,
-    tools::{self, Tool},
+    tools::Tool,
     workspace,
 };
 
@@ -115,14 +115,12 @@ fn install(tools: &[Tool], log: &mut Log) -> StepResult {
 /// Installs these, each with a log of its own; what could not be, in sentences.
 fn install_in_turn(tools: &[Tool]) -> Vec<String> {
     let mut failed = Vec::new();
-    for (index, tool) in tools.iter().enumerate() {
+    for tool in tools {
         eprintln!("     installing {}", tool.describe());
         let installed = Log::create(&format!("tools-{}", tool.name()))
             .map_err(|error| format!("cannot write its log: {error}"))
             .and_then(|mut log| {
-                let is_update_due = index == 0 && tool.is_debian();
-                let updated = if is_update_due { tools::update_debian(&mut log) } else { Ok(()) };
-                let result = updated.and_then(|()| tool.install(&mut log));
+                let result = tool.install(&mut log);
                 result.map_err(|problem| format!("{problem} (log: {})", log.path().display()))
             });
         if let Err(problem) = installed {

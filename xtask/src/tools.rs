@@ -113,7 +113,7 @@ impl Tool {
         fs::read_to_string(self.stamp()).is_ok_and(|text| text == self.version())
     }
 
-    /// Installs it. What comes from Debian is looked up in the list that [`update_debian`] fetches.
+    /// Installs it.
     ///
     /// # Errors
     /// Why not: what it needs is not on this machine, or an installation failed.
@@ -251,26 +251,17 @@ impl Tool {
 
 const PYTHON_IS_NEW_ENOUGH: &str = "import sys, venv; assert sys.version_info >= (3, 11); print(1)";
 
-fn apt() -> Command {
-    let mut command = process::command("apt-get");
-    command.env("DEBIAN_FRONTEND", "noninteractive").arg("-qq");
-    command
-}
-
-fn is_root() -> bool {
-    process::first_line_of("id", &["-u"]).as_deref() == Some("0")
-}
-
-/// Fetches the list of Debian's packages.
-pub(crate) fn update_debian(log: &mut Log) -> Result<(), String> {
-    // Who may not install is told so then.
-    if is_root() { log.run(apt().arg("update")) } else { Ok(()) }
-}
-
 fn install_debian(packages: &[&str], log: &mut Log) -> Result<(), String> {
-    if !is_root() {
+    let is_root = process::first_line_of("id", &["-u"]).as_deref() == Some("0");
+    if !is_root {
         return Err(format!("needs root: run `apt-get install {}` as root", packages.join(" ")));
     }
+    let apt = || -> Command {
+        let mut command = process::command("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive").arg("-qq");
+        command
+    };
+    log.run(apt().arg("update"))?;
     log.run(apt().args(["install", "--yes", "--no-install-recommends"]).args(packages))
 }
 

@@ -191,7 +191,7 @@ pub(crate) fn encode_entries(
         assert!(!entry.key.is_empty() && entry.key.len() <= limits::KEY_BYTES_MAX);
         let value_bytes = u32::try_from(value.len()).expect("a batch is at most 1 MiB");
         // Put together in a register: what is stored in pieces and copied in larger ones waits in
-        // the processor until the pieces have arrived, longer than all the rest here takes.
+        // the processor until the pieces have left its store buffer.
         let header =
             u64::from(op) | ((entry.key.len() as u64) << 8) | (u64::from(value_bytes) << 24);
         put(&header.to_le_bytes()[..ENTRY_HEADER_BYTES]);

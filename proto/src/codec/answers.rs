@@ -32,14 +32,12 @@ impl WriteResultBytes {
     pub fn new(version: Sequence, timestamp: Timestamp) -> Self {
         let (version, timestamp) = (Short::field(1, version.0), Short::field(2, timestamp.0));
         let inside = version.length + timestamp.length;
+        let front = Short::prefix(1, inside).then(version);
         let mut bytes = [0; 2 + 2 * Short::FIELD_BYTES];
-        let mut length = 0;
-        for part in [Short::prefix(1, inside), version, timestamp] {
-            let part_bytes = &part.bytes.to_le_bytes()[..part.length];
-            bytes[length..length + part.length].copy_from_slice(part_bytes);
-            length += part.length;
-        }
-        Self { bytes, length }
+        bytes[..size_of::<u128>()].copy_from_slice(&front.bytes.to_le_bytes());
+        bytes[front.length..][..Short::FIELD_BYTES]
+            .copy_from_slice(&timestamp.bytes.to_le_bytes()[..Short::FIELD_BYTES]);
+        Self { bytes, length: front.length + timestamp.length }
     }
 
     /// Writes it. A copy of all bytes there could be is a few instructions where one of `length` is
@@ -105,28 +103,12 @@ pub fn encode_record(out: &mut Vec<u8>, key: &[u8], record: Option<&Record<'_>>)
     out.reserve(inside + RECORD_OVERHEAD_MAX);
     Short::prefix(1, inside).append_to(out);
     FOUND.then(key_head).append_to(out);
-    append_key(out, key);
+    out.extend_from_slice(key);
     value_head.append_to(out);
     out.extend_from_slice(record.value);
     version.append_to(out);
     timestamp.append_to(out);
     moment.append_to(out);
-}
-
-/// Most keys are short, and a call to copy one costs more than the copy.
-fn append_key(out: &mut Vec<u8>, key: &[u8]) {
-    const SHORT: usize = 16;
-    if let (SHORT..=32, Some(first), Some(last)) =
-        (key.len(), key.first_chunk::<SHORT>(), key.last_chunk::<SHORT>())
-    {
-        // Two that overlap.
-        let end = out.len() + key.len() - SHORT;
-        out.extend_from_slice(first);
-        out.truncate(end);
-        out.extend_from_slice(last);
-    } else {
-        out.extend_from_slice(key);
-    }
 }
 
 /// Writes one `Record` that could not be read.
@@ -137,7 +119,7 @@ pub fn encode_record_refused(out: &mut Vec<u8>, key: &[u8], refusal: &Refusal) {
 }
 
 /// A few encoded bytes, in a register: what is stored byte by byte and then copied at once waits in
-/// the processor until the bytes have arrived, longer than all the rest takes.
+/// the processor until the bytes have left its store buffer.
 #[derive(Clone, Copy, Debug)]
 struct Short {
     bytes: u128,
